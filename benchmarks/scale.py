@@ -84,7 +84,7 @@ def main() -> None:
         for stage in options.stage:
             if any(row["stage"] == stage and row["folder"] == str(count) for row in rows):
                 continue
-            rows.append({"folder": str(count)} | measure(stage, folder, count))  # type: ignore[arg-type]
+            rows.append({"folder": str(count)} | measure(stage, folder, count))
             with kept.open("w", newline="") as file:
                 table = csv.DictWriter(file, ("folder", *HEAD))
                 table.writeheader()

@@ -10,7 +10,6 @@ from PIL import Image
 
 from small_runs import PowerCut, cut_at, recipe, same, weights
 from trustcxr.data import load_dataset, phantom
-from trustcxr.data.checks import overlap
 from trustcxr.data.dataset import Dataset, JoinedDataset
 from trustcxr.data.loader import BatchRows, loader
 from trustcxr.errors import UserError
@@ -225,7 +224,7 @@ def test_a_training_on_two_data_sets_resumes_to_the_same_bits(
 
 def test_the_runs_of_a_study_compare_the_same_images_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[object] = []
-    monkeypatch.setattr(overlap, "check_overlap", lambda *given: calls.append(given))
+    monkeypatch.setattr(training_data, "check_overlap", lambda *given: calls.append(given))
     monkeypatch.setattr(training_data, "_COMPARED", set())
     data = with_added({"path": "more", "share": 0.25}).data
     for refit in (False, False, True):

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from trustcxr.report.figures import certified as figure
+from trustcxr.report.figures import accuracy as figure
 from trustcxr.report.figures import svg
 from trustcxr.report.load import Run
 from trustcxr.report.tables import certified as table
@@ -39,10 +39,10 @@ def test_beside_a_proof_stands_the_lowest_attack_of_the_same_ball() -> None:
 
 def test_the_bar_goes_from_proof_by_the_open_part_to_what_is_lost() -> None:
     (gap,) = table.gaps([run([ENTRY], ATTACKS)])
-    assert [(start, end) for start, end, _ in figure.parts(gap)] == [(0.0, 0.6), (0.6, 0.65), (0.65, 0.8)]
+    assert [(start, end) for start, end, _ in figure.proof_parts(gap)] == [(0.0, 0.6), (0.6, 0.65), (0.65, 0.8)]
     (alone,) = table.gaps([run([ENTRY])])
-    assert [(start, end) for start, end, _ in figure.parts(alone)] == [(0.0, 0.6), (0.6, 0.8), (0.8, 0.8)]
-    drawn = figure.bars([run([ENTRY], ATTACKS)])
+    assert [(start, end) for start, end, _ in figure.proof_parts(alone)] == [(0.0, 0.6), (0.6, 0.8), (0.8, 0.8)]
+    drawn = figure.proof_bars([run([ENTRY], ATTACKS)])
     assert drawn is not None
     assert svg.render_inline(drawn, "k").startswith("<svg role")
 
@@ -50,4 +50,4 @@ def test_the_bar_goes_from_proof_by_the_open_part_to_what_is_lost() -> None:
 @pytest.mark.parametrize("missing", [[], [{"epsilon": 0.1}]])
 def test_what_is_missing_leaves_the_part_out(missing: Any) -> None:
     assert table.proved([run(missing)]) is None
-    assert figure.bars([run(missing)]) is None
+    assert figure.proof_bars([run(missing)]) is None

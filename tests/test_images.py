@@ -11,8 +11,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from trustcxr.data.images import read
 from trustcxr.data.images.greyscale import MAX_PIXELS, UnreadableImage
-from trustcxr.data.images.read import read_image, read_image_at, read_mask, read_mask_at
-from trustcxr.data.images.resize import resize_image, resize_mask
+from trustcxr.data.images.read import read_image, read_image_at, read_mask, read_mask_at, resize_image, resize_mask
 
 GREY = np.arange(0, 240, dtype=np.uint8).reshape(12, 20)
 

@@ -13,8 +13,8 @@ from trustcxr.report.tables import comparisons
 from trustcxr.storage import atomic, schemas
 from trustcxr.storage.schemas import OverSeeds, RunDocument, StudyDocument
 from trustcxr.study import engines
+from trustcxr.study.comparison import over_seeds
 from trustcxr.study.run_study import Study
-from trustcxr.study.seed_spread import over_seeds
 
 pytestmark = pytest.mark.slow
 

@@ -18,7 +18,7 @@ from small_runs import untrained
 from test_cli import run as typed
 from trustcxr.data import read_manifest
 from trustcxr.data.checks.check import check_data
-from trustcxr.data.images import generated, resize
+from trustcxr.data.images import generated, read
 from trustcxr.data.phantom.render_image import render
 from trustcxr.evaluation.trained_run import load_run
 from trustcxr.explain import heatmap_io, predict
@@ -224,16 +224,14 @@ def test_a_run_that_learnt_from_padded_images_is_shown_padded_ones(run: Path) ->
     said = predict.predict_image(loaded, radiograph, epsilon=0.0)
     saliency = predict.add_doubts(said, loaded, None, predict.LoadedImage(radiograph), steps=3)
     picture = predict.draw_heatmap(loaded, radiograph, saliency, radiograph.shape)
-    square = (
-        torch.from_numpy(np.array(resize.resize_image(radiograph, loaded.size, "pad"))).float().div(255)[None, None]
-    )
+    square = torch.from_numpy(np.array(read.resize_image(radiograph, loaded.size, "pad"))).float().div(255)[None, None]
     with torch.inference_mode():
         wanted = loaded.model(square).softmax(1)[0]
     assert list(said.probabilities.values()) == pytest.approx(wanted.tolist(), abs=1e-5)
     assert picture.size == (100, 200)
-    down, across = resize.to_original(64, radiograph.shape, "pad")
+    down, across = read.to_original(64, radiograph.shape, "pad")
     assert (down, across) == (slice(0, 64), slice(16, 48)), "padding is no part of what is drawn over the image"
-    assert resize.resize_image(radiograph, 64, "pad")[:, :15].max() == 0
+    assert read.resize_image(radiograph, 64, "pad")[:, :15].max() == 0
 
 
 def test_probabilities_are_calibrated_where_the_run_has_a_temperature(run: Path) -> None:

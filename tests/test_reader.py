@@ -25,7 +25,7 @@ from trustcxr.apps.reader.annotations import Mark
 from trustcxr.apps.reader.database import Judgement, Reader, Store, StudyImage
 from trustcxr.data import load_dataset
 from trustcxr.data.dataset import Dataset
-from trustcxr.data.images import resize as squares
+from trustcxr.data.images import read as squares
 from trustcxr.data.images.read import read_image
 from trustcxr.data.phantom import write_files
 from trustcxr.errors import UserError

@@ -16,7 +16,7 @@ from trustcxr import report
 from trustcxr.errors import UserError
 from trustcxr.report import alarm_list, formatting, load, ranking
 from trustcxr.report.figures import heatmaps
-from trustcxr.report.tables import accuracy, confusion
+from trustcxr.report.tables import accuracy
 from trustcxr.storage.schemas import Alarm, StudyDocument
 
 
@@ -160,9 +160,9 @@ def test_confusion_under_attack_is_counted_from_the_predictions(study: Path) -> 
     found = load.load_report(study)
     head = ranking.choose_headline(found.study, found.runs)
     for run in found.runs:
-        counted = confusion.under_attack(run, head, len(CLASSES))
-        accuracy = np.trace(counted) / np.sum(counted)
-        assert accuracy == pytest.approx(run.attacked("pgd", 0.02).accuracy.value)
+        counted = accuracy.under_attack(run, head, len(CLASSES))
+        share = np.trace(counted) / np.sum(counted)
+        assert share == pytest.approx(run.attacked("pgd", 0.02).accuracy.value)
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from trustcxr.recipes.study_recipe import StudyRecipe
 from trustcxr.registry import Effort
 from trustcxr.report import alarm_list, formatting, key_findings, load, methods_text, ranking
 from trustcxr.report.figures import heatmaps, saliency, svg
-from trustcxr.report.figures.accuracy import epsilon_curves, forest
+from trustcxr.report.figures.accuracy import epsilon_curves, forests
 from trustcxr.report.tables import accuracy, provenance, robustness
 from trustcxr.report.tables.comparisons import comparisons
 from trustcxr.storage.schemas import Comparison, RandomWeights, RunDocument, StudyDocument
@@ -320,7 +320,8 @@ def test_both_forest_plots_have_the_colour_of_the_table(better: str | None, ends
     note = comparisons(StudyDocument(comparisons=[row])).rows[0][-1].note.split()[0]
     colour = {"good": svg.BETTER, "bad": svg.WORSE, "quiet": svg.QUIET}[note]
     assert (note == "quiet") == (better is None)
-    for drawing in (forest("lungs_blacked_out accuracy", [row]), saliency.forest("gradcam", [row])):
+    accuracy = row.model_copy(update={"measure": "lungs_blacked_out accuracy", "method": None})
+    for drawing in (*forests([accuracy]), *(drawing for _, drawing in saliency.forests([row]))):
         drawn = Figure()
         drawing.plot(drawn)
         assert {to_hex(line.get_color()) for line in drawn.axes[0].lines if line.get_marker() == "o"} == {colour}

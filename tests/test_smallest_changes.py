@@ -13,7 +13,7 @@ from test_audit_verdict import GOOD
 from trustcxr.audit.smallest_changes import COUNT, HIGHEST
 from trustcxr.report import audit_html
 from trustcxr.report.figures.accuracy import worst_curve
-from trustcxr.report.figures.changed_images import draw_smallest_changes
+from trustcxr.report.figures.audit_figures import draw_smallest_changes
 from trustcxr.report.tables.audit_rows import as_run
 from trustcxr.storage.schemas import AuditDocument, read_schema
 

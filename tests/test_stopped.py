@@ -12,7 +12,6 @@ import pytest
 
 from small_runs import MODEL
 from trustcxr import cli
-from trustcxr.cli import signals
 from trustcxr.data.phantom import write_files
 
 GOES_ON = "the same command goes on from here"
@@ -66,7 +65,7 @@ def test_what_was_stopped_says_what_is_kept(
 
 
 def test_a_download_that_is_stopped_goes_on() -> None:
-    assert signals.describe_restart(["data", "download", "covidqu"]).startswith(GOES_ON)
+    assert cli.describe_restart(["data", "download", "covidqu"]).startswith(GOES_ON)
 
 
 def started(*words: str) -> subprocess.Popen[str]:
@@ -90,7 +89,7 @@ def test_a_command_that_is_sent_a_signal_says_one_line(number: signal.Signals) -
         _, said = process.communicate(timeout=120)
     finally:
         process.kill()
-    assert said == f"trustcxr: stopped; {signals.describe_restart(['evaluate'])}\n"
+    assert said == f"trustcxr: stopped; {cli.describe_restart(['evaluate'])}\n"
     assert process.returncode == 130
 
 
@@ -120,7 +119,7 @@ def test_a_training_that_is_sent_a_signal_says_one_line(number: signal.Signals, 
 
 def test_the_second_of_two_signals_disturbs_no_end() -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with signals.stop_on_sigterm(["evaluate"]):
+    with cli.stop_on_sigterm(["evaluate"]):
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)
@@ -133,21 +132,21 @@ def test_the_second_of_two_signals_disturbs_no_end() -> None:
     ids=lambda words: words[0],
 )
 def test_servers_and_jobs_of_a_cluster_are_left_to_their_own_way(words: list[str]) -> None:
-    with signals.stop_on_sigterm(words):
+    with cli.stop_on_sigterm(words):
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_a_signal_that_is_refused_or_taken_stays_so_and_a_thread_takes_none() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
-        with signals.stop_on_sigterm(["evaluate"]):
+        with cli.stop_on_sigterm(["evaluate"]):
             signal.raise_signal(signal.SIGTERM)
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     seen: list[object] = []
 
     def within() -> None:
-        with signals.stop_on_sigterm(["evaluate"]):
+        with cli.stop_on_sigterm(["evaluate"]):
             seen.append(signal.getsignal(signal.SIGTERM))
 
     thread = threading.Thread(target=within)
@@ -158,7 +157,7 @@ def test_a_signal_that_is_refused_or_taken_stays_so_and_a_thread_takes_none() ->
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 def test_a_process_that_was_forked_ends_by_the_signal_as_ever() -> None:
-    with signals.stop_on_sigterm(["evaluate"]):
+    with cli.stop_on_sigterm(["evaluate"]):
         child = os.fork()
         if child == 0:
             signal.raise_signal(signal.SIGTERM)

@@ -13,14 +13,14 @@ from trustcxr.data import load_dataset
 from trustcxr.data.phantom import write_files
 from trustcxr.recipes.study_recipe import StudyRecipe
 from trustcxr.storage import atomic, layout
-from trustcxr.study import data_check
+from trustcxr.study import run_study
 
 
 def test_a_damaged_check_of_the_data_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = SimpleNamespace(to_dict=lambda: {"verdict": "none"}, verdict="none")
     monkeypatch.setattr("trustcxr.data.checks.check.check_data", lambda *_, **__: made)
     (tmp_path / layout.DATA_CHECK_FILE).write_text("")
-    written = data_check.write(small(), tmp_path, tmp_path, [])  # type: ignore[arg-type]
+    written = run_study.write_data_check(small(), tmp_path, tmp_path, [])  # type: ignore[arg-type]
     assert atomic.read_json(written)["verdict"] == "none"
 
 
@@ -32,7 +32,7 @@ def test_the_check_of_the_data_looks_at_the_classes_of_the_study(tmp_path: Path)
         data = {"size": 32, "labels": labels}
         recipe = StudyRecipe.model_validate({"name": "s", "models": ["test_resnet"], "data": data})
         (tmp_path / f"{alike}").mkdir()
-        found = atomic.read_json(data_check.write(recipe, tmp_path / "images", tmp_path / f"{alike}", []))
+        found = atomic.read_json(run_study.write_data_check(recipe, tmp_path / "images", tmp_path / f"{alike}", []))
         assert ("differ only in capitals or blanks: 'a' (2 images) and 'A' (1 image)" in found["verdict"]) == alike
         assert found["classes"] == (["A", "a", "b"] if alike else ["a", "b"])
 
@@ -46,7 +46,7 @@ def test_the_check_of_the_data_is_made_again_where_a_mask_is_gone_and_only_then(
     def check() -> tuple[dict[str, Any], str]:
         capsys.readouterr()
         parts = [load_dataset(images, split=split, size=32) for split in ("Train", "Val", "Test")]
-        path = data_check.write(recipe, images, tmp_path, parts)
+        path = run_study.write_data_check(recipe, images, tmp_path, parts)
         return atomic.read_json(path), capsys.readouterr().err
 
     first, said = check()

@@ -28,7 +28,7 @@ from trustcxr.storage import atomic, layout
 from trustcxr.storage.locks import LOCK_FILE, folder_lock
 from trustcxr.storage.prediction_table import CLEAN
 from trustcxr.storage.schemas import AttackResult, AuditDocument, MaskingVerdict, Share, read_schema
-from trustcxr.storage.schemas.test_figures import CONSTANT
+from trustcxr.storage.schemas.run_document import CONSTANT
 
 PARTS = ".parts"  # rows of finished batches, until all are finished
 _WRITTEN = (

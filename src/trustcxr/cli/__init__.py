@@ -8,15 +8,16 @@ import errno
 import gc
 import os
 import re
+import signal
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from itertools import pairwise
+from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
 
-from trustcxr.cli import signals
 from trustcxr.cli.audit_commands import audit_app
 from trustcxr.cli.data_commands import cache_app, data_app
 from trustcxr.cli.run_commands import run_app, zoo_app
@@ -24,6 +25,65 @@ from trustcxr.cli.serve_commands import serve_app
 from trustcxr.cli.study_commands import study_app
 from trustcxr.errors import OUT_OF_MEMORY, UserError, is_out_of_memory
 from trustcxr.version import NOTICE, __version__
+
+_STOPPED = 130  # the exit code that shells use after Ctrl-C
+_CONTINUES = "the same command goes on from here"
+_REMAINS = {
+    **dict.fromkeys(("", "train", "study", "demo"), f"{_CONTINUES}: finished epochs and runs are kept"),
+    **dict.fromkeys(
+        ("evaluate", "explain", "report"),
+        "nothing was overwritten: the results from before are kept, and decoded images too",
+    ),
+    "audit": f"{_CONTINUES}: finished batches are kept",
+    "predict": "the heatmaps written so far are kept; the same command makes the others",
+    "data download": f"{_CONTINUES}: what has arrived is kept",
+    "reader-study": "what the readers saved is kept; the same command opens it again",
+    "serve": "nothing of any image was kept",
+}
+
+
+@contextmanager
+def stop_on_sigterm(words: Sequence[str]) -> Iterator[None]:
+    """Let SIGTERM, from `kill` or a scheduler, stop the block as Ctrl-C does.
+
+    SIGTERM stays as it is if it is already handled or ignored, and for servers, which end in their own way. It also
+    does for a study on SLURM: there Ctrl-C cancels the jobs, while SIGTERM leaves them running.
+    """
+    unchanged = words[:1] in (["serve"], ["reader-study"]) or any(word in ("slurm", "--engine=slurm") for word in words)
+    if unchanged or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    try:
+        signal.signal(signal.SIGTERM, _InterruptOnce())
+    except ValueError:  # only the main thread can set signal handlers
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+class _InterruptOnce:
+    """Raise KeyboardInterrupt at the first signal only: `timeout` and others send several."""
+
+    def __init__(self) -> None:
+        self.process, self.interrupted = os.getpid(), False
+
+    def __call__(self, number: int, _: FrameType | None) -> None:
+        if os.getpid() != self.process:  # a forked process: default behaviour
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        elif not self.interrupted:
+            self.interrupted = True
+            raise KeyboardInterrupt
+
+
+def describe_restart(words: Sequence[str]) -> str:
+    """Return what remains after a stop, and what the same command does next."""
+    name = " ".join(words[:2]) if words[:1] == ["data"] else words[0] if words else ""
+    return _REMAINS.get(name, "files are written whole or not at all: what was finished is kept")
+
 
 _PATH_OPTIONS = ("--data", "--out", "--images", "--surrogate", "--weights")
 
@@ -55,7 +115,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a file name may hold bytes that are not text
             stream.reconfigure(errors="backslashreplace")
-    with signals.stop_on_sigterm(sys.argv[1:]):
+    with stop_on_sigterm(sys.argv[1:]):
         _run_command()
 
 
@@ -63,7 +123,7 @@ def _run_command() -> NoReturn:
     try:
         _check_not_empty(sys.argv[1:])
         code = app(standalone_mode=False)
-        if code == signals.CODE:  # Typer returns this code instead of raising KeyboardInterrupt
+        if code == _STOPPED:  # Typer returns this code instead of raising KeyboardInterrupt
             raise KeyboardInterrupt
         sys.stdout.flush()
         sys.exit(code)
@@ -88,8 +148,8 @@ def _run_command() -> NoReturn:
         hint = f"; see {context.command_path} --help" if context else ""
         _exit_with((problem.format_message() or "no command is given: say which") + hint)
     except KeyboardInterrupt:
-        print(f"trustcxr: stopped; {signals.describe_restart(sys.argv[1:])}", file=sys.stderr)
-        sys.exit(signals.CODE)
+        print(f"trustcxr: stopped; {describe_restart(sys.argv[1:])}", file=sys.stderr)
+        sys.exit(_STOPPED)
 
 
 def _check_not_empty(words: Sequence[str]) -> None:

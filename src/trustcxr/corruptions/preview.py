@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from trustcxr import corruptions
-from trustcxr.data.images import generated, greyscale, read, resize
+from trustcxr.data.images import generated, greyscale, read
 from trustcxr.errors import UserError
 from trustcxr.storage.atomic import atomic_write
 from trustcxr.version import NOTICE
@@ -57,7 +57,7 @@ def write(out: Path, *, size: int = 224, image: Path | None = None, seed: int = 
         picture = render("COVID-19", seed, size).image
     else:
         try:
-            picture = np.asarray(resize.resize_image(read.read_image(image), size))
+            picture = np.asarray(read.resize_image(read.read_image(image), size))
         except (greyscale.UnreadableImage, OSError) as problem:
             raise UserError(f"{image}: cannot be read: {problem}. Give an image file") from None
     try:

@@ -163,10 +163,7 @@ def key(manifest: "Manifest", size: int, resize: str) -> str:
 
 
 def _facts(file: str) -> str:
-    """Return size, times and inode of a file, or the error number of a broken link or unreadable file.
-
-    Raises UserError if the file is missing.
-    """
+    """Return size, times and inode of a file, or the error number of a broken link or unreadable file."""
     try:
         facts = os.stat(file)
     except OSError as fault:
@@ -370,7 +367,6 @@ def _write_rows(file: FileIO, pixels: np.ndarray, first: int) -> None:
 
 
 def _keep_rows(work: Path, names: list[str], size: int, rows: np.ndarray) -> None:
-    """Rewrite the files with these rows alone."""
     step = max(1, _WRITE_BYTES // size**2)
     for name in names:
         pixels = np.memmap(work / f"{name}.u8", np.uint8, "r").reshape(-1, size, size)

@@ -78,7 +78,6 @@ def _check_space(folder: Path, *, needed: int) -> None:
 
 
 def _reason(fault: Exception) -> str:
-    """Describe an error and its remedy in one line."""
     import requests
 
     if isinstance(fault, requests.HTTPError) and fault.response is not None:

@@ -4,8 +4,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
 from trustcxr.errors import UserError
 from trustcxr.storage import atomic, layout
 
@@ -19,11 +17,6 @@ def describe_training_data(train: "Dataset | JoinedDataset") -> dict[str, Any]:
     if shares := getattr(train, "shares", ()):
         described["shares"] = list(shares)
     return described | {"fingerprint": train.fingerprint, "fingerprints": train.fingerprints()}
-
-
-def list_training_images(train: "Dataset | JoinedDataset") -> pd.DataFrame:
-    """Return the table of training_images.parquet: sample_id and checksum of each training image's pixels."""
-    return pd.DataFrame({"sample_id": train.sample_ids, "image": train.image_sums})
 
 
 def check_same_images(run: Path, train: "Dataset | JoinedDataset") -> None:

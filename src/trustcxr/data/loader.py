@@ -99,10 +99,7 @@ class BatchRows(Sampler[list[int]]):
         return np.concatenate([self._draw(random, rows[self.numbers[rows] == k], n) for k, n in parts if n])
 
     def _draw(self, random: np.random.Generator, rows: np.ndarray, count: int) -> np.ndarray:
-        """Draw `count` rows, equally many of every source, each row once before any is repeated.
-
-        If there are more sources than rows to draw, the sources left out change with the epoch.
-        """
+        """Draw `count` rows, equally many of every source, each row once before any is repeated."""
         sources = np.unique(self.sources[rows])
         if len(sources) > 1:
             sources = random.permutation(sources)

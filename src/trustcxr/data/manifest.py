@@ -12,7 +12,7 @@ import pandas as pd
 
 from trustcxr.data.tabular import check_distinct_columns, find_columns_like, is_blank, read_table, row_number
 from trustcxr.errors import UserError, suggest_nearest
-from trustcxr.storage.atomic import atomic_write
+from trustcxr.storage.atomic import write_table
 
 COLUMNS = ("sample_id", "path", "class", "split", "patient", "group", "lung_mask", "infection_mask", "source", "view")
 NO_SPLIT = "All"  # the split of data without splits
@@ -118,11 +118,7 @@ class Manifest:
             table[column] = [
                 None if p is None else Path(os.path.normpath(f"{start}/{p}")).as_posix() for p in table[column]
             ]
-        with atomic_write(file) as part:
-            if file.suffix.lower() == ".csv":
-                table.to_csv(part, index=False)
-            else:
-                table.to_parquet(part, index=False)
+        write_table(file, table)
 
     @classmethod
     def load(cls, path: str | Path) -> "Manifest":
@@ -226,7 +222,6 @@ class Manifest:
         return replace(self, table=table, classes=classes, notes=list(self.notes))
 
     def _rebuild(self, records: Any, notes: list[str]) -> "Manifest":
-        """Return a manifest with other rows and notes."""
         manifest = from_records(records, self.root, self.layout, notes, self.file)
         manifest.skipped, manifest.split_column = self.skipped, self.split_column
         return manifest

@@ -120,7 +120,7 @@ def _answers(
 def _drawn(
     rows: Sequence[Mapping[Any, Any]], side: int, marks: Sequence[tuple[str, ...]], run: "Run"
 ) -> Iterator[np.ndarray]:
-    from trustcxr.data.images.resize import resize_image
+    from trustcxr.data.images.read import resize_image
     from trustcxr.data.phantom.render_image import render
 
     for row, planted in zip(rows, marks, strict=True):

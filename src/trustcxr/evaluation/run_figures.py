@@ -10,7 +10,7 @@ from trustcxr.evaluation import calibration, gradient_masking, metrics
 from trustcxr.evaluation.trained_run import About, ModelUnderTest, Run
 from trustcxr.models.preserve_state import is_randomised
 from trustcxr.storage.schemas import VERSION, Alarm, RunDocument, TrainingDocument
-from trustcxr.storage.schemas.test_figures import CONSTANT, OVERFITTING
+from trustcxr.storage.schemas.run_document import CONSTANT, OVERFITTING
 
 AT_RANDOM = "its outputs are random, and attack and test see the same draw: its robust accuracy is overestimated"
 

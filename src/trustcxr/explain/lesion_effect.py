@@ -35,7 +35,7 @@ from trustcxr.recipes.training_recipe import TrainingRecipe
 from trustcxr.registry import USUAL_ATTACKS
 from trustcxr.statistics import Bootstrap, interval, share_interval
 from trustcxr.storage.schemas import LesionDocument, Share
-from trustcxr.storage.schemas.saliency_figures import LesionSize, LesionsWithoutControl
+from trustcxr.storage.schemas.run_document import LesionSize, LesionsWithoutControl
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from trustcxr import attacks
 from trustcxr.data.images import dicom_files, generated, greyscale, plausibility
 from trustcxr.data.images import read as reading
-from trustcxr.data.images import resize as squares
+from trustcxr.data.images import read as squares
 from trustcxr.errors import CannotWrite
 from trustcxr.evaluation.trained_run import Run, load_run
 from trustcxr.explain import counterfactual_view, doubts, heatmap_io, ood

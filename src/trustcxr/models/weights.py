@@ -150,10 +150,6 @@ def load_weights(model: nn.Module, path: Path) -> None:
         # torch's second line names the weights that are missing or do not fit.
         reason = " ".join(line.strip() for line in str(problem).splitlines()[:2])
         raise UserError(f"{path}: not the weights of this model ({reason[:200]})") from problem
-    _check_finite(model, path)
-
-
-def _check_finite(model: nn.Module, path: Path) -> None:
     for name, values in model.state_dict().items():
         if not bool(torch.isfinite(values).all()):
             raise NotFiniteError(f"{path}: {name} holds NaN or infinity: train the run again, or take other weights")

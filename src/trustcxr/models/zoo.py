@@ -1,5 +1,6 @@
 """Find architectures by name: the 21 networks of the study, timm's, plain and evidence networks."""
 
+from pathlib import Path
 from typing import NamedTuple
 
 import timm
@@ -10,31 +11,10 @@ from trustcxr.errors import UserError, unknown
 from trustcxr.models import evidence_networks
 from trustcxr.models.plain import PLAIN_MODELS
 from trustcxr.registry import networks
+from trustcxr.storage.atomic import parse_yaml
 
-# Published name -> the timm architecture that carries it (arXiv 2311.14227 trains these 21).
-PAPER_MODELS: dict[str, str] = {
-    "VGG16": "vgg16",
-    "VGG19": "vgg19",
-    "ResNet50": "resnet50",
-    "ResNet101": "resnet101",
-    "ResNet152": "resnet152",
-    "ResNet50V2": "resnetv2_50",
-    "ResNet101V2": "resnetv2_101",
-    "ResNeXt50": "resnext50_32x4d",
-    "DenseNet121": "densenet121",
-    "DenseNet169": "densenet169",
-    "DenseNet201": "densenet201",
-    "InceptionV3": "inception_v3",
-    "InceptionResNetV2": "inception_resnet_v2",
-    "Xception": "legacy_xception",
-    "MobileNetV2": "mobilenetv2_100",
-    "MobileNetV3Large": "mobilenetv3_large_100",
-    "EfficientNetB0": "efficientnet_b0",
-    "EfficientNetB3": "efficientnet_b3",
-    "EfficientNetV2B0": "tf_efficientnetv2_b0",
-    "EfficientNetV2S": "tf_efficientnetv2_s",
-    "ConvNeXtTiny": "convnext_tiny",
-}
+# Published name -> the timm architecture that carries it.
+PAPER_MODELS: dict[str, str] = parse_yaml(Path(__file__).with_name("paper_models.yaml").read_text(encoding="utf-8"))
 
 
 def architectures(name: str) -> list[str]:

@@ -2,66 +2,12 @@
 
 from dataclasses import dataclass, field
 
-from trustcxr.report import formatting
+from trustcxr.report import formatting, html
 from trustcxr.report.load import Run, StudyFolder
 from trustcxr.storage.schemas import Alarm
 
-_GRADIENTS = "Failing gradients: "
-KINDS = {
-    "no_better_than_constant": (
-        "No better than a constant answer",
-        "On unperturbed images the network is not shown to be better than always giving the commonest class. Its other "
-        "figures, including robustness and heatmaps, mean nothing.",
-    ),
-    "vanishing_gradients": (
-        f"{_GRADIENTS}they vanish",
-        "An attack that follows a gradient of zero does not move. If it finds nothing, that is not robustness.",
-    ),
-    "unmoved_attack": (
-        f"{_GRADIENTS}an attack that did not move",
-        "The attack left images unchanged, so accuracy under it is accuracy without it.",
-    ),
-    "weak_attack": (
-        f"{_GRADIENTS}many steps weaker than one",
-        "A stronger attack cannot raise accuracy. If it does, the gradient points the wrong way.",
-    ),
-    "rising_with_epsilon": (
-        f"{_GRADIENTS}accuracy that rises with epsilon",
-        "A larger perturbation cannot be easier to resist than a smaller one. If accuracy rises, the attack failed and "
-        "the figure is too high.",
-    ),
-    "left_at_large_epsilon": (
-        f"{_GRADIENTS}accuracy at an epsilon that allows none",
-        "At this epsilon any image can become any other. The attack failed to find what remains.",
-    ),
-    "black_box_wins": (
-        f"{_GRADIENTS}a black-box attack is stronger",
-        "An attack that sees only answers breaks more images than the attacks that use gradients.",
-    ),
-    "fgsm_overstates": (
-        "FGSM overstates",
-        "Accuracy under FGSM is more than ten points above accuracy under a stronger attack at the same epsilon, and "
-        "more than chance explains. The stronger attack counts; resistance to FGSM is not robustness.",
-    ),
-    "catastrophic_overfitting": (
-        "Catastrophic overfitting",
-        "During training, accuracy under FGSM stayed high while accuracy under PGD collapsed. The network learned to "
-        "resist only that one attack.",
-    ),
-    "survives_randomisation": (
-        "Heatmaps that survive randomising the network",
-        "With random weights the heatmap hits as often, or is the same map. It shows the image or the method, not what "
-        "the network learned, so the figures named are void.",
-    ),
-}
-
-SHORT = {
-    "no_better_than_constant": "no better than a constant answer",
-    "fgsm_overstates": "FGSM overstates",
-    "catastrophic_overfitting": "overfitted to FGSM",
-    "survives_randomisation": "heatmaps survive randomising",
-    "trained_on": "tested on images of its training",
-} | {kind: "gradients fail" for kind, (title, _) in KINDS.items() if title.startswith(_GRADIENTS)}
+SHORT = {kind: texts["short"] for kind, texts in html.read_yaml("alarms.yaml").items()}
+SHORT |= {"trained_on": "tested on images of its training"}
 
 
 @dataclass
@@ -108,19 +54,20 @@ def gather_alarms(folder: StudyFolder, runs: list[Run]) -> AlarmList:
     run_names = {run.name for run in runs}
     alarms = [(alarm, run.label) for run in runs for alarm in run.metrics.alarms]
     alarms += [(alarm, "") for alarm in folder.study.alarms if alarm.run not in run_names]  # it repeats those of runs
-    groups = {kind: AlarmGroup(kind, *texts) for kind, texts in KINDS.items()}
+    kinds = html.read_yaml("alarms.yaml")
+    groups = {kind: AlarmGroup(kind, texts["title"], texts["meaning"]) for kind, texts in kinds.items()}
     for alarm, label in alarms:
         kind = alarm.kind or "other"
         title = formatting.measure(kind).capitalize()
         groups.setdefault(kind, AlarmGroup(kind, title, "Recorded by the study.")).add(alarm, label)
     failed = [f"{f.run or formatting.DASH}: {f.reason or formatting.DASH}" for f in folder.study.failures]
     groups["failed"] = AlarmGroup("failed", "Runs that failed", "They are not in the tables of this page.", failed)
-    titles = [title if title[1].isupper() else title[0].lower() + title[1:] for title, _ in KINDS.values()]
+    titles = [texts["title"] for texts in kinds.values()]
+    titles = [title if title[1].isupper() else title[0].lower() + title[1:] for title in titles]
     return AlarmList([group for group in groups.values() if group.lines], titles, _list_unchecked(runs))
 
 
 def _list_unchecked(runs: list[Run]) -> list[str]:
-    """Return what could not be checked."""
     lines = []
     if count := sum(run.masked is None for run in runs):
         lines.append(f"failing gradients in {formatting.plural(count, 'run')}: the verdict of each gives the reason")

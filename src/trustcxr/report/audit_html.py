@@ -5,8 +5,8 @@ from pathlib import Path
 from trustcxr.report import audit_text, html, leaderboard, model_card
 from trustcxr.report.audit_facts import facts_of_page
 from trustcxr.report.checklist import CHECKLIST_FILE, build_checklist
-from trustcxr.report.figures import accuracy, roc, svg
-from trustcxr.report.figures.changed_images import draw_smallest_changes
+from trustcxr.report.figures import accuracy, svg
+from trustcxr.report.figures.audit_figures import draw_curves, draw_smallest_changes
 from trustcxr.report.tables import audit_rows
 from trustcxr.storage import atomic, layout
 from trustcxr.storage.prediction_table import CLEAN
@@ -21,8 +21,7 @@ def write(document: AuditDocument, out: Path) -> tuple[Path, Path]:
     checklist = f"# Checklist of {document.model.name}\n\n**{NOTICE}**\n\n{build_checklist(document).markdown()}\n"
     page, card = out / layout.REPORT_FILE, out / model_card.CARD_FILE
     for path, text in (page, render(document, out)), (card, render_card(document)), (out / CHECKLIST_FILE, checklist):
-        with atomic.atomic_write(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        atomic.write_text(path, text)
     return page, card
 
 
@@ -42,7 +41,7 @@ def render(document: AuditDocument, folder: Path | None = None) -> str:
         "worst_legend": svg.legend([worst]),
         "changes": draw_smallest_changes(document, folder),
         "summary": _summarise(document),
-        "curves": [Markup(svg.render_inline(roc.curves(*pair), f"op{i}")) for i, pair in enumerate(pairs)],
+        "curves": [Markup(svg.render_inline(draw_curves(*pair), f"op{i}")) for i, pair in enumerate(pairs)],
         **audit_rows.tables(document),
         **facts_of_page(document, folder),
     }
@@ -54,7 +53,6 @@ def _clean_points(document: AuditDocument) -> list[OperatingPoint]:
 
 
 def _summarise(document: AuditDocument) -> dict[str, tuple[str, ...]]:
-    """Return model, data, results and limits by heading."""
     model, images = audit_text.describe_model(document)
     return {
         "Model": model,

@@ -1,12 +1,13 @@
 """Describe audit.json in sentences: model, data, results and limits."""
 
 from trustcxr.registry import WORST_CASE
+from trustcxr.report import html
 from trustcxr.report.alarm_list import SHORT
 from trustcxr.report.load import find_lowest
 from trustcxr.report.terminal import format_percent, format_share
 from trustcxr.statistics import format_probability
 from trustcxr.storage.prediction_table import CLEAN
-from trustcxr.storage.schemas import LEVEL, AuditDocument, AuditPair, Draws, OperatingPoint, Share, Statement, Submitted
+from trustcxr.storage.schemas import LEVEL, AuditDocument, AuditPair, OperatingPoint, Share, Statement
 
 _MARKS = {True: "passed", False: "FAILED", None: "not checked"}
 _MET = {True: "yes", False: "NO", None: "open"}
@@ -60,7 +61,7 @@ def describe_soundness(document: AuditDocument) -> str:
         for check in document.entry_checks
         if check.passed is not True
     ]
-    return "Yes: no grave check failed" + (f"; of the lesser ones, {', '.join(lesser)}." if lesser else ".")
+    return "Yes: no important check failed." + (f" Minor checks: {', '.join(lesser)}." if lesser else "")
 
 
 def split_statement(row: Statement) -> tuple[str, str, str]:
@@ -87,43 +88,8 @@ def describe_model(document: AuditDocument) -> tuple[tuple[str, ...], str]:
 
 def describe_results(document: AuditDocument) -> tuple[str, ...]:
     """Return accuracy on unperturbed, attacked, submitted and corrupted images, a line each."""
-    clean = document.clean
-    images, common = "unperturbed images", "the commonest class"
-    if clean.findings:
-        images, common = "decisions on findings (each finding on each image)", "the commoner answer to each finding"
-    lines = [
-        f"{images}: accuracy {format_share(clean.accuracy)}; always giving {common} would score "
-        f"{format_percent(clean.constant_answer)}{_format_draws(clean.draws)}",
-    ]
-    for row in document.attacks:
-        if row.accuracy.value is not None:
-            name, left = row.effort.name, format_share(row.accuracy)
-            lines.append(f"under {name} at epsilon {row.epsilon:g}: accuracy at most {left}{_format_draws(row.draws)}")
-    if any(row.rounded for row in document.attacks):
-        lines.append("each adversarial image counts as floats or rounded to an 8-bit file, whichever is worse")
-    lines += [_format_submitted(part) for part in document.submitted]
-    if mean := document.corruptions_mean:
-        worst = find_lowest(document.corruptions)
-        name = worst.corruption.replace("_", " ") if worst else ""
-        at_worst = f"; at worst ({name}) {format_percent(worst.accuracy.value)}" if worst else ""
-        lines.append(f"{mean.conditions} corruptions: mean accuracy {format_share(mean.accuracy)}{at_worst}")
-    return tuple(lines)
-
-
-def _format_draws(draws: Draws | None) -> str:
-    """Return the accuracy of one draw and of all draws of a stochastic model; empty for any other."""
-    if draws is None:
-        return ""
-    one, each = format_share(draws.one), format_share(draws.each)
-    return f" (its answers are random: accuracy of one draw {one}; all {draws.count} draws are right in {each})"
-
-
-def _format_submitted(images: Submitted) -> str:
-    return (
-        f"{images.n} adversarial images of {images.by} at epsilon {images.epsilon:g}: accuracy "
-        f"{format_share(images.accuracy)}; {images.found_alone} mislead the model but our attacks do not, "
-        f"{images.missed} the reverse; the worse of the two counts"
-    )
+    parts = {"document": document, "worst": find_lowest(document.corruptions)}
+    return tuple(html.fill_lines("results", parts | {"share": format_share, "percent": format_percent}))
 
 
 def _describe_operating_points(document: AuditDocument) -> list[str]:
@@ -193,22 +159,15 @@ def _format_ratio(ratio: Share) -> str:
 
 def describe_limits(document: AuditDocument) -> tuple[str, ...]:
     """Return what the figures do not show, and alarms that are no reason of the verdict."""
-    lines = []
-    if why := document.withdrawn:
-        names = {row.effort.name for row in document.attacks if row.accuracy.value is None}
-        lines.append(f"withdrawn: {', '.join(sorted(names))}: {why}")
-    if not document.attacks:
-        lines.append("robustness: no attack was run, so nothing is known")
     reasons = "\n".join(document.verdict.reasons)
-    # Every sign of failing gradients is a reason of the verdict.
-    others = [a for a in document.alarms if a.text not in reasons and SHORT.get(a.kind) != "gradients fail"]
-    lines += [f"{SHORT.get(alarm.kind, alarm.kind)}: {alarm.text}" for alarm in others]
-    lines += [division.text for division in document.subgroups]
-    lines += [f"{finding.name}: not evaluated: {finding.why}" for finding in document.findings if not finding.judged]
-    if unknown := [f"{f.name} {f.unknown}" for f in document.findings if f.judged and f.unknown]:
-        lines.append(f"images left out since their label is not known: {', '.join(unknown)}")
-    lines.append("attacks give an upper bound: a stronger one may leave less; other hospitals' images may differ")
-    return tuple(lines)
+    parts = {
+        "document": document,
+        "withdrawn": sorted({row.effort.name for row in document.attacks if row.accuracy.value is None}),
+        "short": SHORT,
+        # Every sign of failing gradients is a reason of the verdict.
+        "alarms": [a for a in document.alarms if a.text not in reasons and SHORT.get(a.kind) != "gradients fail"],
+    }
+    return tuple(html.fill_lines("limits", parts))
 
 
 def list_pairs(pair: AuditPair) -> list[dict[str, str | int | None]]:
@@ -233,24 +192,7 @@ def _signed(value: float | None) -> str:
 
 def describe_pairs(pair: AuditPair) -> list[str]:
     """Return the limits of a comparison, a line each."""
-    names = (pair.first, pair.second)
-    lines = [f"The audit of {name} is not sound" for name, sound in zip(names, pair.sound, strict=True) if not sound]
-    if pair.data.partial:
-        lines.append(f"Compared on {pair.data.images} images at most: one of them has no score of the others")
-    if pair.same_pixels is False and len(pair.rows) > 1:  # scores alone have only the clean row
-        lines.append("The models take the images at different sizes: each was attacked and corrupted at its own size")
+    names, by = (pair.first, pair.second), zip((pair.first, pair.second), pair.submitted, strict=False)
     few = [row.measure for row in pair.rows if not row.settled and (row.p_least or 0.0) * len(pair.rows) >= LEVEL]
-    if few:
-        lines.append(f"Too few answers differ to settle one of {len(pair.rows)} comparisons: {', '.join(few)}")
-    if pair.withdrawn:
-        lines.append(f"Not compared, since withdrawn in one of them: {', '.join(pair.withdrawn)}")
-    if pair.other_lungs:
-        lines.append(f"Not compared, since by other lung masks in one of them: {', '.join(pair.other_lungs)}")
-    submitted = [(name, by) for name, by in zip(names, pair.submitted, strict=False) if by]
-    if len(submitted) == 1:
-        ((name, by),) = submitted
-        lines.append(
-            f"Only the worst case of {name} counts images submitted by {', '.join(dict.fromkeys(by))}: the other model "
-            "faced fewer attacks, so a lead of it there does not count as settled"
-        )
-    return lines
+    parts = {"pair": pair, "names": list(zip(names, pair.sound, strict=True)), "few": few}
+    return html.fill_lines("pairs", parts | {"submitted": [part for part in by if part[1]]})

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from trustcxr.errors import unknown
 from trustcxr.report import ranking, study_html
-from trustcxr.report.figures import accuracy, calibration, certified, heatmaps, saliency, svg, training_curves
+from trustcxr.report.figures import accuracy, calibration, heatmaps, saliency, svg, training_curves
 from trustcxr.report.load import StudyFolder, load_report
 from trustcxr.report.tables import table
 from trustcxr.storage import atomic
@@ -56,13 +56,11 @@ def drawings(study: StudyFolder, *, narrow: bool) -> Iterator[svg.Drawing]:
     results: list[svg.Drawing | None] = []
     for run in runs:
         results += [calibration.reliability(run, head), training_curves.training_curve(run)]
-    results += [certified.bars(runs), saliency.explanation_dots(runs, narrow=narrow), *saliency.sanity(runs)]
+    results += [accuracy.proof_bars(runs), saliency.explanation_dots(runs, narrow=narrow), *saliency.sanity(runs)]
     results.append(heatmaps.draw_sheet(runs, columns=3 if narrow else 6))
     rows = study.study.comparisons
     results += [drawing for _, drawing in saliency.forests(rows, columns=2 if narrow else 4)]
-    for measure in dict.fromkeys(row.measure for row in rows if not row.method):
-        results.append(accuracy.forest(measure, [row for row in rows if not row.method and row.measure == measure]))
-    yield from filter(None, results)
+    yield from filter(None, [*results, *accuracy.forests(rows)])
 
 
 def save(drawing: svg.Drawing, path: Path, width: float) -> None:
@@ -85,7 +83,6 @@ def save(drawing: svg.Drawing, path: Path, width: float) -> None:
 
 
 def _scale_lines(figure: "Figure") -> None:
-    """Scale lines and marks with the font."""
     from matplotlib.collections import LineCollection, PathCollection
     from matplotlib.lines import Line2D
 

@@ -28,12 +28,6 @@ def finite(value: Value) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _interval(ends: Sequence[float | None] | None) -> tuple[float, float] | None:
-    """Return a (low, high) pair of finite numbers, or None."""
-    low, high = map(finite, ends or (None, None))
-    return None if low is None or high is None else (low, high)
-
-
 def decimal(value: Value, digits: int = 3) -> str:
     """Return 0.123 with a true minus sign, or a dash."""
     number = finite(value)
@@ -67,7 +61,8 @@ def range_text(
 
     `reveal`: use more digits if a bound near zero would be rounded to zero.
     """
-    pair = [scale * end for end in _interval(ends) or ()]
+    finite_ends = [number for number in map(finite, ends or ()) if number is not None]
+    pair = [scale * end for end in finite_ends] if len(finite_ends) == 2 else []
     while reveal and digits < 6 and any(end and not round(end, digits) for end in pair):
         digits += 1
     return " to ".join(decimal(end, digits) for end in pair)

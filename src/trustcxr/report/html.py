@@ -6,11 +6,14 @@ import re
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from trustcxr.storage.atomic import parse_yaml
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
+_FOLDER = Path(__file__).with_name("templates")
 FOLDED_ABOVE = 6  # longer lists start folded
 _COLOUR = re.compile(r"var\(--c([0-9a-f]{6})\)")
 _LIGHT, _DARK = "/* drawings, light */", "/* drawings, dark */"
@@ -25,14 +28,16 @@ def load_templates() -> "Environment":
     from markupsafe import Markup
 
     templates = Environment(
-        loader=PackageLoader("trustcxr.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=PackageLoader("trustcxr.report"),
+        autoescape=lambda name: str(name).endswith(".html.j2"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
     )
-    folder = Path(__file__).with_name("templates")
-    script = (folder / "page.js").read_text(encoding="utf-8")
+    script = (_FOLDER / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
     templates.globals |= {
-        "css": Markup((folder / "page.css").read_text(encoding="utf-8")),
-        "dark_css": Markup((folder / "dark.css").read_text(encoding="utf-8")),
+        "css": Markup((_FOLDER / "page.css").read_text(encoding="utf-8")),
+        "dark_css": Markup((_FOLDER / "dark.css").read_text(encoding="utf-8")),
         "script": Markup(script),
         "script_source": f"'sha256-{digest}'",
         "folded_above": FOLDED_ABOVE,
@@ -48,3 +53,22 @@ def fill_template(template: str, parts: Mapping[str, object]) -> str:
         variables = ";".join(f"{name}:{form.format(colour)}" for name, colour in colours.items())
         page = page.replace(mark, f":root{{{variables}}}", 1)
     return page
+
+
+def fill_lines(name: str, parts: Mapping[str, object]) -> list[str]:
+    """Return the lines of a template of plain text in `lines/`, without blank ones."""
+    text = load_templates().get_template(f"lines/{name}.txt.j2").render(parts)
+    return [line for line in text.splitlines() if line.strip()]
+
+
+def fill_text(text: str, parts: Mapping[str, object]) -> str:
+    """Return a template of plain text filled with its parts, in one line."""
+    from jinja2 import Environment, StrictUndefined
+
+    return re.sub("[ \n]+", " ", Environment(undefined=StrictUndefined).from_string(text).render(parts)).strip()
+
+
+@lru_cache(maxsize=4)
+def read_yaml(name: str) -> Any:
+    """Read a document that lies beside the templates."""
+    return parse_yaml((_FOLDER / name).read_text(encoding="utf-8"))

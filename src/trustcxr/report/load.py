@@ -14,30 +14,21 @@ from trustcxr.storage import atomic, layout, schemas, segments
 from trustcxr.storage.evaluations import other_figures, own_figures
 from trustcxr.storage.os_errors import shell_quote
 from trustcxr.storage.prediction_table import CLEAN
-from trustcxr.storage.schemas import (
-    AttackResult,
-    Classification,
-    CorruptionResult,
-    DataCheck,
-    RunDocument,
-    SaliencyDocument,
-    StudyDocument,
-    TrainingDocument,
-)
+from trustcxr.storage.schemas import TrainingDocument
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
 _T = TypeVar("_T")
-_A = TypeVar("_A", AttackResult, CorruptionResult)
+_A = TypeVar("_A", schemas.AttackResult, schemas.CorruptionResult)
 
 
 @dataclass
 class Run:
     """One trained model of a study: its metrics, and the tables of its folder, loaded on first use."""
 
-    metrics: RunDocument
+    metrics: schemas.RunDocument
     folder: Path
     notes: list[str] = field(repr=False)
     label: str = ""
@@ -74,37 +65,37 @@ class Run:
         return self.metrics.defence or formatting.DASH
 
     @property
-    def clean(self) -> Classification:
+    def clean(self) -> schemas.Classification:
         """Return the figures of the clean test images."""
         return self.metrics.clean
 
     @property
-    def attacks(self) -> list[AttackResult]:
+    def attacks(self) -> list[schemas.AttackResult]:
         """Return the attacks that have a name and an epsilon."""
         return [entry for entry in self.metrics.attacks if entry.attack and entry.epsilon is not None]
 
-    def at(self, epsilon: float | None) -> list[AttackResult]:
+    def at(self, epsilon: float | None) -> list[schemas.AttackResult]:
         """Return the attacks at one epsilon."""
         return [entry for entry in self.attacks if entry.is_at(epsilon)]
 
-    def attacked(self, attack: str | Effort, epsilon: float | None) -> AttackResult:
+    def attacked(self, attack: str | Effort, epsilon: float | None) -> schemas.AttackResult:
         """Return one attack at one epsilon; of a name alone, the effort of lowest accuracy. Empty if not measured."""
-        return find_lowest([e for e in self.at(epsilon) if attack in (e.attack, e.effort)]) or AttackResult()
+        return find_lowest([e for e in self.at(epsilon) if attack in (e.attack, e.effort)]) or schemas.AttackResult()
 
-    def strongest(self, epsilon: float | None) -> AttackResult:
+    def strongest(self, epsilon: float | None) -> schemas.AttackResult:
         """Return the L-infinity attack of lowest accuracy at one epsilon; empty without any."""
-        return find_lowest([entry for entry in self.at(epsilon) if is_linf(entry.attack)]) or AttackResult()
+        return find_lowest([entry for entry in self.at(epsilon) if is_linf(entry.attack)]) or schemas.AttackResult()
 
     def efforts(self) -> list[Effort]:
         """Return every attack with its effort, each once: PGD with 10 and with 40 steps are two."""
         return sorted({e.effort for e in self.attacks}, key=lambda e: (e.attack, e.steps or 0, e.queries or 0))
 
-    def sweep(self, effort: Effort) -> list[AttackResult]:
+    def sweep(self, effort: Effort) -> list[schemas.AttackResult]:
         """Return the results of one attack with this effort, by rising epsilon."""
         rows = [e for e in self.attacks if e.effort == effort and e.accuracy.value is not None]
         return sorted(rows, key=lambda entry: entry.epsilon or 0.0)
 
-    def saliency_methods(self) -> dict[str, SaliencyDocument]:
+    def saliency_methods(self) -> dict[str, schemas.SaliencyDocument]:
         """Return the metrics of each saliency method."""
         return self.metrics.saliency
 
@@ -142,7 +133,7 @@ class Run:
         return self._load(layout.SALIENCY_FILE, pd.read_parquet)
 
     @cached_property
-    def evaluations(self) -> dict[str, RunDocument]:
+    def evaluations(self) -> dict[str, schemas.RunDocument]:
         """Return the figures on other data, by data set and split."""
         measured = self._load(layout.RUN_FILE, lambda path: other_figures(path.parent)) or {}
         return {name: result.document for name, result in measured.items()}
@@ -165,10 +156,10 @@ class StudyFolder:
     """A study on disk."""
 
     path: Path
-    study: StudyDocument
+    study: schemas.StudyDocument
     runs: list[Run]
     notes: list[str]  # missing or unreadable parts
-    check: DataCheck | None = None  # result of `data check`, if it was run
+    check: schemas.DataCheck | None = None  # result of `data check`, if it was run
 
 
 def find_lowest(entries: Sequence[_A]) -> _A | None:
@@ -195,19 +186,19 @@ def load_report(path: Path) -> StudyFolder:
         study, run = _load_run(path, notes)
         runs = [run]
     else:
-        study = schemas.read_schema(StudyDocument, layout.check_study(path) / layout.STUDY_RESULTS)
+        study = schemas.read_schema(schemas.StudyDocument, layout.check_study(path) / layout.STUDY_RESULTS)
         # The name comes from a file, so it must stay inside runs/.
         runs = [Run(document, path / "runs" / Path(document.run or "unnamed").name, notes) for document in study.runs]
     label_runs(runs)
     try:
-        check = schemas.read_if_there(DataCheck, path / layout.DATA_CHECK_FILE)
+        check = schemas.read_if_there(schemas.DataCheck, path / layout.DATA_CHECK_FILE)
     except UserError:
         notes.append(f"{layout.DATA_CHECK_FILE} could not be read.")
         check = None
     return StudyFolder(path, study, runs, notes, check)
 
 
-def _load_run(path: Path, notes: list[str]) -> tuple[StudyDocument, Run]:
+def _load_run(path: Path, notes: list[str]) -> tuple[schemas.StudyDocument, Run]:
     """Return a run on its own with its newest evaluation, as a study of one; UserError if it was never tested."""
     measured = own_figures(layout.check_run(path))
     if measured is None:
@@ -221,7 +212,7 @@ def _load_run(path: Path, notes: list[str]) -> tuple[StudyDocument, Run]:
         notes.append(f"{layout.RUN_FILE} could not be read.")
         versions = {}
     name, version = document.run or path.name, str(versions.get("trustcxr") or "")
-    study = StudyDocument(
+    study = schemas.StudyDocument(
         trustcxr=version, study=name, title=f"The run {name}", classes=document.classes, runs=[document]
     )
     return study, Run(document, path, notes, sources=measured.folders)

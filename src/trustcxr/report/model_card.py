@@ -15,9 +15,7 @@ CARD_FILE = "model_card.md"
 def write(run: Path) -> Path:
     """Write model_card.md into a run's folder; return its path."""
     path = run / CARD_FILE
-    text = render_card(run)
-    with atomic.atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    atomic.write_text(path, render_card(run))
     return path
 
 
@@ -65,10 +63,8 @@ def render_card(run: Path) -> str:
 
 
 def as_markdown(rendered: str) -> str:
-    """Return a card's body unescaped, except for <, since Markdown passes HTML on."""
-    from markupsafe import Markup
-
-    return str(Markup(rendered).unescape()).replace("<", "&lt;")
+    """Return a card's body with < escaped, since Markdown passes HTML on."""
+    return rendered.replace("<", "&lt;")
 
 
 def front_matter(name: str, tags: Iterable[str], indices: list[dict[str, object]]) -> str:

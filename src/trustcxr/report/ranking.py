@@ -9,7 +9,7 @@ from trustcxr.registry import DEFENCES, HEADLINE_ATTACKS, Effort, is_linf
 from trustcxr.report import formatting
 from trustcxr.report.load import Run
 from trustcxr.storage.schemas import StudyDocument
-from trustcxr.storage.schemas.test_figures import CONSTANT
+from trustcxr.storage.schemas.run_document import CONSTANT
 
 _USUAL_EPSILON = 0.02  # arXiv 2311.14227; used if the recipe names none
 

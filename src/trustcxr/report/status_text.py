@@ -1,10 +1,9 @@
 """Describe the state, cost and verification of a study for the terminal."""
 
-from collections import Counter
 from collections.abc import Iterator
 
 from trustcxr.console import format_duration, plural
-from trustcxr.report import formatting
+from trustcxr.report import formatting, html
 from trustcxr.storage.layout import STEP_FILES
 from trustcxr.storage.os_errors import megabytes, shell_quote
 from trustcxr.storage.schemas import CostDocument, PruneDocument, RunPlan, StudyPlan, VerifiedDocument
@@ -47,33 +46,18 @@ def _time(seconds: float | None) -> str:
     return next((f"{seconds / size:.1f} {unit}" for size, unit in _UNITS if seconds >= size), f"{seconds:.0f} s")
 
 
-def describe_status(plan: StudyPlan) -> Iterator[str]:
-    """Yield the number of runs by state, locks, failures with reasons, and the time left."""
-    states = Counter(str(one.state) for one in plan.runs)
-    yield f"{plan.study}: " + ", ".join(
-        f"{states[state]} {state}" for state in ("done", "running", "failed", "waiting")
-    )
-    if plan.to_choose:
-        yield f"validation will choose {plural(plan.to_choose, 'network')} for robust training"
-    if plan.holder:
-        yield f"locked by {plan.holder}"
-    for one in plan.runs:
-        if one.state == "running":
-            yield f"{one.run}: {one.at}; locked by {one.holder}"
-        if one.state == "failed":
-            yield f"FAILED {one.run}: {one.reason}"
-    if any(one.state not in ("done", "if chosen") for one in plan.runs) or plan.to_choose:
-        yield _left(plan)
+def describe_status(plan: StudyPlan) -> list[str]:
+    """Return the number of runs by state, locks, failures with reasons, and the time left, a line each."""
+    parts = {"plan": plan, "plural": plural, "folder": shell_quote(plan.folder or "FOLDER")}
+    return html.fill_lines("status", parts | {"ends": list_ends(plan)})
 
 
-def _left(plan: StudyPlan) -> str:
+def list_ends(plan: StudyPlan) -> list[str]:
+    """Return the least and the most time left, or one if they are equal; none if a run has no estimate."""
     if plan.least is None or plan.most is None:
-        command = f"trustcxr study RECIPE --data PATH --dry-run --out {shell_quote(plan.folder or 'FOLDER')}"
-        return f"time left: unknown until each network has done an epoch; `{command}` estimates it"
-    at_once = max(plan.at_once, 1)
-    ends = dict.fromkeys(format_duration(seconds / at_once) for seconds in (plan.least, plan.most))
-    together = f", {at_once} runs in parallel" if at_once > 1 else ", one run after another"
-    return f"time left, at most: {' to '.join(ends)}{together}" + (", depending on the choice" if len(ends) > 1 else "")
+        return []
+    times = (format_duration(seconds / max(plan.at_once, 1)) for seconds in (plan.least, plan.most))
+    return list(dict.fromkeys(times))
 
 
 def describe_timing(costs: CostDocument) -> Iterator[str]:
@@ -88,18 +72,9 @@ def describe_timing(costs: CostDocument) -> Iterator[str]:
     yield from costs.notes
 
 
-def describe_verification(result: VerifiedDocument) -> Iterator[str]:
-    """Yield the results of `verify`, a line for each figure that differs."""
-    for one in result.differences:
-        yield f"DIFFERS {one.file}: {one.key}: recorded {one.stored}, computed {one.computed}"
-    for line in result.unchecked:
-        yield f"not checked: {line}"
-    if not result.runs and not result.differences:
-        yield f"{result.study}: the figures of no run could be recomputed"
-        return
-    count = f"{plural(result.figures, 'figure')} of {plural(result.files, 'file')} recomputed"
-    agree = "these agree, the rest was not checked" if result.unchecked else "all agree"
-    yield f"{result.study}: {count}: " + (f"{len(result.differences)} differ" if result.differences else agree)
+def describe_verification(result: VerifiedDocument) -> list[str]:
+    """Return the results of `verify`, a line for each figure that differs."""
+    return html.fill_lines("verification", {"result": result, "plural": plural})
 
 
 def list_prunable(document: PruneDocument) -> list[dict[str, str]]:

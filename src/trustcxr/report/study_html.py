@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from trustcxr.errors import UserError
 from trustcxr.report import alarm_list, formatting, html, key_findings, methods_text, model_card, ranking
-from trustcxr.report.figures import accuracy, calibration, certified, heatmaps, svg, training_curves
+from trustcxr.report.figures import accuracy, calibration, heatmaps, svg, training_curves
 from trustcxr.report.figures import saliency as saliency_figures
 from trustcxr.report.load import Run, StudyFolder, load_report
 from trustcxr.report.tables import accuracy as accuracy_tables
 from trustcxr.report.tables import certified as certified_table
-from trustcxr.report.tables import comparisons, confusion, lesions, provenance, robustness, saliency, table
+from trustcxr.report.tables import comparisons, lesions, provenance, robustness, saliency, table
 from trustcxr.storage import atomic, layout
 from trustcxr.storage.schemas import DataDescription, StudyDocument
 from trustcxr.version import NOTICE
@@ -21,34 +21,6 @@ if TYPE_CHECKING:
 
 Parts = dict[str, Any]  # of the page, by their names in the template
 
-_QUESTIONS = {
-    "sound": ("Is the measurement sound?", {"alarms": "Alarms", "data": "The data"}),
-    "accurate": (
-        "How accurate are the networks?",
-        {
-            "leaderboard": "Leaderboard",
-            "accuracy": "Clean and perturbed accuracy",
-            "calibration": "Calibration",
-            "confusion": "Confusion matrices",
-            "classes": "Figures of each class",
-        },
-    ),
-    "robust": (
-        "Do they withstand an attacker?",
-        {"epsilon": "Accuracy against epsilon", "proved": "Certified accuracy"},
-    ),
-    "stable": ("Do they withstand ordinary damage?", {"corruptions": "Corrupted images"}),
-    "look": (
-        "Where do they look?",
-        {"explanations": "Where the networks look", "panels": "Heatmaps", "shortcuts": "Shortcuts"},
-    ),
-    "better": ("Is robust training better?", {"comparisons": "Standard against robust"}),
-    "elsewhere": ("Are they right on other data?", {"other": "Other data"}),
-    "done": (
-        "How was it done?",
-        {"training": "Training curves", "methods": "Methods", "provenance": "Provenance"},
-    ),
-}
 # These sections are left out if all of their parts are empty.
 _OPTIONAL = {
     "proved": ("proved",),
@@ -74,8 +46,7 @@ def write(study_folder: Path, *, tables: bool = False) -> Path:
     for run in study.runs:
         _write_card(run.folder)
     target = study.path / layout.REPORT_FILE
-    with atomic.atomic_write(target) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    atomic.write_text(target, page)
     return target
 
 
@@ -104,19 +75,14 @@ def gather_parts(folder: StudyFolder) -> Parts:
 
 def _list_questions(parts: Parts) -> Iterator[Parts]:
     """Yield the questions of the page with their sections, without sections that are empty."""
-    for key, (title, sections) in _QUESTIONS.items():
-        shown = {name: head for name, head in sections.items() if any(parts[k] for k in _OPTIONAL.get(name, ("head",)))}
+    for question in html.read_yaml("questions.yaml"):
+        sections = question["sections"].items()
+        shown = {name: head for name, head in sections if any(parts[k] for k in _OPTIONAL.get(name, ("head",)))}
         if not parts["several"] and "leaderboard" in shown:
             shown["leaderboard"] = "Figures"
         if shown:
-            yield {"key": key, "title": title if parts["several"] else _of_one(title), "sections": shown}
-
-
-def _of_one(question: str) -> str:
-    """Return a question about several networks as one about one network."""
-    for several, one in (("are the networks", "is the network"), ("Do they", "Does it"), ("do they", "does it")):
-        question = question.replace(several, one)
-    return question.replace("Are they", "Is it")
+            title = question["title"] if parts["several"] else question.get("of_one", question["title"])
+            yield {"key": question["key"], "title": title, "sections": shown}
 
 
 def _drawn(drawing: svg.Drawing | None, key: str) -> "Markup | None":
@@ -132,7 +98,6 @@ def _all_drawn(drawings: Iterable[svg.Drawing | None], key: str) -> "list[Markup
 
 
 def _front(folder: StudyFolder, runs: list[Run], head: ranking.Headline) -> Parts:
-    """Return title, notice, summary and alarms."""
     study = folder.study
     meta = [
         f"Study “{study.study or folder.path.name}”",
@@ -160,7 +125,6 @@ def _list_files(folder: Path) -> str:
 
 
 def _results(folder: StudyFolder, runs: list[Run], head: ranking.Headline) -> Parts:
-    """Return leaderboard, accuracy figures, confusion, classes and training curves."""
     under = "lowest accuracy under these attacks in whole percent, then by "
     attacked = [run for run in runs if run.attacks]
     epsilons = accuracy.radii(runs)
@@ -177,7 +141,7 @@ def _results(folder: StudyFolder, runs: list[Run], head: ranking.Headline) -> Pa
         "curve_legend": svg.legend(curves),
         "uneven_axis": bool(epsilons) and accuracy.is_wide(epsilons),
         "sweeps": accuracy_tables.sweeps(attacked),
-        "matrices": [matrix for run in runs for matrix in confusion.matrices(run, head)],
+        "matrices": [matrix for run in runs for matrix in accuracy_tables.matrices(run, head)],
         "per_class": [accuracy_tables.per_class(run, head.classes) for run in runs if run.clean.per_class],
         "histories": _all_drawn(histories, "fit"),
         "history_legend": svg.legend(histories),
@@ -185,8 +149,7 @@ def _results(folder: StudyFolder, runs: list[Run], head: ranking.Headline) -> Pa
 
 
 def _robustness(runs: list[Run], head: ranking.Headline) -> Parts:
-    """Return certified accuracy, corruptions, masking, calibration, planted shortcuts and other data."""
-    bars = certified.bars(runs)
+    bars = accuracy.proof_bars(runs)
     diagrams = [calibration.reliability(run, head) for run in runs]
     return {
         "proved": certified_table.proved(runs),
@@ -207,11 +170,7 @@ def _robustness(runs: list[Run], head: ranking.Headline) -> Parts:
 
 
 def _explanations(folder: StudyFolder, runs: list[Run]) -> Parts:
-    """Return explanations, panels, comparisons and shortcuts."""
     rows = folder.study.comparisons
-    accuracies = [row for row in rows if not row.method]
-    measures = list(dict.fromkeys(row.measure for row in accuracies))
-    forests = (accuracy.forest(name, [row for row in accuracies if row.measure == name]) for name in measures)
     by_method = saliency_figures.forests(rows)
     dots = saliency_figures.explanation_dots(runs)
     return {
@@ -237,13 +196,12 @@ def _explanations(folder: StudyFolder, runs: list[Run]) -> Parts:
         "maps_file": layout.EXAMPLES_FILE,
         "colour_bar": heatmaps.colour_bar(),
         "comparisons": comparisons.comparisons(folder.study),
-        "forests": _all_drawn(forests, "forest"),
+        "forests": _all_drawn(accuracy.forests(rows), "forest"),
         "shortcuts": accuracy_tables.shortcuts(runs),
     }
 
 
 def _provenance(folder: StudyFolder, runs: list[Run]) -> Parts:
-    """Return data, recipe, hardware and times."""
     import yaml
 
     study = folder.study
@@ -270,7 +228,6 @@ def _provenance(folder: StudyFolder, runs: list[Run]) -> Parts:
 
 
 def _left_out(study: StudyDocument) -> str:
-    """Return the networks that could not be trained; empty if there are none."""
     texts = "; ".join(f"{run.run} ({run.reason or 'reason unknown'})" for run in study.selection.left_out)
     return f"Left out of the study, since training failed: {texts}." if texts else ""
 

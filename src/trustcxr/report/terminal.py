@@ -6,7 +6,7 @@ from pathlib import Path
 
 from trustcxr.console import plural
 from trustcxr.registry import ONE_CELL, WORST_CASE, format_baseline
-from trustcxr.report import formatting
+from trustcxr.report import formatting, html
 from trustcxr.report.load import Run, find_lowest, label_runs
 from trustcxr.report.ranking import choose_headline, rank_runs
 from trustcxr.report.tables import accuracy, certified, comparisons
@@ -97,39 +97,12 @@ def describe_export(export: schemas.ExportDocument) -> list[str]:
 
 CALIBRATED = "probabilities are calibrated on the run's validation images, which may not hold for other images"
 NOT_CALIBRATED = "probabilities are not calibrated. Run `trustcxr evaluate` on the run's own data."
-SURVIVES = "survive: the attack does not change the class within that radius, which is no proof"
 
 
 def describe_answer(answer: schemas.ImageAnswer) -> list[str]:
     """Return the answer for one image as lines."""
-    if answer.error is not None and not answer.predicted:
-        return [f"{answer.image}: {_fault(answer)}"]
-    if answer.left_out is not None:
-        return [f"{answer.image}: left out: {answer.left_out}"]
-    ranked = sorted(answer.probabilities.items(), key=lambda pair: -pair[1])
-    lines = [f"{answer.image}: " + ", ".join(f"{name} {p:.1%}" for name, p in ranked)]
-    if doubts := [*answer.warnings, *([answer.border] if answer.border else [])]:
-        lines += ["  REASONS NOT TO RELY ON THIS:", *(f"  - {doubt}" for doubt in doubts)]
-    else:
-        lines.append("  no reason for doubt was found, which is no proof that the answer is right")
-    if answer.calibrated is not None:
-        lines.append(f"  {CALIBRATED if answer.calibrated else NOT_CALIBRATED}")
-    changed = [name.upper() for name, survived in answer.survives.items() if not survived]
-    epsilon = answer.epsilon or 0.0
-    radius = f"epsilon {epsilon:g} ({epsilon * 255:.1f} grey levels of 255)"
-    if changed:
-        lines.append(f"  the answer does NOT survive {' and '.join(changed)} at {radius}")
-    else:
-        names = " and ".join(name.upper() for name in answer.survives)
-        lines.append(f"  the answer survives {names} at {radius}; a stronger attack may still change it")
-    lines.append(f"  {SURVIVES}")
-    if answer.heatmap is not None:
-        lines.append(f"  heatmap of the predicted class: {answer.heatmap}")
-    if answer.dicom:
-        lines.append(f"  as DICOM (Secondary Capture, Structured Report): {', '.join(answer.dicom)}")
-    if answer.no_dicom is not None:
-        lines.append(f"  no DICOM answer: {answer.no_dicom}")
-    return lines + ([] if answer.error is None else [f"  {_fault(answer)}"])
+    parts = {"answer": answer, "fault": _fault(answer), "calibrated": CALIBRATED, "not_calibrated": NOT_CALIBRATED}
+    return html.fill_lines("answer", parts)
 
 
 def describe_failures(answers: Sequence[schemas.ImageAnswer]) -> str:
@@ -180,53 +153,24 @@ def list_accuracies(document: schemas.RunDocument) -> list[dict[str, str]]:
     for attack in document.attacks:
         shown = {"accuracy": format_share(attack.accuracy), "calibration error": _error(attack.ece)}
         shown["balanced"] = format_percent(attack.balanced_accuracy.value)
-        about = {"condition": _attack(attack), "epsilon": f"{attack.epsilon:g}", "n": str(attack.n)}
+        surrogate = f" from {attack.surrogate}" if attack.surrogate else ""
+        about = {"condition": attack.effort.name + surrogate, "epsilon": f"{attack.epsilon:g}", "n": str(attack.n)}
         lines.append(empty | about | shown)
     return lines
 
 
-def _attack(row: schemas.AttackResult | schemas.Drop) -> str:
-    surrogate = f" from {row.surrogate}" if isinstance(row, schemas.AttackResult) and row.surrogate else ""
-    return row.effort.name + surrogate
-
-
 def describe_metrics(document: schemas.RunDocument) -> list[str]:
     """Return the other metrics, a line each: masking, corruptions, external data, shortcuts, calibration."""
-    lines = [document.masking.sentence] if document.masking else []
-    if (mean := document.corruptions_mean) and document.corruptions:
-        worst = find_lowest(document.corruptions)
-        at_worst = (
-            f"; worst {worst.corruption} at {worst.severity}: {format_percent(worst.accuracy.value)}" if worst else ""
-        )
-        lines.append(
-            f"Corruptions: mean accuracy {format_share(mean.accuracy)} over {mean.conditions}, "
-            f"{format_percent(mean.flip_rate.value)} of answers change{at_worst}"
-        )
-    for row in document.drop_from_internal:
-        at = f" at {row.epsilon:g}" if row.epsilon else ""
-        ends = f"{format_percent(row.internal)} internal, {format_percent(row.external)} here"
-        lines.append(f"schemas.Drop from internal, {_attack(row)}{at}: {format_share(row.drop)} ({ends})")
-    if worst_view := document.without_lungs:
-        name = formatting.measure(worst_view.view)
-        lines.append(f"Without the lungs, at worst ({name}): {_with_constant(worst_view)}")
-    for column, parts in (document.by_group or {"source": document.by_source}).items():
-        lines += [f"{column.replace('_', ' ')} {name}: {_with_constant(part)}" for name, part in parts.items()]
-    for kind, planted in document.planted_shortcuts.items():
-        ways = {"as is": planted.as_is, "removed": planted.removed, "moved": planted.moved}
-        shown = ", ".join(f"{how} {format_share(part.accuracy)}" for how, part in ways.items())
-        lines.append(
-            f"Planted {kind} of {planted.carrier}, moved to {planted.moved_to}: {shown}; "
-            f"{format_percent(planted.follows)} follow it ({format_percent(planted.follows_before)} without it)"
-        )
-    if fitted := document.calibration:
-        error = f"error on clean images {_error(fitted.clean.ece)}"
-        lines.append(
-            f"Calibration: {error}; no temperature, since the refit used the validation images"
-            if fitted.temperature is None
-            else f"Calibration: temperature {fitted.temperature:.2f} from {fitted.split}; {error}, "
-            f"{_error(fitted.clean.ece_scaled)} with it"
-        )
-    return lines
+    parts = {
+        "document": document,
+        "worst": find_lowest(document.corruptions),
+        "share": format_share,
+        "percent": format_percent,
+        "error": _error,
+        "with_constant": _with_constant,
+        "f": formatting,
+    }
+    return html.fill_lines("metrics", parts)
 
 
 def list_saliency(part: schemas.SaliencyDocument) -> list[dict[str, str]]:
@@ -247,7 +191,6 @@ def list_saliency(part: schemas.SaliencyDocument) -> list[dict[str, str]]:
 
 
 def _format_lead(lead: schemas.Lead | None) -> str:
-    """Return the lead over a baseline map with interval and name, or a dash."""
     if lead is None or lead.difference.value is None:
         return "-"
     ends = ", ".join(f"{end:+.3f}" for end in lead.difference.interval or ())
@@ -281,7 +224,6 @@ def _number(value: float | None) -> str:
 
 
 def _error(share: schemas.Share) -> str:
-    """Return a calibration error with its 95 % interval."""
     ends = f" [{', '.join(map(_number, share.ci))}]" if share.ci else ""
     return _number(share.value) + ends
 

@@ -148,7 +148,6 @@ def warn_flat_maps(study: StudyRecipe, folder: Path | None = None) -> None:
 
 
 def _flat_maps(study: StudyRecipe, model: ModelRecipe) -> tuple[str, ...]:
-    """Return the CAMs of a study with a map of one cell."""
     import torch
 
     from trustcxr.explain import methods

@@ -174,10 +174,7 @@ class RunFolder:
         return document
 
     def _other_tables(self, images: "Dataset") -> tuple[Path | None, Path | None]:
-        """Return the predictions on validation images to calibrate by, and those on the run's own test images.
-
-        Each is None if there are none, or `images` are they: a temperature would flatter the images it is fitted on.
-        """
+        """Return the predictions on validation images to calibrate by, and those on the run's own test images."""
         internal = own_figures(self.folder) if self.out != self.folder else None
         if internal is not None and internal.document.images == images.fingerprint:
             internal = None

@@ -185,7 +185,6 @@ def report_skipped(*parts: "Dataset") -> None:
 
 
 def _training_data(run: Run) -> dict[str, object]:
-    """Return the entry of run.yaml on the training data."""
     return atomic.section(atomic.read_yaml(run.folder / layout.RUN_FILE), "data")
 
 

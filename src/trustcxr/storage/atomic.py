@@ -58,7 +58,7 @@ def checksum(path: Path) -> str:
 
 def write_json(path: Path, content: Any) -> None:
     """Write one JSON document, typed or plain; NaN becomes null."""
-    _write_text(path, to_json(content))
+    write_text(path, to_json(content))
 
 
 def to_json(content: Any) -> str:
@@ -96,7 +96,7 @@ def read_document(path: Path) -> dict[str, object]:
 
 def write_yaml(path: Path, content: Any) -> None:
     """Write one YAML document."""
-    _write_text(path, yaml.safe_dump(plain(content), sort_keys=False, allow_unicode=True))
+    write_text(path, yaml.safe_dump(plain(content), sort_keys=False, allow_unicode=True))
 
 
 def read_yaml(path: Path, *, what: str = "file", advice: str = "") -> dict[str, object]:
@@ -112,8 +112,9 @@ def read_yaml(path: Path, *, what: str = "file", advice: str = "") -> dict[str, 
     return _require_keys(path, content, advice)
 
 
-def _write_text(path: Path, text: str) -> None:
-    content = text.encode("utf-8")
+def write_text(path: Path, text: str) -> None:
+    """Write a text as UTF-8; what is no text is escaped."""
+    content = text.encode("utf-8", "backslashreplace")
     with atomic_write(path, needed=len(content)) as temporary:
         temporary.write_bytes(content)
 
@@ -187,7 +188,7 @@ def _count_values(value: Any, counted: list[int], above: tuple[int, ...]) -> Non
 def write_table(path: Path, table: "pd.DataFrame") -> None:
     """Write a table as CSV or Parquet, by the ending of `path`."""
     with atomic_write(path) as temporary:
-        if path.suffix == ".csv":
+        if path.suffix.lower() == ".csv":
             table.to_csv(temporary, index=False)
         else:
             table.to_parquet(temporary, index=False)

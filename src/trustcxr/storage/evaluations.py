@@ -61,10 +61,7 @@ def _evaluations(run: Path) -> list[Measured]:
 
 
 def _merge(parts: Sequence[Measured]) -> Measured | None:
-    """Return the newest of several evaluations of the same images, with what it lacks from the others.
-
-    One that measured attacks comes before one of maps alone, and one without proofs before one with them.
-    """
+    """Return the newest of several evaluations of the same images, with what it lacks from the others."""
     if not parts:
         return None
     first, *others = sorted(parts, key=lambda part: (not part.document.attacks, bool(part.document.certified)))

@@ -20,8 +20,6 @@ _WITHIN = (".", "checkpoint", "before_refit", "before_refit/checkpoint", "evalua
 
 
 class _Holder(TypedDict):
-    """The process that holds a folder."""
-
     pid: int
     host: str
     since: str
@@ -139,7 +137,6 @@ def _read_holder(folder: Path) -> _Holder | None:
 
 
 def _lives(process: int) -> bool:
-    """Return whether a process of this machine lives."""
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):

@@ -68,7 +68,6 @@ def is_full(problem: BaseException) -> bool:
 
 
 def _free(path: Path) -> int | None:
-    """Return the free bytes of the disk of `path`."""
     for folder in (path, *path.parents):
         with suppress(OSError):
             return shutil.disk_usage(folder).free

@@ -1,33 +1,21 @@
-"""Compare robust with standard runs on the same images, measure by measure, corrected for multiple comparisons."""
+"""Compare robust with standard runs on the same images, corrected for several comparisons, and over seeds."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from trustcxr import registry
 from trustcxr.explain.saliency_summary import average_changes, cells_of, describe_ceiling, means_over_severities
-from trustcxr.registry import (
-    BACKGROUNDS,
-    BASELINE_MAPS,
-    HIGHER_IS_BETTER,
-    HIT_RATE,
-    LOWER_IS_BETTER,
-    ONE_CELL,
-    RANDOM_MAP,
-    STABILITY_ATTACK,
-    VIEWS,
-    WORST_CASE,
-    Method,
-    direction,
-    format_attack,
-)
+from trustcxr.registry import BASELINE_MAPS, HIGHER_IS_BETTER, LOWER_IS_BETTER, Method, format_attack
 from trustcxr.statistics import holm, paired
 from trustcxr.storage import atomic
 from trustcxr.storage.layout import METRICS_FILE, PREDICTIONS_FILE, SALIENCY_FILE
 from trustcxr.storage.prediction_table import CLEAN, efforts_of, logits_of
-from trustcxr.storage.schemas import LEVEL, Comparison, RunDocument, Share, read_schema
+from trustcxr.storage.schemas import LEVEL, Comparison, OverSeeds, RunDocument, SeedFigure, Share, read_schema
 
 
 class Key(NamedTuple):
@@ -74,7 +62,7 @@ def compare_documents(runs: Mapping[Path, RunDocument], *, resamples: int = 2000
 
 
 def _gated(document: RunDocument) -> bool:
-    background = BACKGROUNDS.get(document.background)
+    background = registry.BACKGROUNDS.get(document.background)
     return background is not None and background.gate
 
 
@@ -82,7 +70,7 @@ def _row(document: RunDocument, key: Key, first: pd.DataFrame, second: pd.DataFr
     shared = first.index.intersection(second.index)
     before, after = first.loc[shared], second.loc[shared]
     result = paired(before["value"], after["value"], before["group"], resamples=resamples)
-    better = direction(key.measure)
+    better = registry.direction(key.measure)
     moved = np.asarray(after["value"] - before["value"], dtype=float)
     improved = float((better * moved[np.isfinite(moved)] > 0).mean()) if result.n and better else result.improved
     return Comparison(
@@ -146,8 +134,8 @@ def _accuracies(predictions: pd.DataFrame) -> dict[Key, pd.DataFrame]:
     tables: dict[Key, pd.DataFrame] = {}
     corrupted = predictions["severity"].fillna(0) > 0 if "severity" in predictions else np.zeros(len(right), dtype=bool)
     for (attack, epsilon), rows in predictions[~corrupted].groupby(["attack", "epsilon"], sort=False):
-        name = f"{attack} accuracy" if attack in (CLEAN, *VIEWS) else f"{attack} accuracy @{epsilon:g}"
-        if attack == WORST_CASE:  # only equal efforts compare
+        name = f"{attack} accuracy" if attack in (CLEAN, *registry.VIEWS) else f"{attack} accuracy @{epsilon:g}"
+        if attack == registry.WORST_CASE:  # only equal efforts compare
             efforts = [part for _, part in rows.groupby("steps")] if "steps" in rows else [rows]
             named = {f"{format_attack(attack, **efforts_of(part))} accuracy @{epsilon:g}": part for part in efforts}
             tables |= {Key(key): part.set_index("sample_id")[["value", "group"]] for key, part in named.items()}
@@ -162,15 +150,15 @@ def _accuracies(predictions: pd.DataFrame) -> dict[Key, pd.DataFrame]:
 
 def _maps(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     """Yield the rows of each method except maps of one cell, and without hit rates of too few cells."""
-    for method, rows in table[table["method"] != RANDOM_MAP].groupby("method", sort=False):
-        if cells_of(rows) != ONE_CELL:
-            yield str(method), rows[rows["measure"] != HIT_RATE] if describe_ceiling(rows) else rows
+    for method, rows in table[table["method"] != registry.RANDOM_MAP].groupby("method", sort=False):
+        if cells_of(rows) != registry.ONE_CELL:
+            yield str(method), rows[rows["measure"] != registry.HIT_RATE] if describe_ceiling(rows) else rows
 
 
 def _saliency(table: pd.DataFrame) -> dict[Key, pd.DataFrame]:
     tables: dict[Key, pd.DataFrame] = {}
     for method, rows in _maps(table):
-        stability = (rows["measure"] == "stability_ssim") & (rows["condition"] == STABILITY_ATTACK)
+        stability = (rows["measure"] == "stability_ssim") & (rows["condition"] == registry.STABILITY_ATTACK)
         named = {
             str(measure): means_over_severities(part)
             for measure, part in rows[(rows["condition"] == CLEAN) | stability].groupby("measure", sort=False)
@@ -179,3 +167,59 @@ def _saliency(table: pd.DataFrame) -> dict[Key, pd.DataFrame]:
             named |= average_changes(rows)
         tables |= {Key(m, method): named[m] for m in (*HIGHER_IS_BETTER, *LOWER_IS_BETTER) if m in named}
     return tables
+
+
+ENERGY = "infection_energy"
+
+
+def over_seeds(runs: Sequence[RunDocument]) -> list[OverSeeds]:
+    """Return mean and spread of each figure, for every network and defence with more than one seed."""
+    groups: dict[tuple[str, ...], list[RunDocument]] = {}
+    for run in runs:
+        groups.setdefault((run.model, run.defence, run.label, run.background, run.split), []).append(run)
+    spreads = []
+    for (model, defence, label, background, split), several in groups.items():
+        seeds = [run.seed for run in several if run.seed is not None]
+        if len(seeds) > 1:
+            names = {"model": model, "defence": defence, "label": label, "background": background, "split": split}
+            values = [dict(_figures(run)) for run in several]
+            shared = [key for key in values[0] if all(key in other for other in values)]
+            spread = [_figure(key, [other[key] for other in values]) for key in shared]
+            spreads.append(OverSeeds(**names, seeds=seeds, figures=spread))
+    return spreads
+
+
+def _figure(key: tuple[str, str], values: list[float]) -> SeedFigure:
+    measure, method = key
+    return SeedFigure(
+        measure=measure,
+        method=method or None,
+        mean=fmean(values),
+        deviation=stdev(values),
+        lowest=min(values),
+        highest=max(values),
+        n=len(values),
+    )
+
+
+def _figures(run: RunDocument) -> Iterator[tuple[tuple[str, str], float]]:
+    """Yield (measure, saliency method) and value; of an attack the lowest accuracy of any number of steps."""
+    clean = run.clean
+    yield from _named(f"{CLEAN} accuracy", clean.accuracy.value)
+    lowest: dict[str, float] = {}
+    for attack in run.attacks:
+        if attack.accuracy.value is not None:
+            worst = attack.attack == registry.WORST_CASE  # only equal efforts share a row
+            name = f"{attack.effort.name if worst else attack.attack} accuracy @{attack.epsilon:g}"
+            lowest[name] = min(attack.accuracy.value, lowest.get(name, 1.0))
+    for name, value in lowest.items():
+        yield from _named(name, value)
+    for name, share in (("f1_macro", clean.f1_macro), ("auroc_macro", clean.auroc_macro), ("ece", clean.ece)):
+        yield from _named(name, share.value)
+    for method, saliency in run.saliency.items():
+        yield from _named(ENERGY, saliency.figure(ENERGY).value, method)
+
+
+def _named(measure: str, value: float | None, method: str = "") -> Iterator[tuple[tuple[str, str], float]]:
+    if value is not None:
+        yield (measure, method), value

@@ -4,6 +4,7 @@ An engine does each step. A step writes a file, and a current file is not comput
 """
 
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,36 +14,21 @@ import numpy as np
 import pandas as pd
 
 from trustcxr.console import format_duration, log, plural
-from trustcxr.data import load_dataset, remote
+from trustcxr.data import load_dataset, read_manifest, remote
 from trustcxr.data.fingerprints import hash_training_data
 from trustcxr.errors import UserError
+from trustcxr.recipes import study_recipe
 from trustcxr.recipes.parsing import validate
 from trustcxr.recipes.run_recipe import RunRecipe
-from trustcxr.recipes.study_recipe import (
-    StudyRecipe,
-    adds_seeds,
-    check_seeds,
-    describe_growth,
-    run_recipe,
-    without_tracker,
-)
+from trustcxr.recipes.study_recipe import StudyRecipe, run_recipe
 from trustcxr.recipes.training_recipe import DefenceRecipe
 from trustcxr.runs import preflight, provenance
+from trustcxr.runs.provenance import data_hash, hash_of
 from trustcxr.runs.test_data import check_out, report_skipped
 from trustcxr.runs.training_data import add_data, check_added
 from trustcxr.storage import atomic, layout, schemas
 from trustcxr.storage.locks import folder_lock
-from trustcxr.storage.schemas import (
-    VERSION,
-    DataDescription,
-    FailedRun,
-    Ranked,
-    RunDocument,
-    Selection,
-    StudyDocument,
-    TrainingDocument,
-)
-from trustcxr.study import comparison, cost, data_check, seed_spread, status
+from trustcxr.study import comparison, cost, status
 from trustcxr.study.engines import Engine, Failure, Task, failures
 from trustcxr.study.selection import left_out, ranked
 from trustcxr.study.steps import carry_out
@@ -77,7 +63,7 @@ class Study:
         self.check_data, self.devices, self.threads = check_data, devices, threads
         self.failures: list[Failure] = []
 
-    def run(self) -> StudyDocument:
+    def run(self) -> schemas.StudyDocument:
         """Run the study and return study.json. A study that was cut off resumes."""
         check_out(self.folder, self.data)
         self.engine.preflight(self.folder)
@@ -95,13 +81,13 @@ class Study:
         elif before not in (None, self.threads):
             log(f"--threads {self.threads}: the study began with {before}, so from here on bits may differ")
 
-    def _carry_out(self) -> StudyDocument:
+    def _carry_out(self) -> schemas.StudyDocument:
         self._clock = time.monotonic()
         datasets = self._read_data()
         self._claim_folder()
         preflight.warn_flat_maps(self.recipe, self.folder)
         if self.check_data:
-            data_check.write(self.recipe, self.data, self.folder, datasets.values())
+            write_data_check(self.recipe, self.data, self.folder, datasets.values())
         recipe = self.recipe
         baselines = [run_recipe(recipe, model, DefenceRecipe(), s) for model in recipe.models for s in recipe.seeds]
         defended_count = min(recipe.selection.count, len(recipe.models)) * len(recipe.defences) * len(recipe.seeds)
@@ -152,25 +138,22 @@ class Study:
         atomic.write_yaml(self.folder / layout.DATA_FILE, {"path": remote.resolve_address(self.data)})
 
     def _resume(self, content: dict[str, object]) -> None:
-        """Check that study.yaml is of this study and images, add the runs left out to `content`, and log changes.
-
-        Raises UserError if it is another study. A recipe may grow, or leave out networks that were not trained.
-        """
+        """Check that study.yaml is of this study and images, add the runs left out to `content`, and log changes."""
         stored, recipe = layout.read_study(self.folder), self.recipe
         earlier, before = recipe, stored.get("recipe")
         with suppress(UserError):  # a recipe that cannot be read is shown as it is
             earlier = validate(StudyRecipe, before or {}, str(self.folder / layout.STUDY_FILE))
-            before = without_tracker(earlier).model_dump(mode="json")
-        check_seeds(earlier, recipe, self.folder)
-        dropped, grown = left_out(self.folder, earlier, recipe), adds_seeds(earlier, recipe)
-        changed = _differences(before, without_tracker(recipe).model_dump(mode="json"), "recipe")
+            before = study_recipe.without_tracker(earlier).model_dump(mode="json")
+        study_recipe.check_seeds(earlier, recipe, self.folder)
+        dropped, grown = left_out(self.folder, earlier, recipe), study_recipe.adds_seeds(earlier, recipe)
+        changed = _differences(before, study_recipe.without_tracker(recipe).model_dump(mode="json"), "recipe")
         if changed and not (grown or dropped):
             raise UserError(f"{self.folder}: holds another study: {'; '.join(changed[:5])}; choose another --out")
         if stored.get("fingerprint") != content["fingerprint"]:
             raise UserError(f"{self.folder}: holds a study of other images than {self.data}; choose another --out")
         log(f"going on with the study in {self.folder}")
         if grown:
-            log(f"it has grown {describe_growth(earlier, recipe)}: runs that are finished stay")
+            log(f"it has grown {study_recipe.describe_growth(earlier, recipe)}: runs that are finished stay")
         if dropped:
             log(f"left out by the recipe, as they were not trained: {', '.join(dropped)}; the report will name them")
         reasons = atomic.section(stored, LEFT_OUT)
@@ -223,13 +206,12 @@ class Study:
         self._clock = now
 
     def _seconds(self) -> float:
-        """Return the seconds of all starts of this study."""
         return cost.read_seconds(self.folder).get("seconds", 0.0)
 
     def _run_folder(self, run: RunRecipe) -> Path:
         return self.folder / "runs" / run.name
 
-    def _choose(self, baselines: list[RunRecipe], trained: list[RunRecipe]) -> list[Ranked]:
+    def _choose(self, baselines: list[RunRecipe], trained: list[RunRecipe]) -> list[schemas.Ranked]:
         """Rank the networks by validation, best first; return none if a missing one could be chosen."""
         by, split = self.recipe.selection.by, self.recipe.data.splits.val
         missing = [run.name for run in baselines if run not in trained]
@@ -261,14 +243,14 @@ class Study:
             atomic.write_arrays(folder / layout.EXAMPLES_FILE, arrays | {provenance.KEY: np.array(key)})
 
     def _document(
-        self, runs: list[RunRecipe], ranking: list[Ranked], datasets: dict[str, "Dataset"], seconds: float
-    ) -> StudyDocument:
+        self, runs: list[RunRecipe], ranking: list[schemas.Ranked], datasets: dict[str, "Dataset"], seconds: float
+    ) -> schemas.StudyDocument:
         folders, recipe = [self._run_folder(run) for run in runs], self.recipe
-        tested = [schemas.read_schema(RunDocument, folder / layout.METRICS_FILE) for folder in folders]
+        tested = [schemas.read_schema(schemas.RunDocument, folder / layout.METRICS_FILE) for folder in folders]
         for document, folder in zip(tested, folders, strict=True):
-            document.training = schemas.read_schema(TrainingDocument, folder / layout.TRAINING_FILE)
-        return StudyDocument(
-            version=VERSION,
+            document.training = schemas.read_schema(schemas.TrainingDocument, folder / layout.TRAINING_FILE)
+        return schemas.StudyDocument(
+            version=schemas.VERSION,
             study=recipe.name,
             title=recipe.title,
             notice=NOTICE,
@@ -281,21 +263,21 @@ class Study:
             data=describe_data(self.data, datasets),
             recipe=recipe.model_dump(mode="json"),
             classes=list(datasets["test"].classes),
-            selection=Selection(
+            selection=schemas.Selection(
                 split=recipe.data.splits.val,
                 by=recipe.selection.by,
                 count=recipe.selection.count,
                 ranking=ranking,
                 left_out=[
-                    FailedRun(run=name, reason=str(reason))
+                    schemas.FailedRun(run=name, reason=str(reason))
                     for name, reason in atomic.section(layout.read_study(self.folder), LEFT_OUT).items()
                 ],
             ),
             runs=tested,
-            over_seeds=seed_spread.over_seeds(tested),
+            over_seeds=comparison.over_seeds(tested),
             comparisons=comparison.standard_against_robust(folders, resamples=recipe.evaluation.bootstrap),
             alarms=[alarm.model_copy(update={"run": run.run}) for run in tested for alarm in run.alarms],
-            failures=[FailedRun(run=failure.name, reason=failure.reason) for failure in self.failures],
+            failures=[schemas.FailedRun(run=failure.name, reason=failure.reason) for failure in self.failures],
         )
 
 
@@ -320,7 +302,7 @@ def _short(value: Any, most: int = 60) -> str:
     return text if len(text) <= most else f"{text[:most]}..."
 
 
-def describe_data(root: Path, datasets: dict[str, "Dataset"]) -> DataDescription:
+def describe_data(root: Path, datasets: dict[str, "Dataset"]) -> schemas.DataDescription:
     """Count images, masks and groups of each split."""
     counts, masks = {}, {}
     for part in datasets.values():
@@ -330,7 +312,7 @@ def describe_data(root: Path, datasets: dict[str, "Dataset"]) -> DataDescription
         lesions = part.masks("infection")[np.flatnonzero(part.has_mask("infection"))]
         masks[split] = int(sum(bool(mask.any()) for mask in lesions))
     first = datasets["train"]
-    return DataDescription(
+    return schemas.DataDescription(
         root_name=root.resolve().name,
         layout=getattr(first, "layout", ""),
         notes=list(first.notes),
@@ -344,13 +326,13 @@ def describe_data(root: Path, datasets: dict[str, "Dataset"]) -> DataDescription
     )
 
 
-def summary(document: StudyDocument) -> str:
+def summary(document: schemas.StudyDocument) -> str:
     """Summarise a finished study in one line."""
     runs, alarms = plural(len(document.runs), "run"), plural(len(document.alarms), "alarm")
     return f"{runs}, {alarms}, {format_duration(document.seconds or 0)}"
 
 
-def missing(document: StudyDocument) -> str:
+def missing(document: schemas.StudyDocument) -> str:
     """Name the runs that a study could not finish, and those that depend on them."""
     names = [str(failure.run) for failure in document.failures]
     recipe = validate(StudyRecipe, document.recipe, "recipe")
@@ -360,3 +342,24 @@ def missing(document: StudyDocument) -> str:
         listed = {*names, *(run.run for run in document.runs)}
         names += [run.name for run in status.plan_runs(recipe, None).certain if run.name not in listed]
     return ", ".join(names)
+
+
+_OF = "of"  # key of a checksum of images and masks
+
+
+def write_data_check(recipe: StudyRecipe, data: Path, folder: Path, images: Iterable["Dataset"]) -> Path:
+    """Write data-check.json into the study's folder, as `trustcxr data check --json`, unless it is current."""
+    from trustcxr.data.checks.check import check_data
+
+    path, now = folder / layout.DATA_CHECK_FILE, hash_of(data=[data_hash(one, *one.mask_kinds) for one in images])
+    before = str(atomic.read_document(path).get(_OF)) if atomic.is_readable(path) else ""
+    if before != now:
+        if before:
+            log(f"{path}: of other images or masks: checked again")
+        listing, labels = recipe.data.listing(), recipe.data.labels
+        report = (
+            check_data(read_manifest(data, **listing).with_labels(labels)) if labels else check_data(data, **listing)
+        )
+        atomic.write_json(path, report.to_dict() | {_OF: now})
+        log(f"data check: {report.verdict}")
+    return path

@@ -9,16 +9,10 @@ from pathlib import Path
 
 from trustcxr.console import format_duration, log, plural
 from trustcxr.errors import UserError
+from trustcxr.recipes import study_recipe
 from trustcxr.recipes.parsing import validate
 from trustcxr.recipes.run_recipe import RunRecipe
-from trustcxr.recipes.study_recipe import (
-    StudyRecipe,
-    adds_seeds,
-    check_seeds,
-    removed_models,
-    run_recipe,
-    without_tracker,
-)
+from trustcxr.recipes.study_recipe import StudyRecipe, run_recipe
 from trustcxr.recipes.training_recipe import DefenceRecipe
 from trustcxr.storage import atomic, layout, locks, schemas
 from trustcxr.storage.os_errors import shell_quote
@@ -191,11 +185,11 @@ def dry_run(
 
 def _check_same_study(begun: Path, recipe: StudyRecipe) -> None:
     before = read_recipe(begun)
-    check_seeds(before, recipe, begun)
+    study_recipe.check_seeds(before, recipe, begun)
     if (
-        without_tracker(before) != without_tracker(recipe)
-        and not adds_seeds(before, recipe)
-        and not removed_models(before, recipe)
+        study_recipe.without_tracker(before) != study_recipe.without_tracker(recipe)
+        and not study_recipe.adds_seeds(before, recipe)
+        and not study_recipe.removed_models(before, recipe)
     ):
         raise UserError(
             f"{begun}: holds a study of another recipe. Choose another --out, or see "

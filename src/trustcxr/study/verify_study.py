@@ -21,7 +21,7 @@ from trustcxr.runs import explain_run
 from trustcxr.runs.test_data import validation_file
 from trustcxr.storage import atomic, layout, prediction_table, schemas
 from trustcxr.storage.schemas import Difference, RunDocument, TrainingDocument, VerifiedDocument
-from trustcxr.study import comparison, seed_spread, status
+from trustcxr.study import comparison, status
 from trustcxr.study.engines import failures
 from trustcxr.study.selection import ranked
 from trustcxr.version import NOTICE
@@ -184,7 +184,7 @@ class _Verification:
         alarms = [alarm.model_copy(update={"run": run.run}) for run in computed.values() for alarm in run.alarms]
         again: dict[str, object] = {
             "comparisons": comparison.compare_documents(at, resamples=self.recipe.evaluation.bootstrap),
-            "over_seeds": seed_spread.over_seeds(list(computed.values())),
+            "over_seeds": comparison.over_seeds(list(computed.values())),
             "alarms": [alarm for alarm in alarms if alarm.kind != _OF_IMAGES],
             "ranking": self._ranking(computed),
         }
@@ -320,5 +320,4 @@ def _records(content: object) -> list[dict[str, Any]]:
 
 
 def _plain(document: object) -> Any:
-    """Return a document as JSON has it."""
     return json.loads(atomic.to_json(document))

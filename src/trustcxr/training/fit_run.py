@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 import pytorch_lightning as pl
 import torch
 from torch import nn
@@ -73,7 +74,6 @@ def fit(
 def _fit_part(
     recipe: RunRecipe, train: "Dataset | JoinedDataset", val: "Dataset", folder: Path, devices: Devices
 ) -> TrainingDocument:
-    """Train the part of one process of `devices`."""
     if environment.device_kind() == "cpu":
         keep_freed_memory()
     if not recipe.training.refit:
@@ -290,10 +290,7 @@ def _finish(
 def _write_recipe(
     folder: Path, recipe: RunRecipe, train: "Dataset | JoinedDataset", devices: Devices, done: int | None
 ) -> None:
-    """Write run.yaml and the list of training images; raise UserError if the folder was trained on other images.
-
-    `done`: the epochs it resumes from; None if nothing is trained into this folder now.
-    """
+    """Write run.yaml and the list of training images; raise UserError if the folder was trained on other images."""
     folder.mkdir(parents=True, exist_ok=True)
     fingerprints.check_same_images(folder, train)
     content: dict[str, object] = {
@@ -309,7 +306,8 @@ def _write_recipe(
     )
     atomic.write_yaml(path, content)
     if not (folder / layout.IMAGES_FILE).is_file():
-        atomic.write_table(folder / layout.IMAGES_FILE, fingerprints.list_training_images(train))
+        table = pd.DataFrame({"sample_id": train.sample_ids, "image": train.image_sums})
+        atomic.write_table(folder / layout.IMAGES_FILE, table)
 
 
 @contextmanager

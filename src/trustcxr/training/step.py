@@ -205,12 +205,9 @@ class TrainingStep(pl.LightningModule):
         return replace(lesion_batch, pixels=lesion_batch.pixels.contiguous(memory_format=torch.channels_last))
 
     def _pixels(self, images: Tensor, rows: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Return a batch as the model sees it, with lung and lesion masks if the recipe needs them.
-
-        The random state depends on seed and step alone, so that a resumed run gives the same bits. All replays of a
-        batch are augmented alike.
-        """
+        """Return a batch as the model sees it, with lung and lesion masks if the recipe needs them."""
         training, first = self.recipe.training, (self.recipe.seed + 1) * 1_000_003
+        # By seed and step alone, so that a resumed run gives the same bits.
         torch.manual_seed(first + self.global_step + (self.devices.rank << 32))
         generator = torch.Generator().manual_seed(first + self.global_step // replays(self.recipe))
         pixels, lungs, lesions = to_pixels(images), None, None

@@ -4,6 +4,7 @@ Both are new series in the study of the image. They refer to it and copy its pat
 de-identification. No file name, institution or device is copied.
 """
 
+import hashlib
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from trustcxr.apps.dicom.structured_report import make_content
 from trustcxr.data.images.dicom_files import INSTALL, MANUFACTURER, RESULT_ENDINGS, is_own_result, read_header
 from trustcxr.data.images.greyscale import quiet
 from trustcxr.errors import UserError
@@ -23,6 +23,7 @@ from trustcxr.storage.schemas import ImageAnswer
 from trustcxr.version import NOTICE, __version__
 
 if TYPE_CHECKING:
+    from highdicom.sr import CodedConcept, MeasurementReport, MeasurementsAndQualitativeEvaluations
     from pydicom import Dataset
 
 MOST_SIDE = 2048  # pixels of the heatmap's longer side
@@ -102,7 +103,6 @@ def write(image: Path, answer: ImageAnswer) -> list[str]:
 
 
 def _list_referenced(path: Path) -> set[str]:
-    """Return the UIDs of the images that an answer refers to."""
     with quiet():
         return {str(each.value) for each in read_header(path).iterall() if each.keyword == "ReferencedSOPInstanceUID"}
 
@@ -152,10 +152,7 @@ def check_installed() -> None:
 
 
 def _read_header(image: Path | bytes) -> "Dataset":
-    """Return the header in Unicode, with invalid optional values emptied.
-
-    Raises NoDicomAnswer if it cannot be read or an identifier is missing.
-    """
+    """Return the header in Unicode, with invalid optional values emptied."""
     import pydicom
 
     try:
@@ -193,7 +190,6 @@ def _is_valid(header: "Dataset", name: str) -> bool:
 
 
 def _describe_equipment(answer: ImageAnswer, title: str) -> Any:
-    """Return the values of the series and equipment modules."""
     return {
         "series_description": f"{MANUFACTURER} {title}: {RESEARCH}",
         "manufacturer": MANUFACTURER,
@@ -265,3 +261,92 @@ def _make_report(header: "Dataset", heatmap: "Dataset | None", answer: ImageAnsw
     )
     del report.ContributingEquipmentSequence  # highdicom names the image's institution and device there
     return report
+
+
+SCHEME = "99TRUSTCXR"  # private codes: class names of a model are free
+_MAX_MEANING = 64  # characters
+_DOUBT = "Reason for doubt"
+_REFUSED = "No class was answered"
+
+
+def make_content(header: "Dataset", heatmap: "Dataset | None", answer: ImageAnswer) -> "MeasurementReport":
+    """Return the report: the observing device, and one group with class, probabilities, attacks survived and notes.
+
+    Without a class, the group has the reason alone.
+    """
+    from highdicom import sr
+    from pydicom.sr.codedict import codes
+
+    device = sr.DeviceObserverIdentifyingAttributes(
+        uid=sr_uid(f"{MANUFACTURER} {answer.run}"),
+        name=MANUFACTURER,
+        manufacturer_name=MANUFACTURER,
+        model_name=answer.run or None,
+    )
+    observer = sr.ObserverContext(codes.DCM.Device, device)
+    return sr.MeasurementReport(
+        sr.ObservationContext(observer_device_context=observer),
+        procedure_reported=sr.CodedConcept("399208008", "SCT", "Plain X-ray of chest"),
+        title=codes.DCM.ImagingMeasurementReport,
+        imaging_measurements=[_group(header, heatmap, answer)],
+    )
+
+
+def make_code(name: str, template: str = "{}") -> "CodedConcept":
+    """Return a private code for `template` filled with `name`; equal text gives an equal code.
+
+    The middle of a name is left out if the meaning is longer than 64 characters.
+    """
+    from highdicom.sr import CodedConcept
+
+    room = _MAX_MEANING - len(template.format(""))
+    end = room // 2
+    short = name if len(name) <= room else f"{name[: room - end - 5]} ... {name[-end:]}"
+    code = hashlib.blake2b(template.format(name).encode(), digest_size=6).hexdigest().upper()
+    return CodedConcept(code, SCHEME, template.format(short))
+
+
+def sr_uid(text: str) -> str:
+    """Return a UID that depends on the text alone. It identifies a model, which has no serial number."""
+    from pydicom.uid import generate_uid
+
+    return str(generate_uid(prefix=None, entropy_srcs=[text]))
+
+
+def _group(
+    header: "Dataset", heatmap: "Dataset | None", answer: ImageAnswer
+) -> "MeasurementsAndQualitativeEvaluations":
+    from highdicom import sr
+    from pydicom.sr.codedict import codes
+
+    scale = "calibrated" if answer.calibrated else "not calibrated"
+    group = sr.MeasurementsAndQualitativeEvaluations(
+        sr.TrackingIdentifier(identifier="Whole image"),
+        algorithm_id=sr.AlgorithmIdentification(answer.run or MANUFACTURER, __version__),
+        measurements=[
+            sr.Measurement(make_code(name, f"Probability of {{}}, {scale}"), round(value, 4), codes.UCUM.NoUnits)
+            for name, value in answer.probabilities.items()
+        ],
+        qualitative_evaluations=[
+            sr.QualitativeEvaluation(make_code("Class answered"), make_code(answer.predicted or "none")),
+            *(
+                sr.QualitativeEvaluation(
+                    make_code(f"Answer survives {name} at epsilon {answer.epsilon:g}"),
+                    codes.SCT.Yes if survived else codes.SCT.No,
+                )
+                for name, survived in answer.survives.items()
+            ),
+        ],
+        source_images=[sr.SourceImageForMeasurementGroup(header.SOPClassUID, header.SOPInstanceUID)],
+    )
+    inside = group[0].ContentSequence
+    if heatmap is not None:
+        picture = sr.CodedConcept("121200", "DCM", "Illustration of ROI")
+        inside.append(
+            sr.ImageContentItem(picture, heatmap.SOPClassUID, heatmap.SOPInstanceUID, relationship_type="CONTAINS")
+        )
+    refused = [f"{_REFUSED}: {answer.left_out}"] if answer.left_out else []
+    near = [f"{answer.border[:1].upper()}{answer.border[1:]}"] if answer.border else []
+    for text in (NOTICE, *refused, *(f"{_DOUBT}: {doubt}" for doubt in answer.warnings), *near):
+        inside.append(sr.TextContentItem(codes.DCM.Comment, text, relationship_type="CONTAINS"))
+    return group

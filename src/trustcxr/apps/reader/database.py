@@ -23,19 +23,7 @@ from trustcxr.storage.os_errors import writing
 FOLDER, FILE = "reader", "reader.sqlite"
 RATINGS = (1, 2, 3, 4, 5)
 _VERSION = 2
-_TABLES = """
-CREATE TABLE study (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE images (number INTEGER PRIMARY KEY, sample TEXT NOT NULL UNIQUE, grouped TEXT NOT NULL,
-                    picture BLOB NOT NULL, mask BLOB NOT NULL);
-CREATE TABLE maps (image INTEGER NOT NULL REFERENCES images, arm INTEGER NOT NULL, picture BLOB NOT NULL,
-                   PRIMARY KEY (image, arm));
-CREATE TABLE readers (number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, token TEXT NOT NULL UNIQUE);
-CREATE TABLE marks (reader INTEGER NOT NULL REFERENCES readers, image INTEGER NOT NULL REFERENCES images,
-                    regions TEXT NOT NULL, saved TEXT NOT NULL, PRIMARY KEY (reader, image));
-CREATE TABLE judgements (reader INTEGER NOT NULL REFERENCES readers, image INTEGER NOT NULL REFERENCES images,
-                         arm INTEGER NOT NULL, ranked INTEGER, rating INTEGER, saved TEXT NOT NULL,
-                         PRIMARY KEY (reader, image, arm));
-"""
+_TABLES = Path(__file__).with_name("tables.sql")
 
 
 @dataclass(frozen=True)
@@ -95,7 +83,7 @@ class Store:
             temporary.unlink(missing_ok=True)
             os.close(os.open(temporary, os.O_CREAT | os.O_EXCL, 0o600))
             with _open(temporary) as base:
-                base.executescript(_TABLES)
+                base.executescript(_TABLES.read_text(encoding="utf-8"))
                 base.executemany("INSERT INTO study VALUES (?, ?)", about.items())
                 for index, image in enumerate(images):
                     row = (index, image.sample, image.group, image.picture, image.mask)

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from trustcxr.apps.reader.database import StudyImage
-from trustcxr.data.images import resize as squares
+from trustcxr.data.images import read as squares
 from trustcxr.data.images.greyscale import UnreadableImage
 from trustcxr.data.images.read import read_image
 from trustcxr.errors import UserError, lookup

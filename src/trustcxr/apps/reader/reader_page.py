@@ -164,7 +164,6 @@ def _add_routes(app: FastAPI, api: ReaderApi) -> None:
 
 
 async def _read_body(request: Request, kind: type[_Body]) -> _Body:
-    """Return the body of a request, of at most MOST_BYTES."""
     body = b""
     try:
         async for piece in request.stream():

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from trustcxr.apps.reader import agreement, preference
+from trustcxr.apps.reader import reader_statistics
 from trustcxr.apps.reader.annotations import draw_mask
 from trustcxr.apps.reader.database import Reader, Store
 from trustcxr.errors import UserError
@@ -109,7 +109,7 @@ def _ratings(answers: Responses) -> Table:
 
 
 def _preference(answers: Responses) -> Table:
-    strengths = preference.compute_strengths(answers.ranks, answers.groups, resamples=RESAMPLES)
+    strengths = reader_statistics.compute_strengths(answers.ranks, answers.groups, resamples=RESAMPLES)
     first = _share_first_ranks(answers)
     rows = []
     for k, (arm, strength) in enumerate(zip(answers.arms, strengths, strict=True)):
@@ -149,7 +149,7 @@ def _pairs(answers: Responses) -> Table:
             Cell(formatting.decimal(pair.p_value, 4), value=pair.p_value),
             table.whole(pair.images),
         ]
-        for pair in preference.compare_pairs(answers.ranks, answers.groups, resamples=RESAMPLES)
+        for pair in reader_statistics.compare_pairs(answers.ranks, answers.groups, resamples=RESAMPLES)
     ]
     caption = "p: of each image's net preference, its sign flipped by groups, corrected for the number of pairs (Holm)."
     return Table("Readers: pairs", ["map", "against", "preferred (%)", "p", "images"], rows, heads=2, caption=caption)
@@ -167,10 +167,10 @@ def _agreement(answers: Responses) -> Table:
     ranks, ratings = flat
     twice = np.tile(weights, (1, len(answers.arms)))
     values_of = {
-        "which map is best: Fleiss’ kappa": agreement.fleiss_kappa(best, weights),
-        "which map is best: Krippendorff’s alpha": agreement.krippendorff_alpha(best, "nominal", weights),
-        "ranks: Krippendorff’s alpha, ordinal": agreement.krippendorff_alpha(ranks, "ordinal", twice),
-        "ratings: Krippendorff’s alpha, ordinal": agreement.krippendorff_alpha(ratings, "ordinal", twice),
+        "which map is best: Fleiss’ kappa": reader_statistics.fleiss_kappa(best, weights),
+        "which map is best: Krippendorff’s alpha": reader_statistics.krippendorff_alpha(best, "nominal", weights),
+        "ranks: Krippendorff’s alpha, ordinal": reader_statistics.krippendorff_alpha(ranks, "ordinal", twice),
+        "ratings: Krippendorff’s alpha, ordinal": reader_statistics.krippendorff_alpha(ratings, "ordinal", twice),
         "regions: mean IoU of two readers": bootstrap.means(_mean_overlap(answers)),
     }
     chosen = {

@@ -73,7 +73,7 @@ class ImageApi:
             self.counts.count(kind, status, time.perf_counter() - start)
 
     async def _answer(self, request: Request, kind: Kind) -> Response:
-        if self.inside >= self.limits.max_requests:
+        if self.inside >= self.limits.workers + self.limits.waiting:
             await uploads.drain(request, self.limits)
             return busy_response("all workers are busy: try again soon")
         self.inside += 1
@@ -237,7 +237,6 @@ def _parse_epsilon(text: str) -> float:
 
 
 def _request_schema(kind: Kind) -> dict[str, object]:
-    """Return the schema of the form."""
     all_properties: dict[str, object] = {
         "file": {"type": "string", "format": "binary", "description": "A PNG, JPEG or DICOM image."},
         "run": {"type": "string", "description": "One of /api/v1/runs; default: the first."},

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from trustcxr.apps.dicom import writer as dicom_answers
 from trustcxr.apps.serve import api_models
-from trustcxr.data.images import dicom_files, greyscale, resize
+from trustcxr.data.images import dicom_files, greyscale, read
 from trustcxr.errors import lookup
 from trustcxr.evaluation.trained_run import Run
 from trustcxr.explain import counterfactual_view, doubts, ood
@@ -172,7 +172,7 @@ def _describe(model: ServedModel, answer: ImageAnswer, since: float) -> dict[str
 
 
 def _map(run: Run, saliency: counterfactual_view.Map, image: one_image.LoadedImage) -> api_models.SaliencyMap:
-    shown = resize.to_original(run.size, image.pixels.shape, run.resize)
+    shown = read.to_original(run.size, image.pixels.shape, run.resize)
     measured = run.metrics.saliency.get(saliency.method) if run.metrics else None
     baselines = [
         api_models.BaselineMap(
@@ -246,7 +246,6 @@ def _encode_difference(change: Tensor) -> tuple[str, float]:
 
 
 def _encode_png(image: Image.Image) -> str:
-    """Encode an image as PNG in base64."""
     file = io.BytesIO()
     image.save(file, "PNG", compress_level=3)
     return base64.b64encode(file.getvalue()).decode("ascii")

@@ -21,8 +21,3 @@ class Limits:
     workers: int = field(default_factory=lambda: max(2, min(os.cpu_count() or 1, 4)))
     waiting: int = 6
     memory: int = 3 << 30
-
-    @property
-    def max_requests(self) -> int:
-        """Maximum number of concurrent requests, active and queued."""
-        return self.workers + self.waiting

@@ -58,7 +58,6 @@ class FileSummary(TypedDict):
 
 
 def _nested(probe: Probe) -> dict[str, object]:
-    """Return a probe for JSON, its accuracy as `{"value", "ci"}`."""
     content = asdict(probe)
     return content | {"accuracy": {"value": probe.accuracy, "ci": content.pop("accuracy_ci")}}
 
@@ -195,7 +194,8 @@ class DataAudit:
         reasons = np.full(len(table), None, dtype=object)
         reasons[self.unreadable] = "cannot be read"
         images = self.pairs[["first", "second"]].to_numpy(np.int64)
-        _mark_conflicts(table, duplicates.find_clusters(len(table), images), reasons)
+        labels = table["class"].groupby(duplicates.find_clusters(len(table), images)).transform("nunique")
+        reasons[(labels > 1).to_numpy()] = "the same image carries two classes"
         ties = [images, *(_chain(table[column]) for column in ("patient", "group"))]
         _mark_leaks(table, duplicates.find_clusters(len(table), np.concatenate(ties)), reasons)
         out = pd.notna(reasons)
@@ -307,11 +307,6 @@ def _chain(values: "pd.Series[Any]") -> np.ndarray:
     codes = pd.factorize(values)[0][order]
     same = (codes[1:] == codes[:-1]) & (codes[1:] >= 0)
     return np.stack([order[:-1][same], order[1:][same]], axis=1)
-
-
-def _mark_conflicts(table: pd.DataFrame, images: np.ndarray, reasons: np.ndarray) -> None:
-    labels = table["class"].groupby(images).transform("nunique").to_numpy()
-    reasons[labels > 1] = "the same image carries two classes"
 
 
 def _mark_leaks(table: pd.DataFrame, tied: np.ndarray, reasons: np.ndarray) -> None:

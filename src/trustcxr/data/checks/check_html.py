@@ -13,9 +13,8 @@ from trustcxr.data.checks.check import DataAudit
 from trustcxr.data.checks.confounds import VIEWS, WITHOUT_LUNGS
 from trustcxr.data.checks.issues import Issue
 from trustcxr.data.images.greyscale import UnreadableImage
-from trustcxr.data.images.read import read_image
-from trustcxr.data.images.resize import resize_image
-from trustcxr.storage.atomic import atomic_write
+from trustcxr.data.images.read import read_image, resize_image
+from trustcxr.storage.atomic import write_text
 from trustcxr.version import NOTICE
 
 SIDE = 128  # pixels of an image's side
@@ -47,8 +46,7 @@ def write_page(audit: DataAudit, path: str | Path) -> Path:
         ],
     )
     file = Path(path)
-    with atomic_write(file) as part:
-        part.write_text(page, encoding="utf-8", errors="backslashreplace")
+    write_text(file, page)
     return file
 
 
@@ -99,7 +97,6 @@ def _picture(path: Path) -> np.ndarray | None:
 
 
 def _source(picture: np.ndarray) -> str:
-    """Encode an image as a data URL."""
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "JPEG", quality=85)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -158,17 +158,13 @@ def measure_associations(manifest: Manifest, scan: Scan) -> list[Association]:
     files = scan.files[readable]
     size = files["width"].astype(int).astype(str) + " x " + files["height"].astype(int).astype(str)
     columns = {"source": table["source"], "view": table["view"]}
-    columns |= {"file format": files["format"], "colour mode": files["mode"], "image size": _merge_rare(size)}
+    size = size.where(size.isin(size.value_counts().index[:8]), "other")  # few columns make a better test
+    columns |= {"file format": files["format"], "colour mode": files["mode"], "image size": size}
     labels, groups = table["class"].to_numpy(str), table["group"].to_numpy(str)
     measured = [_association(name, values.to_numpy(), labels, groups) for name, values in columns.items()]
     results = [each for each in measured if each is not None]
     corrected = holm([each.p_value for each in results])
     return [replace(each, p_value=float(p)) for each, p in zip(results, corrected, strict=True)]
-
-
-def _merge_rare(values: "pd.Series[str]", most: int = 8) -> "pd.Series[str]":
-    """Replace all but the most common values by 'other'."""
-    return values.where(values.isin(values.value_counts().index[:most]), "other")
 
 
 def _association(

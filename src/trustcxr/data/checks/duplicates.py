@@ -132,10 +132,7 @@ def _describe(pictures: Floats) -> Floats:
 
 
 def _directions(described: Floats, signs: Floats, usual: tuple[Floats, Floats]) -> Floats:
-    """Return unit vectors (N, 64): each descriptor, with changed signs, standardised by the usual one.
-
-    The last component is constant, so that images that all equal the usual one are near each other.
-    """
+    """Return unit vectors (N, 64): each descriptor, with changed signs, standardised by the usual one."""
     mean, spread = usual
     about = np.hstack([(described * signs - mean) / spread, np.ones((len(described), 1), np.float32)])
     unit: Floats = about / np.linalg.norm(about, axis=1, keepdims=True)

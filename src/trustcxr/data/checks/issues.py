@@ -262,7 +262,6 @@ def _pair(one: pd.Series, other: pd.Series, detail: str) -> Item:
 
 
 def _describe_pair(pair: pd.Series) -> str:
-    """Describe why a pair is the same image."""
     if pair["exact"]:
         return "same pixels"
     turned = [name for name in ("mirrored", "inverted") if pair[name]]

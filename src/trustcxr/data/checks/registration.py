@@ -44,22 +44,13 @@ def _align(first: Pictures, second: Pictures) -> NDArray[np.float64]:
 
 def warp(pictures: Pictures, maps: Maps) -> tuple[Pictures, NDArray[np.bool_]]:
     """Sample each image at its map's coordinates, bilinearly; return also which are inside: both (N, H, W)."""
-    count, height, width = pictures.shape
-    points = maps.reshape(count, 2, 3) @ _grid(height, width)
-    x, y = (points[:, 0] + 1) * (width - 1) / 2, (points[:, 1] + 1) * (height - 1) / 2
-    inside = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
-    x, y = np.clip(x, 0, width - 1.001), np.clip(y, 0, height - 1.001)
-    left, top = x.astype(np.int64), y.astype(np.int64)
-    right, low = (x - left).astype(np.float32), (y - top).astype(np.float32)
-    flat, corner = pictures.reshape(count, -1), top * width + left
+    import torch
+    import torch.nn.functional as F
 
-    def at(offset: int) -> Pictures:
-        return np.take_along_axis(flat, corner + offset, axis=1)
-
-    upper = at(0) * (1 - right) + at(1) * right
-    lower = at(width) * (1 - right) + at(width + 1) * right
-    sampled = (upper * (1 - low) + lower * low).astype(np.float32)
-    return sampled.reshape(pictures.shape), inside.reshape(pictures.shape)
+    images = torch.from_numpy(np.ascontiguousarray(pictures))[:, None]
+    places = F.affine_grid(torch.from_numpy(maps).view(-1, 2, 3), list(images.shape), align_corners=True)
+    sampled = F.grid_sample(images, places, padding_mode="border", align_corners=True)[:, 0]
+    return sampled.numpy(), (places.abs() <= 1).all(-1).numpy()
 
 
 def _grid(height: int, width: int) -> Pictures:

@@ -268,10 +268,7 @@ def _shades(levels: np.ndarray, image: Any) -> np.ndarray:
 
 
 def _voi_limits(image: Any) -> tuple[float, float] | None:
-    """Return black and white after pydicom's apply_voi_lut; None without a table or window.
-
-    Black is the larger if the slope of the rescale is negative.
-    """
+    """Return black and white after pydicom's apply_voi_lut; None without a table or window."""
     table = image.get("VOILUTSequence")
     if table and "LUTDescriptor" in table[0] and "LUTData" in table[0]:
         return 0.0, 2.0 ** int(table[0].LUTDescriptor[2]) - 1

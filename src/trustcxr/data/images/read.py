@@ -1,4 +1,4 @@
-"""Read image and mask files of any usual format as 8-bit grey, shape (H, W)."""
+"""Read image and mask files of any usual format as 8-bit grey, shape (H, W), and resize them to squares."""
 
 import logging
 import os
@@ -13,7 +13,6 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from trustcxr.data.images.greyscale import MAX_PIXELS, UnreadableImage, quiet, scale_depth
-from trustcxr.data.images.resize import resize_square
 from trustcxr.storage.os_errors import Source, open_source
 
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000")
@@ -124,7 +123,6 @@ def _read(path: Source) -> Image.Image:
 
 
 def _read_other(path: Source, file: BinaryIO, start: bytes) -> Image.Image:
-    """Read a DICOM file, or any that Pillow reads."""
     if start[128:] == _DICOM:
         from trustcxr.data.images.dicom_files import read_dicom
 
@@ -135,11 +133,7 @@ def _read_other(path: Source, file: BinaryIO, start: bytes) -> Image.Image:
 
 
 def _plain_png(file: BinaryIO, start: bytes) -> Image.Image | None:
-    """Decode a plain 8-bit grey PNG by libpng if imagecodecs is installed; None for all else.
-
-    Most images are such files, and libpng is about a seventh faster than Pillow. Pillow reads and explains all files
-    that it rejects.
-    """
+    """Decode a plain 8-bit grey PNG by libpng if imagecodecs is installed; None for all else."""
     decode = _png_decoder()
     if decode is None or len(start) < _PNG_START.size:
         return None
@@ -189,7 +183,8 @@ def _grey(image: Image.Image) -> Image.Image:
     inverted = getattr(image, "tag_v2", {}).get(262) == 0  # TIFF WhiteIsZero, which PIL applies to 8 bits only
     cut = image.mode in _CUT and ";16" in str(getattr(image, "tile", ""))  # only the higher byte of each is read
     image.load()
-    if cut and max(high for _, high in _extrema(image)) < _FILLS_16_BITS:
+    channels: Any = image.getextrema()  # the lowest and highest of each; those of transparency do not count
+    if cut and max(high for _, high in channels[: 1 if image.mode == "LA" else 3]) < _FILLS_16_BITS:
         raise UnreadableImage("16-bit colour or transparency with unused bits: save it as 16-bit grey")
     _turn_upright(image)
     if image.mode.startswith("I") or image.mode == "F":
@@ -204,12 +199,6 @@ def _grey(image: Image.Image) -> Image.Image:
     return (image.convert("RGB") if image.mode == "P" else image).convert("L")
 
 
-def _extrema(image: Image.Image) -> list[tuple[int, int]]:
-    """Return (lowest, highest) of each channel but transparency."""
-    extrema: Any = image.getextrema()
-    return list(extrema[: {"LA": 1}.get(image.mode, 3)])
-
-
 def _turn_upright(image: Image.Image) -> None:
     """Apply the EXIF orientation; ignore damaged EXIF."""
     if image.format == "PNG" and not _ORIENTED.intersection(image.info):
@@ -219,7 +208,6 @@ def _turn_upright(image: Image.Image) -> None:
 
 
 def _deep_grey(values: np.ndarray, inverted: bool) -> np.ndarray:
-    """Convert deeper grey to 8 bits."""
     if values.dtype.kind == "f":
         if not np.isfinite(values).all():
             raise UnreadableImage("holds numbers that are not finite")
@@ -247,3 +235,40 @@ def _describe(source: Source, fault: Exception | str) -> str:
         return _DAMAGED  # a decoder may quote the file, which is about a patient
     text = " ".join(str(fault).split())
     return text[:200] or type(fault).__name__
+
+
+def resize_image(image: np.ndarray, size: int, resize: str = "squeeze") -> np.ndarray:
+    """Resize uint8 (H, W) to (size, size), bilinear with anti-aliasing.
+
+    `squeeze` changes the aspect ratio; `pad` adds black; `crop` takes the largest central square.
+    """
+    return np.asarray(resize_square(Image.fromarray(image), size, resize, Image.Resampling.BILINEAR))
+
+
+def resize_mask(mask: np.ndarray, size: int, resize: str = "squeeze") -> np.ndarray:
+    """Resize a 0/1 mask (H, W) to (size, size) by nearest neighbour, so it stays 0/1."""
+    return np.asarray(resize_square(Image.fromarray(mask), size, resize, Image.Resampling.NEAREST))
+
+
+def to_original(size: int, shape: tuple[int, ...], resize: str) -> tuple[slice, slice]:
+    """Return the rows and columns of a square of `size` that are not padding, for an image of `shape` (H, W)."""
+    if resize != "pad":
+        return slice(None), slice(None)
+    sides = [max(1, round(size * side / max(shape))) for side in shape]
+    down, across = (slice((size - side) // 2, (size - side) // 2 + side) for side in sides)
+    return down, across
+
+
+def resize_square(image: Image.Image, size: int, resize: str, filter: Image.Resampling) -> Image.Image:
+    """Resize a Pillow image to (size, size)."""
+    width, height = image.size
+    if resize == "pad" and height != width:
+        side = max(height, width)
+        padded = Image.new("L", (side, side))
+        padded.paste(image, ((side - width) // 2, (side - height) // 2))
+        image = padded
+    elif resize == "crop" and height != width:
+        side = min(height, width)
+        left, top = (width - side) // 2, (height - side) // 2
+        image = image.crop((left, top, left + side, top + side))
+    return image if image.size == (size, size) else image.resize((size, size), filter)

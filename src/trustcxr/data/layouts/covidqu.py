@@ -43,7 +43,6 @@ def list_parts(root: Path) -> list[Path]:
 
 
 def _part_records(part: Path, root: Path) -> Iterator[Record]:
-    """Yield a record for each image of a part."""
     for split, split_folder in _splits_of_part(part):
         for name in _class_folders(split_folder):
             folder = split_folder / name

@@ -2,18 +2,19 @@
 
 import os
 import posixpath
+import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trustcxr.data.layouts import multilabel_columns
 from trustcxr.data.layouts.listing import Record
 from trustcxr.data.manifest import (
     MASK_SUFFIX,
     MAY_BE_UNKNOWN,
     NEEDED,
     NO_SPLIT,
+    OPTIONAL,
     USUAL,
     Manifest,
     extra_columns,
@@ -74,12 +75,12 @@ def read_list(file: Path, *, columns: str | Columns | None = None, images: str |
     chosen = {ours: table[theirs].tolist() for ours, theirs in mapping.items()}
     notes: list[str] = []
     if "class" not in mapping:
-        names = multilabel_columns.list_finding_columns(table, mapping.values())
+        names = list_finding_columns(table, mapping.values())
         for name in names:
             check_distinct_columns(table, file, find_columns_like(table, name, exactly=False))
-        chosen["class"] = multilabel_columns.build_classes(table, names)
+        chosen["class"] = build_classes(table, names)
         notes.append(f"the classes of {file.name} come from its columns {', '.join(names)}")
-        if "patient" not in mapping and (patients := multilabel_columns.extract_patients(chosen["path"])):
+        if "patient" not in mapping and (patients := extract_patients(chosen["path"])):
             chosen["patient"] = patients
             notes.append(f"the patients of {file.name} come from the folders in its paths, such as {patients[0]}")
     # A finding's column that is named as the class also stays a column of that finding.
@@ -120,7 +121,7 @@ def _mapping(table: "pd.DataFrame", file: Path, columns: str | Columns | None) -
     mapping = {**others, **resolved}
     missing = [str(column) for word, column in named.items() if word not in mapping]
     missing += [] if "path" in named or "path" in mapping else ["path"]
-    if not ("class" in named or "class" in mapping or multilabel_columns.list_finding_columns(table, mapping.values())):
+    if not ("class" in named or "class" in mapping or list_finding_columns(table, mapping.values())):
         missing.append("class")
     listed = ", ".join(map(str, available))
     if missing and columns is None:
@@ -310,3 +311,54 @@ def read_covidx(folder: Path) -> Manifest | None:
     manifests = [m for f in files if (m := read_list(f, columns="covidx")) is not None]
     rows: list[Any] = [row for m in manifests for row in m.table.to_dict("records")]
     return from_records(rows, folder, "covidx", [n for m in manifests for n in m.notes])
+
+
+NO_FINDING = "No Finding"
+UNCERTAIN = "Uncertain"
+_PRESENT, _ABSENT, _UNCERTAIN, _BLANK = ("1", "1.0"), ("0", "0.0"), ("-1", "-1.0"), ("", "nan", "none")
+# Names of CheXpert, MIMIC-CXR, NIH ChestX-ray14, PadChest, VinDr-CXR and torchxrayvision, without spaces.
+_FINDINGS = frozenset(Path(__file__).with_name("findings.txt").read_text(encoding="utf-8").split())
+_PATIENT = re.compile(r"(?:^|/)(patient[ _-]?\w*\d\w*)/", re.IGNORECASE)
+
+
+def list_finding_columns(table: "pd.DataFrame", taken: Iterable[Any]) -> list[str]:
+    """List the columns, other than `taken`, that label a known finding, in their order.
+
+    Other columns of 1 and 0, such as smoking, make no class.
+    """
+    named = [c for c in extra_columns(table, [*OPTIONAL, *taken]) if _plain(c) in _FINDINGS]
+    return [c for c in named if _is_label(set(map(_word, table[c])))]
+
+
+def build_classes(table: "pd.DataFrame", names: Iterable[str]) -> list[str]:
+    """Return the class of each image: its findings joined by `|`, else `No Finding` or `Uncertain`.
+
+    `No Finding` needs a 1 in the column of that name; without that column, no uncertain finding.
+    """
+    names = list(names)
+    classes, healthy = [], [name for name in names if _plain(name) == _plain(NO_FINDING)]
+    for values in zip(*([_word(value) for value in table[name]] for name in names), strict=True):
+        labels = dict(zip(names, values, strict=True))
+        present = [name for name in names if labels[name] in _PRESENT and name not in healthy]
+        sure = labels[healthy[0]] in _PRESENT if healthy else not any(value in _UNCERTAIN for value in values)
+        classes.append("|".join(present) or (NO_FINDING if sure else UNCERTAIN))
+    return classes
+
+
+def extract_patients(paths: Iterable[Any]) -> list[str] | None:
+    """Return the folder `patient...` of each path; None unless every path has one."""
+    matches = [_PATIENT.search(str(path).replace("\\", "/")) for path in paths]
+    patients = [match.group(1) for match in matches if match is not None]
+    return patients if patients and len(patients) == len(matches) else None
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def _word(value: Any) -> str:
+    return str(value).strip().lower()
+
+
+def _is_label(words: set[str]) -> bool:
+    return not words.isdisjoint({*_PRESENT, *_ABSENT}) and words <= {*_PRESENT, *_ABSENT, *_UNCERTAIN, *_BLANK}

@@ -5,8 +5,9 @@ left), v downwards. Attenuation is relative to the image's range before exposure
 sum of line integrals, as in a radiograph, so ribs show through lung and heart.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,41 +19,49 @@ _TREES = 24
 CLASSES = ("COVID-19", "Non-COVID", "Normal")
 
 
-@dataclass(frozen=True)
+def _drawn(index: int, low: float, high: float, *, bedside: float = 0.0, least: float = -np.inf) -> Any:
+    """Declare a field that is drawn from `low` to `high` by random number `index`, but at least `least`.
+
+    `bedside` is added in bed.
+    """
+    return field(metadata={"index": index, "low": low, "high": high, "bedside": bedside, "least": least})
+
+
+@dataclass(frozen=True, kw_only=True)
 class Patient:
     """A patient in front of the detector. Angles in degrees, lengths in patient units."""
 
-    width: float
-    height: float
-    shift_x: float
-    shift_y: float
+    width: float = _drawn(2, 0.86, 1.2)
+    height: float = _drawn(3, 0.88, 1.16)
+    shift_x: float = _drawn(4, -0.09, 0.09)
+    shift_y: float = _drawn(5, -0.12, 0.10)
     rotation: float
     view: str  # "PA" or "AP"
-    lung_width: float
-    apex: float
+    lung_width: float = _drawn(6, 0.58, 0.74)
+    apex: float = _drawn(7, -0.86, -0.72)
     dome_right: float
     dome_left: float
-    dome_curve: float
-    mediastinum: float
-    heart_x: float
-    heart_width: float
-    heart_height: float
-    aorta: float
-    rib_spacing: float
-    rib_phase: float
-    rib_slope: float
-    rib_density: float
-    clavicle: float
-    clavicle_tilt: float
-    chest_wall: float
-    shoulder: float
-    breast: float
-    breast_height: float
-    stomach: float
-    vessels: float
+    dome_curve: float = _drawn(9, 0.10, 0.26)
+    mediastinum: float = _drawn(10, 0.085, 0.15, bedside=0.02)
+    heart_x: float = _drawn(11, 0.07, 0.15)
+    heart_width: float = _drawn(12, 0.20, 0.30, bedside=0.035)
+    heart_height: float = _drawn(13, 0.27, 0.36)
+    aorta: float = _drawn(14, 0.02, 0.08)
+    rib_spacing: float = _drawn(15, 0.115, 0.155)
+    rib_phase: float = _drawn(16, 0, 1)
+    rib_slope: float = _drawn(17, 0.25, 0.55)
+    rib_density: float = _drawn(18, 0.055, 0.12)
+    clavicle: float = _drawn(19, -0.74, -0.58)
+    clavicle_tilt: float = _drawn(20, -0.02, 0.16)
+    chest_wall: float = _drawn(21, 0.10, 0.28)
+    shoulder: float = _drawn(22, -1.02, -0.80)
+    breast: float = _drawn(23, -0.10, 0.13, least=0.0)
+    breast_height: float = _drawn(24, 0.16, 0.34)
+    stomach: float = _drawn(25, -0.12, 0.16, least=0.0)
+    vessels: float = _drawn(26, 0.12, 0.22)
     tree_right: int
     tree_left: int
-    arm_gap: float
+    arm_gap: float = _drawn(29, 1.0, 1.5)
 
 
 def draw_patient(random: np.random.Generator) -> Patient:
@@ -64,39 +73,18 @@ def draw_patient(random: np.random.Generator) -> Patient:
 
     bedside = r[0] < 0.35  # an AP image in bed: larger heart, shallower breath, more rotation
     dome = between(1, 0.24, 0.46) if bedside else between(1, 0.34, 0.60)
-    return Patient(
-        width=between(2, 0.86, 1.2),
-        height=between(3, 0.88, 1.16),
-        shift_x=between(4, -0.09, 0.09),
-        shift_y=between(5, -0.12, 0.10),
-        rotation=float(random.normal(0, 3.2 if bedside else 1.8)),
-        view="AP" if bedside else "PA",
-        lung_width=between(6, 0.58, 0.74),
-        apex=between(7, -0.86, -0.72),
-        dome_right=dome,
-        dome_left=dome + between(8, 0.0, 0.09),
-        dome_curve=between(9, 0.10, 0.26),
-        mediastinum=between(10, 0.085, 0.15) + 0.02 * bedside,
-        heart_x=between(11, 0.07, 0.15),
-        heart_width=between(12, 0.20, 0.30) + 0.035 * bedside,
-        heart_height=between(13, 0.27, 0.36),
-        aorta=between(14, 0.02, 0.08),
-        rib_spacing=between(15, 0.115, 0.155),
-        rib_phase=between(16, 0, 1),
-        rib_slope=between(17, 0.25, 0.55),
-        rib_density=between(18, 0.055, 0.12),
-        clavicle=between(19, -0.74, -0.58),
-        clavicle_tilt=between(20, -0.02, 0.16),
-        chest_wall=between(21, 0.10, 0.28),
-        shoulder=between(22, -1.02, -0.80),
-        breast=max(0.0, between(23, -0.10, 0.13)),
-        breast_height=between(24, 0.16, 0.34),
-        stomach=max(0.0, between(25, -0.12, 0.16)),
-        vessels=between(26, 0.12, 0.22),
-        tree_right=int(r[27] * _TREES),
-        tree_left=int(r[28] * _TREES),
-        arm_gap=between(29, 1.0, 1.5),
-    )
+    values: dict[str, Any] = {
+        "rotation": float(random.normal(0, 3.2 if bedside else 1.8)),
+        "view": "AP" if bedside else "PA",
+        "dome_right": dome,
+        "dome_left": dome + between(8, 0.0, 0.09),
+        "tree_right": int(r[27] * _TREES),
+        "tree_left": int(r[28] * _TREES),
+    }
+    for name, how in ((part.name, part.metadata) for part in fields(Patient) if part.metadata):
+        value = between(how["index"], how["low"], how["high"])
+        values[name] = max(how["least"], value + how["bedside"] * bedside if how["bedside"] else value)
+    return Patient(**values)
 
 
 @dataclass(frozen=True)

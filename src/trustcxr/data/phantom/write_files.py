@@ -64,10 +64,7 @@ def _check_options(counts: Mapping[str, int], size: int, seed: int) -> None:
 
 @contextmanager
 def _atomic_folder(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder; rename it to `folder` at the end, or remove it after an error.
-
-    Also removes temporary folders of killed processes.
-    """
+    """Yield a temporary folder; rename it to `folder` at the end, or remove it after an error."""
     prefix = f".{folder.absolute().name}."
     building = folder.absolute().with_name(f"{prefix}{os.getpid()}.building")
     try:

@@ -1,14 +1,15 @@
 """Draw accuracy as dot plots, curves against epsilon, and forest plots."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from trustcxr.registry import CERTIFIED_COLOUR, Effort
+from trustcxr.registry import CERTIFIED_COLOUR
 from trustcxr.report import formatting
 from trustcxr.report.figures import svg
 from trustcxr.report.load import Run
 from trustcxr.report.ranking import Headline, constant_answer, list_defences
-from trustcxr.storage.schemas import AttackResult, Classification, Comparison
+from trustcxr.report.tables.certified import Gap, gaps
+from trustcxr.storage.schemas import AttackResult, Classification, Comparison, Share
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,8 +38,7 @@ def accuracy_dots(runs: list[Run], head: Headline) -> svg.Drawing:
             constant = constant_answer(run)
             if constant is not None:
                 axes.plot([constant] * 2, [row - 0.5, row + 0.5], color=svg.QUIET, lw=0.9, ls=(0, (2, 2)), zorder=0)
-        axes.set_xlim(0, 1)
-        svg.percent_axis(axes.xaxis)
+        svg.format_shares(axes, "x")
         axes.set_xlabel("accuracy, %")
 
     names = ["clean", *[effort.name for effort in head.attacks]]
@@ -59,18 +59,19 @@ def epsilon_curves(model: str, runs: list[Run]) -> svg.Drawing:
         axes = figure.add_subplot()
         for run in runs:
             for effort in run.efforts():
-                _curve(axes, run, effort)
+                _, mark, dash = svg.attack_style(effort.attack)
+                points = [(entry.epsilon or 0.0, entry.accuracy) for entry in run.sweep(effort)]
+                if run.clean.accuracy.value is not None and not any(epsilon == 0 for epsilon, _ in points):
+                    points.insert(0, (0.0, run.clean.accuracy))
+                style = {"color": svg.defence_colour(run.defence), "ls": dash, "marker": mark}
+                _draw_curve(axes, points, f"{run.training_name}, {effort.name}", lw=1.6, ms=4, **style)
         constant = next((c for c in map(constant_answer, runs) if c is not None), None)
         if constant is not None:
             axes.axhline(constant, color=svg.QUIET, lw=0.9, ls=(0, (2, 2)), zorder=0)
         _epsilon_axis(axes, epsilons)
-        axes.set_ylim(-0.02, 1.02)
-        svg.percent_axis(axes.yaxis)
-        axes.grid(axis="y", color=svg.RULE, lw=0.7)
-        axes.set_axisbelow(True)
+        svg.format_shares(axes, "y")
         svg.set_title(axes, model)
-        axes.set_xlabel("epsilon")
-        axes.set_ylabel("accuracy, %")
+        axes.set(xlabel="epsilon", ylabel="accuracy, %")
 
     keys = [svg.Key(name, svg.defence_colour(name)) for name in list_defences(runs)]
     for effort in dict.fromkeys(effort for run in runs for effort in run.efforts()):
@@ -82,9 +83,9 @@ def epsilon_curves(model: str, runs: list[Run]) -> svg.Drawing:
 
 def worst_curve(run: Run) -> svg.Drawing | None:
     """Draw the lowest accuracy at each epsilon, certified accuracy, and that of a constant answer; None if unknown."""
-    clean = run.clean.accuracy
-    rows = [run.strongest(epsilon) for epsilon in radii([run])]
-    attacked = [(e.epsilon or 0.0, e.accuracy) for e in rows if e.accuracy.value is not None]
+    rows = [row for row in (run.strongest(epsilon) for epsilon in radii([run])) if row.accuracy.value is not None]
+    attacked = [(row.epsilon or 0.0, row.accuracy) for row in rows]
+    clean = next((row.clean for row in rows if row.clean.value is not None), run.clean.accuracy)
     if clean.value is None or not attacked:
         return None
     proved = [(e.epsilon or 0.0, e.accuracy) for e in run.metrics.certified if e.accuracy.value is not None]
@@ -96,22 +97,12 @@ def worst_curve(run: Run) -> svg.Drawing | None:
     def plot(figure: "Figure") -> None:
         axes = figure.add_subplot()
         for points, name, colour, mark in series:
-            x, y = [e for e, _ in points], [part.value or 0.0 for _, part in points]
-            (line,) = axes.plot(x, y, color=colour, lw=1.8, marker=mark, ms=5, clip_on=False)
-            svg.add_titles(line, *(f"{name}, epsilon {e:g}: {formatting.with_count(part)}" for e, part in points))
-            band = [(e, *part.interval) for e, part in points if part.interval is not None]
-            if len(band) > 1:
-                at, low, high = zip(*band, strict=True)
-                axes.fill_between(at, low, high, color=colour, alpha=0.15, lw=0)
+            _draw_curve(axes, points, name, color=colour, marker=mark, lw=1.8, ms=5)
         if constant is not None:
             axes.axhline(constant, color=svg.QUIET, lw=1.1, ls=(0, (2, 2)), zorder=0)
         _epsilon_axis(axes, [e for e, _ in attacked])
-        axes.set_ylim(-0.02, 1.02)
-        svg.percent_axis(axes.yaxis)
-        axes.grid(axis="y", color=svg.RULE, lw=0.7)
-        axes.set_axisbelow(True)
-        axes.set_xlabel("epsilon: largest change of a pixel")
-        axes.set_ylabel("accuracy, %")
+        svg.format_shares(axes, "y")
+        axes.set(xlabel="epsilon: largest change of a pixel", ylabel="accuracy, %")
 
     keys = [svg.Key(name, colour, mark) for _, name, colour, mark in series]
     if constant is not None:
@@ -125,25 +116,15 @@ def radii(runs: list[Run]) -> list[float]:
     return sorted({entry.epsilon for run in runs for entry in run.attacks if entry.epsilon})
 
 
-def _curve(axes: "Axes", run: Run, effort: Effort) -> None:
-    _, mark, dash = svg.attack_style(effort.attack)
-    colour = svg.defence_colour(run.defence)
-    entries = run.sweep(effort)
-    points = [(e.epsilon or 0.0, e.accuracy.value or 0.0, e.accuracy.interval) for e in entries]
-    clean = run.clean.accuracy
-    if clean.value is not None and not any(p[0] == 0 for p in points):
-        points.insert(0, (0.0, clean.value, clean.interval))
-    x, y = [p[0] for p in points], [p[1] for p in points]
-    (line,) = axes.plot(x, y, color=colour, ls=dash, lw=1.6, marker=mark, ms=4, clip_on=False)
-    name = f"{run.training_name}, {effort.name}"
-    texts = [formatting.percent(a) + formatting.interval(ends, 1, scale=100) for _, a, ends in points]
-    svg.add_titles(
-        line, *(f"{name}, epsilon {formatting.epsilon(e)}: {text}" for e, text in zip(x, texts, strict=True))
-    )
-    band = [(p[0], *p[2]) for p in points if p[2] is not None]
+def _draw_curve(axes: "Axes", points: Sequence[tuple[float, Share]], name: str, **style: Any) -> None:
+    """Draw accuracy against epsilon with its intervals, and a title on each point."""
+    x, y = [epsilon for epsilon, _ in points], [part.value or 0.0 for _, part in points]
+    (line,) = axes.plot(x, y, clip_on=False, **style)
+    svg.add_titles(line, *(f"{name}, epsilon {e:g}: {formatting.with_count(part)}" for e, part in points))
+    band = [(epsilon, *part.interval) for epsilon, part in points if part.interval is not None]
     if len(band) > 1:
         at, low, high = zip(*band, strict=True)
-        axes.fill_between(at, low, high, color=colour, alpha=0.12, lw=0)
+        axes.fill_between(at, low, high, color=line.get_color(), alpha=0.13, lw=0)
 
 
 def is_wide(epsilons: Sequence[float]) -> bool:
@@ -169,35 +150,85 @@ def _epsilon_axis(axes: "Axes", epsilons: list[float]) -> None:
     axes.set_xticks([], minor=True)
 
 
-def forest(measure: str, rows: list[Comparison]) -> svg.Drawing | None:
-    """Draw robust minus standard of one measure with its interval, a row per comparison."""
-    differences = [(row, row.difference.value) for row in rows if row.difference.value is not None]
-    if not differences:
+def draw_forest(
+    name: str, rows: list[Comparison], measures: Sequence[str], *, columns: int = 1, width: float = 480
+) -> svg.Drawing:
+    """Draw robust minus standard with intervals: a panel per measure, a row per comparison; accuracy in points."""
+    seeds = {row.seed for row in rows}
+    labels = [_label_comparison(row, seeded=len(seeds) > 1) for row in rows]
+    names, lines = list(dict.fromkeys(labels)), -(-len(measures) // columns)
+
+    def plot(figure: "Figure") -> None:
+        grid = list(figure.subplots(lines, columns, sharey=True, squeeze=False).flat)
+        for axes, measure in zip(grid, measures, strict=False):
+            scale, unit = (100, ", points") if "accuracy" in measure else (1, "")
+            svg.label_rows(axes, names)
+            axes.axvline(0, color=svg.INK, lw=1)
+            for row, label in zip(rows, labels, strict=True):
+                if row.measure == measure and row.difference.value is not None:
+                    value, ends = scale * row.difference.value, row.difference.interval
+                    error = svg.error_bars(value, None if ends is None else (scale * ends[0], scale * ends[1]))
+                    style = {"fmt": "o", "color": svg.SIDES[row.side], "ms": 5, "lw": 1.5}
+                    drawn = axes.errorbar(value, names.index(label), xerr=error, **style)
+                    inside = formatting.interval(ends, scale=scale, reveal=True)
+                    svg.add_titles(drawn, f"{label}: {formatting.signed(value)}{inside}, {row.side or row.outcome}")
+            reach = max(max(abs(edge) for edge in axes.get_xlim()), 1e-3)
+            axes.set_xlim(-reach, reach)
+            axes.locator_params(axis="x", nbins=5 if columns == 1 else 3)
+            axes.set_title(formatting.measure(measure) + unit, fontsize="small", loc="left")
+        for axes in grid[len(measures) :]:
+            axes.set_axis_off()
+        figure.supxlabel("robust minus standard", fontsize="small")
+
+    alt = f"Forest plot of {name}, robust minus standard; see the table."
+    return svg.Drawing(f"comparison-{name}", width, lines * (84 + 24 * len(names)), plot, alt, svg.OUTCOMES)
+
+
+def _label_comparison(row: Comparison, *, seeded: bool) -> str:
+    seed = f"seed {row.seed}" if seeded and row.seed is not None else ""
+    qualifier = formatting.variant(row.background, row.label, seed)
+    return " · ".join(filter(None, (row.model or formatting.DASH, row.defence or formatting.DASH, qualifier)))
+
+
+def forests(rows: list[Comparison]) -> list[svg.Drawing]:
+    """Draw the forest plot of each accuracy that was compared."""
+    measured = [row for row in rows if not row.method and row.difference.value is not None]
+    measures = dict.fromkeys(row.measure for row in measured)
+    return [draw_forest(name, [row for row in measured if row.measure == name], [name]) for name in measures]
+
+
+_OPEN, _LOST = "#e0b252", "#eadfdd"
+PROOF_LEGEND = (
+    svg.Key("proved", CERTIFIED_COLOUR, "s", line=False),
+    svg.Key("open: neither proved nor broken", _OPEN, "s", line=False),
+    svg.Key("broken by an attack", _LOST, "s", line=False),
+)
+
+
+def proof_bars(runs: list[Run]) -> svg.Drawing | None:
+    """Draw a bar per run and epsilon, from 0 to clean accuracy; None if nothing was certified."""
+    rows = gaps(runs)
+    if not rows:
         return None
-    scale = 100 if "accuracy" in measure else 1
 
     def plot(figure: "Figure") -> None:
         axes = figure.add_subplot()
-        svg.label_rows(
-            axes,
-            [
-                f"{row.model or formatting.DASH} · {row.label or row.defence or formatting.DASH}"
-                for row, _ in differences
-            ],
-        )
-        axes.axvline(0, color=svg.INK, lw=1)
-        for index, (row, difference) in enumerate(differences):
-            value, pair = scale * difference, row.difference.interval
-            error = svg.error_bars(value, None if pair is None else (scale * pair[0], scale * pair[1]))
-            drawn = axes.errorbar(value, index, xerr=error, fmt="o", color=svg.SIDES[row.side], ms=5.5, lw=1.5)
-            inside = formatting.interval(pair, scale=scale, reveal=True)
-            svg.add_titles(drawn, f"{row.model} · {row.defence}: {formatting.signed(value)}{inside}, {row.outcome}")
-        reach = max(abs(edge) for edge in axes.get_xlim())
-        axes.set_xlim(-reach, reach)
-        axes.locator_params(axis="x", nbins=5)
-        unit = ", points" if scale == 100 else ""
-        svg.set_title(axes, formatting.measure(measure))
-        axes.set_xlabel(f"robust minus standard{unit}")
+        svg.label_rows(axes, [f"{gap.run.label}, {formatting.epsilon(gap.epsilon)}" for gap in rows])
+        for row, gap in enumerate(rows):
+            for (start, end, colour), key in zip(proof_parts(gap), PROOF_LEGEND, strict=True):
+                drawn = axes.barh(row, end - start, left=start, height=0.56, color=colour)
+                svg.add_titles(list(drawn), f"{gap.run.label}: {key.text}: {formatting.percent(end - start)}")
+            axes.plot([gap.certified] * 2, [row - 0.36, row + 0.36], color=svg.INK, lw=1.1)
+        svg.format_shares(axes, "x")
+        axes.set_xlabel("accuracy, %")
 
-    alt = f"Forest plot of {formatting.measure(measure)}, robust minus standard; see the table."
-    return svg.Drawing(f"comparison-{measure}", 480, 84 + 22 * len(differences), plot, alt, svg.OUTCOMES)
+    alt = "Bars of certified accuracy, open accuracy, and accuracy lost to an attack; see the table."
+    return svg.Drawing("proved", 720, 70 + 26 * len(rows), plot, alt, PROOF_LEGEND)
+
+
+def proof_parts(gap: Gap) -> list[tuple[float, float, str]]:
+    """Return start, end and colour of each part of the bar."""
+    clean = gap.run.clean.accuracy.value
+    top = gap.certified if clean is None else max(clean, gap.certified)
+    broken = top if gap.attacked is None else max(gap.attacked, gap.certified)
+    return [(0.0, gap.certified, CERTIFIED_COLOUR), (gap.certified, broken, _OPEN), (broken, top, _LOST)]

@@ -49,15 +49,9 @@ def reliability(run: Run, head: Headline) -> svg.Drawing | None:
                 for c, a, n in complete
             )
             svg.add_titles(marks, *(f"{key.text}: {text}" for text in texts))
-        axes.set_xlim(0, 1)
-        axes.set_ylim(-0.02, 1.02)
-        svg.percent_axis(axes.xaxis)
-        svg.percent_axis(axes.yaxis)
-        axes.grid(color=svg.RULE, lw=0.7)
-        axes.set_axisbelow(True)
+        svg.format_shares(axes, "x", "y")
         svg.set_title(axes, run.label)
-        axes.set_xlabel("stated confidence, %")
-        axes.set_ylabel("accuracy, %")
+        axes.set(xlabel="stated confidence, %", ylabel="accuracy, %")
 
     alt = f"Reliability diagram of {run.label}; see the table of calibration errors."
     return svg.Drawing(f"reliability-{run.name}", 330, 300, plot, alt, LEGEND)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from trustcxr.registry import MEASURES
 from trustcxr.report import formatting
 from trustcxr.report.figures import svg
+from trustcxr.report.figures.accuracy import draw_forest
 from trustcxr.report.load import Run
 from trustcxr.report.ranking import list_defences, main_method
 from trustcxr.report.tables.saliency import documents
@@ -55,50 +56,12 @@ _SHOWN = tuple(measure.name for measure in MEASURES.values() if measure.charted)
 def forests(rows: list[Comparison], *, columns: int = 4) -> list[tuple[str, svg.Drawing]]:
     """Return the name and forest plot of each saliency method, with `columns` panels a row."""
     results = []
-    methods = list(dict.fromkeys(row.method for row in rows if row.method))
-    for method in methods:
+    for method in dict.fromkeys(row.method for row in rows if row.method):
         compared = [row for row in rows if row.method == method and row.difference.value is not None]
-        drawn = forest(method, compared, columns)
-        if drawn:
-            results.append((formatting.method(method), drawn))
+        if measures := [name for name in _SHOWN if any(row.measure == name for row in compared)]:
+            drawing = draw_forest(method, compared, measures, columns=columns, width=760)
+            results.append((formatting.method(method), drawing))
     return results
-
-
-def forest(method: str, rows: list[Comparison], columns: int = 4) -> svg.Drawing | None:
-    """Draw robust minus standard with intervals: a panel per measure, a row per comparison."""
-    names = [name for name in _SHOWN if any(row.measure == name for row in rows)]
-    if not names:
-        return None
-    labels = list(dict.fromkeys(_label(row) for row in rows))
-    lines = -(-len(names) // columns)
-
-    def plot(figure: "Figure") -> None:
-        grid = list(figure.subplots(lines, columns, sharey=True, squeeze=False).flat)
-        for axes, name in zip(grid, names, strict=False):
-            svg.label_rows(axes, labels)
-            axes.axvline(0, color=svg.INK, lw=1)
-            for row in (row for row in rows if row.measure == name):
-                value, index = row.difference.value or 0.0, labels.index(_label(row))
-                error = svg.error_bars(value, row.difference.interval)
-                drawn = axes.errorbar(value, index, xerr=error, fmt="o", color=svg.SIDES[row.side], ms=5, lw=1.5)
-                inside = formatting.interval(row.difference.interval, reveal=True)
-                svg.add_titles(drawn, f"{_label(row)}: {formatting.signed(value)}{inside}, {row.side or row.outcome}")
-            reach = max(max(abs(edge) for edge in axes.get_xlim()), 1e-3)
-            axes.set_xlim(-reach, reach)
-            axes.locator_params(axis="x", nbins=3)
-            axes.set_title(formatting.measure(name), fontsize="small", loc="left")
-        for axes in grid[len(names) :]:
-            axes.set_axis_off()
-
-    alt = f"Forest plot of {formatting.method(method)}, robust minus standard, over models and measures."
-    height = lines * (70 + 24 * len(labels))
-    return svg.Drawing(f"comparison-{method}", 760, height, plot, alt, svg.OUTCOMES)
-
-
-def _label(row: Comparison) -> str:
-    background = "" if row.background == "full" else row.background
-    parts = (row.model or formatting.DASH, row.defence or formatting.DASH, row.label, background)
-    return " · ".join(part for part in parts if part)
 
 
 def sanity(runs: list[Run]) -> list[svg.Drawing]:

@@ -159,7 +159,6 @@ _COLOUR = re.compile(r"#([0-9a-fA-F]{6})\b")
 
 
 def _local(name: str) -> str:
-    """Return an XML name without its namespace."""
     return name.rpartition("}")[2]
 
 
@@ -192,12 +191,19 @@ def _add_tooltips(element: "Element", texts: list[str]) -> None:
         mark.insert(0, title)
 
 
-def percent_axis(axis: Any, low: float = 0.0, high: float = 1.0) -> None:
-    """Format an axis of shares as percent."""
-    from matplotlib.ticker import FuncFormatter, MultipleLocator
+def format_shares(axes: "Axes", *names: str) -> None:
+    """Show the axes of these names ("x", "y") from 0 to 100 %; a y axis has grid lines, with x those of both."""
+    from matplotlib.ticker import MultipleLocator, PercentFormatter
 
-    axis.set_major_locator(MultipleLocator(0.25 if high - low > 0.5 else 0.1))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f}"))
+    for axis in (axes.xaxis if name == "x" else axes.yaxis for name in names):
+        axis.set_major_locator(MultipleLocator(0.25))
+        axis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=""))
+    if "x" in names:
+        axes.set_xlim(0, 1)
+    if "y" in names:
+        axes.set_ylim(-0.02, 1.02)
+        axes.grid(axis="both" if "x" in names else "y", color=RULE, lw=0.7)
+        axes.set_axisbelow(True)
 
 
 def error_bars(value: float, ends: tuple[float, float] | None) -> "list[list[float]] | None":

@@ -47,15 +47,12 @@ def training_curve(run: Run) -> svg.Drawing | None:
                 )
         if best is not None:
             axes.axvline(best + 1, color=svg.QUIET, lw=0.9, ls=(0, (2, 2)), zorder=0)
-        axes.set_ylim(-0.02, 1.02)
-        svg.percent_axis(axes.yaxis)
+        svg.format_shares(axes, "y")
         axes.locator_params(axis="x", integer=True)
         if table["epoch"].nunique() == 1:
             axes.set_xticks(table["epoch"] + 1)
-        axes.grid(axis="y", color=svg.RULE, lw=0.7)
         svg.set_title(axes, run.label)
-        axes.set_xlabel("epoch")
-        axes.set_ylabel("accuracy, %")
+        axes.set(xlabel="epoch", ylabel="accuracy, %")
 
     legend = tuple(key for (name, *_), key in zip(_HISTORY, LEGEND, strict=True) if name in drawn)
     alt = f"Accuracy against epoch while training {run.label}."

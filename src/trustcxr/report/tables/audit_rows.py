@@ -6,7 +6,7 @@ from pathlib import Path
 from trustcxr.report import formatting
 from trustcxr.report.load import Run
 from trustcxr.report.ranking import Headline
-from trustcxr.report.tables import accuracy, confusion, robustness
+from trustcxr.report.tables import accuracy, robustness
 from trustcxr.report.tables.table import Cell, Table, share, whole
 from trustcxr.statistics import format_probability
 from trustcxr.storage.prediction_table import CLEAN
@@ -27,7 +27,7 @@ def tables(document: AuditDocument) -> dict[str, object]:
     return {
         "entry_checks": _checks(document),
         "clean": None if document.clean.accuracy.value is None else _clean(document),
-        "matrices": confusion.matrices(run, head),
+        "matrices": accuracy.matrices(run, head),
         "per_class": accuracy.per_class(run, head.classes) if run.clean.per_class else None,
         "points": operating_points(document.operating_points),
         "findings": _findings(document) if document.findings else None,

@@ -58,7 +58,6 @@ def over_seeds(study: StudyDocument) -> Table | None:
 
 
 def _seed_cells(figure: SeedFigure) -> list[Cell]:
-    """Return the measure, mean, deviation, lowest and highest; accuracies in percent."""
     percent = " accuracy" in figure.measure
     write = formatting.percent_number if percent else formatting.decimal
     values = (figure.mean, figure.deviation, figure.lowest, figure.highest)

@@ -3,11 +3,11 @@
 from trustcxr.report import formatting
 from trustcxr.report.load import Run, find_lowest
 from trustcxr.report.ranking import Headline
-from trustcxr.report.tables.confusion import WRONG, shaded
+from trustcxr.report.tables.accuracy import WRONG, shaded
 from trustcxr.report.tables.table import Cell, Table, plain, run_cells, share, whole
 from trustcxr.storage.prediction_table import CLEAN
 from trustcxr.storage.schemas import Calibrated, Calibration, CorruptionResult, CorruptionsMean, Drop, RunDocument
-from trustcxr.storage.schemas.test_figures import FGSM_OVERSTATES
+from trustcxr.storage.schemas.run_document import FGSM_OVERSTATES
 
 
 def corrupted(runs: list[Run]) -> Table | None:

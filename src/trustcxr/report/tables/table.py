@@ -145,8 +145,7 @@ def write_tables(tables: Iterable[Table], folder: Path, *, page: str = "tables.m
         parts += [f"## {table.title}", table.markdown(), *([table.caption] if table.caption else [])]
     contents[page] = "\n\n".join(parts) + "\n"
     for name, text in contents.items():
-        with atomic.atomic_write(folder / name) as temporary:
-            temporary.write_text(text, encoding="utf-8", newline="")
+        atomic.write_text(folder / name, text)
     return [folder / name for name in contents]
 
 

@@ -7,87 +7,15 @@ from pydantic import ValidationError
 
 from trustcxr.errors import UserError
 from trustcxr.storage import atomic
-from trustcxr.storage.schemas.audit_details import (
-    AuditFacts,
-    Characteristic,
-    CriterionResult,
-    Failure,
-    FlowStep,
-    PredictiveValue,
-)
-from trustcxr.storage.schemas.audit_document import (
-    AuditDocument,
-    AuditedData,
-    AuditPair,
-    Curve,
-    Division,
-    EntryCheck,
-    Finding,
-    OperatingPoint,
-    PairRow,
-    SmallestChange,
-    Statement,
-    Subgroup,
-    Submitted,
-    Verdict,
-)
-from trustcxr.storage.schemas.command_output import (
-    Difference,
-    ExportDocument,
-    FamiliarityDocument,
-    ImageAnswer,
-    Prunable,
-    PruneDocument,
-    VerifiedDocument,
-)
-from trustcxr.storage.schemas.document import Document, Figure, Measured, Share
-from trustcxr.storage.schemas.leaderboard_entry import ENTRY_NAME, ImageResults, LeaderboardEntry
-from trustcxr.storage.schemas.run_document import AuditedModel, Refit, RunDocument, TrainingDocument
-from trustcxr.storage.schemas.saliency_figures import (
-    Change,
-    Lead,
-    LesionDocument,
-    Measures,
-    Perturbed,
-    RandomWeights,
-    SaliencyDocument,
-    Stage,
-    Stratum,
-)
-from trustcxr.storage.schemas.study_document import (
-    LEVEL,
-    Comparison,
-    DataCheck,
-    DataDescription,
-    FailedRun,
-    Hardware,
-    OverSeeds,
-    Ranked,
-    SeedFigure,
-    Selection,
-    StudyDocument,
-)
-from trustcxr.storage.schemas.study_plan import CostDocument, RunPlan, StudyPlan, WayCost
-from trustcxr.storage.schemas.test_figures import (
-    Accuracy,
-    Alarm,
-    AttackResult,
-    Bin,
-    Calibrated,
-    Calibration,
-    CertifiedResult,
-    Classification,
-    ClassResult,
-    CorruptionResult,
-    CorruptionsMean,
-    Draws,
-    Drop,
-    InputGradients,
-    MaskingVerdict,
-    PlantedShortcut,
-    Sign,
-)
-from trustcxr.storage.schemas.zoo_entry import ZooAudit, ZooEntry, ZooFigure, ZooInput
+from trustcxr.storage.schemas.audit_document import *
+from trustcxr.storage.schemas.audit_document import AuditDocument
+from trustcxr.storage.schemas.command_output import *
+from trustcxr.storage.schemas.document import *
+from trustcxr.storage.schemas.document import Document
+from trustcxr.storage.schemas.leaderboard_entry import *
+from trustcxr.storage.schemas.run_document import *
+from trustcxr.storage.schemas.study_document import *
+from trustcxr.storage.schemas.zoo_entry import *
 
 VERSION = 2  # of the documents' shape: raised if a field changes its name or meaning
 

@@ -46,7 +46,6 @@ class Result(Document):
         raise NotImplementedError
 
     def _repr_html_(self) -> str:
-        """Return the table as HTML, for a notebook."""
         table = self.table().dropna(axis="columns", how="all").convert_dtypes().astype(object)
         shown = table.where(table.notna(), "").to_html(index=False, float_format="{:.3f}".format)
         return f"{shown}<p>{NOTICE}</p>"

@@ -144,7 +144,6 @@ def _slug(text: str) -> str:
 
 
 def _find_shares(part: object, name: str) -> Iterator[tuple[str, Share]]:
-    """Yield every share in a document, with its path."""
     if isinstance(part, Share):
         yield name, part
     elif isinstance(part, BaseModel):

@@ -3,8 +3,7 @@
 from typing import Any, Literal
 
 from trustcxr.storage.schemas.document import Document, Number, Share
-from trustcxr.storage.schemas.run_document import RunDocument
-from trustcxr.storage.schemas.test_figures import Alarm
+from trustcxr.storage.schemas.run_document import Alarm, RunDocument
 
 LEVEL = 0.05  # of a p-value, corrected for the number of comparisons
 

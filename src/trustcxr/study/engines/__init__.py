@@ -4,8 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from trustcxr.errors import UserError, lookup
-from trustcxr.study.engines.base import Engine, Failure, Needs, Task
-from trustcxr.study.engines.local import LocalEngine
+from trustcxr.study.engines.base import Engine, Failure, LocalEngine, Needs, Task
 from trustcxr.study.engines.multiprocess import ProcessesEngine
 from trustcxr.study.engines.ray import RayEngine
 from trustcxr.study.engines.slurm import SlurmEngine

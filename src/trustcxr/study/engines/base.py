@@ -1,4 +1,4 @@
-"""Define the interface of engines, tasks and failures; one failure never loses a study."""
+"""Define the interface of engines, tasks and failures, and the engine of this process."""
 
 import traceback
 from collections.abc import Callable, Sequence
@@ -135,3 +135,26 @@ class Order:
     def outcomes(self) -> Outcomes:
         """Return the Failure of every task, or None, in their order."""
         return [self.failed.get(task.run) for task in self.tasks]
+
+
+class LocalEngine:
+    """Run one task after another in this process."""
+
+    @property
+    def threads(self) -> int:
+        """Return the threads that torch has here."""
+        import torch
+
+        return torch.get_num_threads()
+
+    def preflight(self, study: Path) -> None:
+        """Accept everything."""
+
+    def map(self, work: Work, tasks: Sequence[Task], after: Callable[[], object] = lambda: None) -> Outcomes:
+        """Do every task; the outcomes in their order, None for one that was done."""
+        order = Order(tasks)
+        while (index := order.next()) is not None:
+            log(f"[{index + 1}/{len(tasks)}] {tasks[index].step} {tasks[index].run}")
+            order.end(index, attempt(work, tasks[index]))
+            after()
+        return order.outcomes()

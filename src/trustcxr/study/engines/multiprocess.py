@@ -103,15 +103,11 @@ class _Worker:
 
 
 def _start(*arguments: object) -> Any:
-    """Start a process that does `_serve(*arguments)`.
-
-    Forked, within 0.1 s, from one that has done nothing but import, for which a process of Python and torch started
-    anew needs seconds; anew if there are GPUs, which a fork must find untouched, and elsewhere than on Linux. Never
-    forked from this process: with torch's threads in it a fork may never end.
-    """
+    """Start a process that does `_serve(*arguments)`."""
     import torch
 
     if sys.platform == "linux" and not torch.cuda.is_available():
+        # From a process that only imports: a fork of this one, with torch's threads in it, may never end.
         forks = multiprocessing.get_context("forkserver")
         forks.set_forkserver_preload([*IMPORTED])
         with suppress(OSError):  # the temporary folder has no room for its socket, or too long a name
