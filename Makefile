@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP_FLAGS ?= --quiet --disable-pip-version-check --no-compile
 COMPILE := $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 
-.PHONY: demo test quick smoke test-all site lint types install install-dev clean
+.PHONY: demo test quick smoke test-all site notebook lint types install install-dev clean
 
 demo: $(VENV)/.installed
 	@echo "TrustCXR is installed. A small study on synthetic X-rays begins; it takes about two minutes."
@@ -16,7 +16,8 @@ demo: $(VENV)/.installed
 PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 3
 
 # The examples in docstrings, which run.
-EXAMPLES := $(addprefix src/trustcxr/,api.py plot.py attacks audit/run_audit.py certify data explain)
+EXAMPLES := $(addprefix src/trustcxr/,api.py plot.py attacks audit/run_audit.py certify data \
+  evaluation/trained_run.py explain models)
 
 # Three sets of tests: quick ones, slow ones (`.ci/run` runs both on each push), and all.
 test: lint types quick
@@ -36,6 +37,10 @@ test-all: lint types site $(VENV)/.installed-dev
 # The documentation, into out/site; a warning is an error.
 site: $(VENV)/.installed-dev
 	$(BIN)/python -m mkdocs build --strict
+
+# Execute the notebook of the documentation again, and store its outputs.
+notebook: $(VENV)/.installed-dev
+	$(BIN)/python scripts/run_notebook.py docs/notebooks/first-steps.ipynb
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -41,7 +41,7 @@ def on_files(files: Any, config: Any) -> Any:
     """Add the studies and the written pages to those of docs/."""
     from mkdocs.structure.files import File
 
-    for address, content in written().items():
+    for address, content in {**written(), **notebooks()}.items():
         files.append(File.generated(config, address, content=content))
     return files
 
@@ -68,7 +68,7 @@ def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
     """Let a table wider than the window scroll in a region of its own, which the keyboard reaches."""
     html = re.sub(r"(?<=\d) (\[-?[\d.]+,) (-?[\d.]+\])", r"&nbsp;\1&nbsp;\2", html)  # an interval stays in one line
     around = r'<div class="scrolls" role="region" aria-label="Table" tabindex="0">\g<0></div>'
-    return re.sub(r"<table>.*?</table>", around, html, flags=re.DOTALL)
+    return re.sub(r"<table\b.*?</table>", around, html, flags=re.DOTALL)
 
 
 def on_post_page(output: str, page: Any, config: Any) -> str:
@@ -100,6 +100,22 @@ def written() -> dict[str, str | bytes]:
         "leaderboard.md": _leaderboard(board),
         "board.html": leaderboard.render(board),
     }
+
+
+def notebooks() -> dict[str, str | bytes]:
+    """The notebooks of docs/notebooks as pages, with the outputs that they were stored with, and their pictures."""
+    from nbconvert import MarkdownExporter
+
+    found: dict[str, str | bytes] = {}
+    for path in sorted((ROOT / "docs/notebooks").glob("*.ipynb")):
+        page, resources = MarkdownExporter().from_filename(str(path), {"output_files_dir": f"{path.stem}_files"})
+        download = f"[Download this notebook]({path.name})."
+        page = re.sub(r"<style scoped>.*?</style>\s*", "", page, flags=re.DOTALL).replace(
+            "![png]", "![What the cell shows]"
+        )
+        found[f"notebooks/{path.stem}.md"] = f"{page}\n{download}\n"
+        found |= {f"notebooks/{name}": content for name, content in resources["outputs"].items()}
+    return found
 
 
 def _leaderboard(board: leaderboard.Board) -> str:

@@ -19,8 +19,7 @@ from pydantic_core import PydanticUndefined
 from scripts.draw_data_flow import draw_data_flow
 from trustcxr import cli, registry
 from trustcxr.recipes.parsing import model_in
-from trustcxr.recipes.study_recipe import StudyRecipe
-from trustcxr.recipes.template import recipe_titles
+from trustcxr.recipes.study_recipe import StudyRecipe, recipe_titles
 from trustcxr.registry import Measure
 from trustcxr.report import formatting
 from trustcxr.report.tables.table import markdown_rows

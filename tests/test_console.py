@@ -1,10 +1,13 @@
 """What a person sees in a terminal: bars whose numbers are whole at any width, tables of which nothing is cut."""
 
 import re
+import sys
+import time
+from types import SimpleNamespace
 
 import pytest
 
-from trustcxr import report
+from trustcxr import console, report
 from trustcxr.console import Progress
 
 LONG = "evaluating a-network-whose-name-has-forty-four-letters-in-it on 570 images"
@@ -40,3 +43,28 @@ def test_a_word_that_no_terminal_has_room_for_is_broken_and_not_cut(
     assert [sum(map(shown.count, set(part))) >= 100 for part in (letters, letters.upper())] == [True, True]
     assert "570" in shown
     assert max(map(len, shown.splitlines())) <= 60
+
+
+def test_a_notebook_has_a_bar_of_tqdm_that_goes_when_the_work_ends(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert not console.in_notebook()
+    shell = SimpleNamespace(kernel=None, config={})
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    assert console.in_notebook()
+    with Progress("evaluating", 10) as bar:
+        bar.skip(6)
+        time.sleep(0.15)  # tqdm draws at most ten times a second
+        bar.advance(4, note="pgd 0.02")
+    shown = capsys.readouterr().err
+    assert "evaluating: 100%" in shown
+    assert "4/4" in shown
+    assert "pgd 0.02" in shown
+    assert shown.split("\r")[-1].strip() == ""
+    before = console.redirect(lambda text: None)
+    try:
+        with Progress("evaluating", 10) as bar:
+            bar.advance(10)
+    finally:
+        console.redirect(before)
+    assert capsys.readouterr().err == ""

@@ -2,6 +2,8 @@
 
 import functools
 import http.server
+import inspect
+import pkgutil
 import re
 import shutil
 import subprocess
@@ -17,6 +19,7 @@ import typer
 from benchmarks import site
 from scripts import check_documents, write_reference
 
+import trustcxr as tx
 from browser import chromium, opened, sideways, violations
 from docs_blocks import ROOT, blocks, carry_out, commands
 from trustcxr import cli, registry
@@ -82,6 +85,34 @@ def test_a_command_that_is_none_is_seen() -> None:
 )
 def test_every_page_says_that_it_is_no_diagnosis(page: Path) -> None:
     assert "not for diagnosis" in page.read_text(encoding="utf-8").lower() or page.name == "architecture.md"
+
+
+def public_functions() -> list[str]:
+    """The names in the reference, with the listed functions of a module."""
+    text = (DOCS / "reference/python.md").read_text(encoding="utf-8")
+    names = []
+    for name, members in re.findall(r"^::: (\S+)\n(?:    options:\n      members: \[(.*)\])?", text, re.M):
+        names += [f"{name}.{member}" for member in members.split(", ")] if members else [name]
+    return names
+
+
+@pytest.mark.parametrize("name", public_functions())
+def test_every_function_of_the_reference_has_an_example_that_make_runs(name: str) -> None:
+    function = pkgutil.resolve_name(name)
+    assert ">>>" in inspect.getdoc(function)
+    examples = re.search(r"^EXAMPLES := \$\(addprefix (\S+),(.*?)\)$", (ROOT / "Makefile").read_text(), re.M | re.S)
+    file, tree = Path(inspect.getsourcefile(function)), ROOT / examples[1]
+    assert any(file.is_relative_to(tree / part) for part in examples[2].replace("\\", "").split())
+
+
+def test_every_public_function_stands_in_the_reference() -> None:
+    listed = {pkgutil.resolve_name(name) for name in public_functions()}
+    own = [getattr(tx, name) for name in tx.__all__]
+    own += [getattr(package, name) for package in (tx.explain, tx.plot) for name in vars(package)]
+    functions = [one for one in own if inspect.isfunction(one) and one.__module__.startswith("trustcxr")]
+    functions += [tx.audit.run, tx.certify.prove, *(tx.attacks.get(name) for name in registry.ATTACKS)]
+    functions = [getattr(one, "func", one) for one in functions]  # an attack with options that are fixed
+    assert [one.__name__ for one in functions if one not in listed and one.__name__[0] != "_"] == []
 
 
 def test_every_page_is_short_and_its_links_lead_somewhere(tmp_path: Path) -> None:

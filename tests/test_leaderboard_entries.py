@@ -5,15 +5,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from browser import SIZES, opened, sideways, violations
 from test_audit_board import audit
 from test_cli import complaint, run
 from trustcxr.apps.dicom.studies_on_disk import write_table
+from trustcxr.audit.compare import compare
 from trustcxr.audit.formats.model_file import OutputSpec
 from trustcxr.audit.formats.score_table import read_scores
 from trustcxr.report import leaderboard
+from trustcxr.report.paired_rows import compare_rows
 from trustcxr.storage import atomic
 from trustcxr.storage.schemas import ImageAnswer
 
@@ -42,6 +45,22 @@ def entry(tmp_path: Path, name: str = "net", *options: object, **changes: Any) -
     board = tmp_path / "leaderboard"
     done = run("leaderboard", board, "--add", whole(tmp_path / name, **changes), *SUBMIT, *options, "--json")
     return Path(json.loads(done.stdout)["entry"])
+
+
+def answered(folder: Path, clean: str, worst: str, groups: str, **changes: Any) -> Path:
+    """An audit of as many images as there are characters, right where there is a 1, with its predictions."""
+    shares = [{"value": text.count("1") / len(text.replace("-", ""))} for text in (clean, worst)]
+    content = {"clean": {"accuracy": shares[0], "n": len(clean)}, "attacks": [WORST | {"accuracy": shares[1]}]}
+    whole(folder, **content | changes)
+    rows = [
+        {"sample_id": f"{n:03}.png", "group": groups[n], "split": "Test", "label": 0, "attack": attack, "steps": 0}
+        | {"epsilon": epsilon, "severity": 0, "logits": [1.0, 0.0] if text[n] == "1" else [0.0, 1.0]}
+        for attack, epsilon, text in (("clean", 0.0, clean), ("worst-case", 0.02, worst))
+        for n in reversed(range(len(text)))
+        if text[n] != "-"
+    ]
+    atomic.write_table(folder / "predictions.parquet", pd.DataFrame(rows))
+    return folder
 
 
 def change(path: Path, key: str, value: object) -> None:
@@ -80,6 +99,88 @@ def test_the_entries_of_the_repository_have_no_fault_and_their_models_are_unchan
     root = Path(__file__).parents[1]
     result = run("leaderboard", root / "leaderboard", "--check", "--models", root / "src/trustcxr/zoo")
     assert "entries 4, faults 0, unchanged models" in result.stdout
+
+
+def test_an_entry_has_right_and_wrong_of_each_image_without_names(tmp_path: Path) -> None:
+    board = tmp_path / "leaderboard"
+    run("leaderboard", board, "--add", answered(tmp_path / "net", "11010", "10-00", "bbaac"), *SUBMIT)
+    (path,) = board.rglob("*.json")
+    results = json.loads(path.read_text())["image_results"]
+    assert len(results.pop("images")) == 64
+    assert results == {"new_group": "10101", "clean": "01110", "worst_case": "-0100"}  # a, then b, then c
+    assert ".png" not in path.read_text()
+    change(path, "image_results.worst_case", "-1100")
+    (line,) = faults(board)
+    assert "image_results.worst_case: its share of right images is 0.5, but the audit's accuracy 0.25" in line
+    change(path, "image_results.worst_case", "-010")
+    assert "image_results.worst_case: it is not one of 0, 1, - for each of 5 images" in faults(board)[0]
+
+
+def test_results_of_other_figures_are_left_out_and_an_entry_without_gets_them(tmp_path: Path) -> None:
+    board, folder = tmp_path / "leaderboard", answered(tmp_path / "net", "1101", "1000", "abcd")
+    table = atomic.read_table(folder / "predictions.parquet")
+    atomic.write_table(folder / "predictions.parquet", table[:-1])
+    run("leaderboard", board, "--add", folder, *SUBMIT)
+    (path,) = board.rglob("*.json")
+    assert "image_results" not in json.loads(path.read_text())
+    atomic.write_table(folder / "predictions.parquet", table)
+    run("leaderboard", board, "--add", folder, *SUBMIT)
+    assert json.loads(path.read_text())["image_results"]["clean"] == "1101"
+    assert run("leaderboard", board, "--check").stdout.endswith("entries 1, faults 0\n")
+
+
+def test_two_rows_are_compared_image_by_image_as_by_the_command(tmp_path: Path) -> None:
+    board, groups = tmp_path / "leaderboard", "aabbccddeeffgghhiijj"
+    texts = {
+        "one": ("11111111110000110111", "11110000000000110111"),
+        "two": ("10110011110000111111", "-0110011011000000001"),
+    }
+    for name, (clean, worst) in texts.items():
+        run(
+            "leaderboard",
+            board,
+            "--add",
+            answered(tmp_path / name, clean, worst, groups, weights=name.encode()),
+            *SUBMIT,
+        )
+    ranked = leaderboard.gather_audits(board)
+    one, two = (ranked.results[name] for name, _ in ranked.entries)
+    pair = compare_rows([one, two, None])["0 1"]
+    rows = {row.measure: row for row in compare(tmp_path / "one", tmp_path / "two").rows}
+    assert [document.model.name for _, document in ranked.entries] == ["one", "two"]
+    for key, measure, alone in (
+        ("clean", "clean accuracy", [3, 1]),
+        ("attacked", "worst-case accuracy @0.02", [5, 4]),
+    ):
+        figures, row = pair[key], rows[measure]
+        assert figures is not None
+        assert figures[:3] == pytest.approx([row.difference.value, *row.difference.interval], abs=1e-6)
+        assert figures[3:] == [*alone, row.n]
+    assert list(compare_rows([one, two.model_copy(update={"images": "f" * 64}), None])) == []
+    beside = leaderboard.gather_audits(whole(tmp_path / "one").parent)  # an audit's own table, changed under it
+    assert "one" not in beside.results
+    assert "two" in beside.results
+
+
+def test_gradients_that_fail_are_marked(tmp_path: Path) -> None:
+    texts = {"vanish": "40.0% of images have no gradient", "sound": ""}
+    for name, text in texts.items():
+        checks = [{"check": "gradients", "passed": not text, "text": text}]
+        entry(tmp_path, name, weights=name.encode(), entry_checks=checks)
+    entry(tmp_path, "none", weights=b"3", model={"gradients": "none"})
+    entry(tmp_path, "masked", weights=b"4", masking={"masked": True, "reasons": ["black box beats white box"]})
+    board = leaderboard.gather_audits(tmp_path / "leaderboard")
+    found = {document.model.name: leaderboard.describe_gradients(document) for _, document in board.entries}
+    none, masked = "the model gives none, so attacks did without", "black box beats white box"
+    assert found == {**texts, "none": none, "masked": masked}
+    cells = [row[2] for row in leaderboard.make_table(board).rows]
+    assert sorted(cell.text for cell in cells) == ["sound"] + ["sound, gradients fail"] * 3
+    assert {row["gradients fail"] for row in leaderboard.to_json(board)["rows"]} == {
+        None,
+        none,
+        masked,
+        texts["vanish"],
+    }  # type: ignore[attr-defined]
 
 
 def test_badges_follow_from_the_model_and_who_ran_it(tmp_path: Path) -> None:
@@ -236,21 +337,71 @@ def test_the_table_of_predict_is_a_table_of_scores(tmp_path: Path) -> None:
     assert [int(row.argmax()) for row in scores["logits"]] == [1, 1, 0]
 
 
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of five entries in two tables; two of them have results of single images, one is not sound."""
+    folder = tmp_path_factory.mktemp("page")
+    board = folder / "leaderboard"
+    run("leaderboard", board, "--add", answered(folder / "one", "1111011100", "1101010000", "abcdefghij"), *SUBMIT)
+    other = answered(folder / "two", "1111111110", "1000000000", "abcdefghij", weights=b"2")
+    run("leaderboard", board, "--add", other, *SUBMIT, "--licence", "none")
+    entry(folder, "three", "--run-by", "Bo", weights=b"3", clean={"accuracy": {"value": 0.6}, "n": 40})
+    unsound = {"sound": False, "reasons": ["it counts"]}
+    entry(folder, "four", "--reported", weights=b"4", verdict=unsound, model={"gradients": "none"})
+    entry(folder, "far", weights=b"5", protocol="exam-quick-1")
+    run("leaderboard", board)
+    return board / "leaderboard.html"
+
+
+def names(seen: Any) -> list[str]:
+    """The models of the visible rows, from the top."""
+    rows = seen.page.locator("table.sorts tbody tr:visible th").all_inner_texts()
+    return [text.split()[0] for text in rows]
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("size", SIZES)
-def test_the_page_of_entries_can_be_used_in_a_browser(browser: Any, tmp_path: Path, size: str) -> None:
-    for name, clean in (("one", 0.8), ("two", 0.9), ("three", 0.7)):
-        accuracy = {"value": clean, "ci": [clean - 0.05, clean + 0.05]}
-        entry(tmp_path, name, weights=name.encode(), clean={"accuracy": accuracy, "n": 40})
-    entry(tmp_path, "far", weights=b"4", protocol="exam-quick-1", verdict={"sound": False, "reasons": ["it counts"]})
-    run("leaderboard", tmp_path / "leaderboard")
-    page = tmp_path / "leaderboard" / "leaderboard.html"
-    with opened(browser, page, size=size) as seen:
+def test_the_page_is_sorted_filtered_and_two_rows_compared_in_a_browser(
+    browser: Any, page: Path, size: str, dark: bool
+) -> None:
+    with opened(browser, page, size=size, dark=dark) as seen:
+        assert names(seen) == ["one", "three", "two", "four", "far"]
+        if size == "phone":
+            seen.page.get_by_role("combobox", name="Sort by").first.select_option("clean, %")
+        else:
+            seen.page.locator("thead").first.get_by_text("clean, %").click()
+        assert names(seen) == ["two", "four", "one", "three", "far"]
+        assert seen.page.locator("tr", has_text="four").get_by_text("gradients fail").is_visible()
+        for name, value, left in (
+            ("protocol", "exam-quick-1", ["far"]),
+            ("badge", "reported", ["four"]),
+            ("licence", "none", ["two"]),
+            ("run by", "Bo", ["three"]),
+        ):
+            field = seen.page.get_by_role("combobox", name=name, exact=True)
+            field.select_option(value)
+            assert names(seen) == left
+            assert seen.page.locator(".ranked:visible").count() == 1
+            assert seen.page.get_by_text("1 of 5 rows").is_visible()
+            field.select_option("all")
+        seen.page.get_by_label("only sound").check()
+        assert names(seen) == ["two", "one", "three", "far"]
+        seen.page.get_by_label("Filter:").first.fill("by Bo")
+        assert names(seen) == ["three", "far"]
+        seen.page.get_by_label("Filter:").first.fill("")
+        seen.page.get_by_text("Compare two rows").click()
+        choose = [seen.page.get_by_role("combobox", name=name, exact=True) for name in ("First", "Second")]
+        choose[0].select_option("two")
+        choose[1].select_option("one")
+        compared = [row.split("\t") for row in seen.page.locator(".compare table tr").all_inner_texts()]
+        difference = next(cells for cells in compared if cells[0] == "two less one, paired")
+        assert [cell.split(" ")[0] for cell in difference[1:]] == ["+20.0", "−30.0"]
+        assert [cells[1:] for cells in compared[-3:]] == [["0", "3"], ["2", "0"], ["10", "10"]]
+        choose[1].select_option("four")
+        text = seen.page.locator(".compare").inner_text()
+        for words in ("not known", "four: it has no results of single images.", "four: its measurement is not sound."):
+            assert words in text
         assert seen.complaints == []
         assert sideways(seen.page) == 0
-        assert violations(seen.page) == []
-        if size == "desktop":
-            head = seen.page.locator("thead").first.get_by_text("clean, %")
-            head.click()
-            names = seen.page.locator("table").first.locator("tbody th")
-            assert [text.split()[0] for text in names.all_inner_texts()] == ["two", "one", "three"]
+        assert violations(seen.page, impacts=("minor", "moderate", "serious", "critical")) == []

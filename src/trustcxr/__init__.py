@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from trustcxr import explain as explain
     from trustcxr import models as models
     from trustcxr import plot as plot
-    from trustcxr.api import compare, evaluate, load_model, predict, train
+    from trustcxr.api import certify_model, compare, evaluate, explain_model, load_model, predict, train
     from trustcxr.data import load_dataset as load_dataset
     from trustcxr.evaluation.trained_run import load_run
 else:

@@ -1,4 +1,4 @@
-"""Train, evaluate, predict and compare from Python. The command line calls the same functions."""
+"""Train, evaluate, certify, explain, predict and compare from Python. The command line calls the same functions."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +20,12 @@ Folder = str | Path
 
 
 class Answers(list[ImageAnswer]):
-    """The answers for images, one each; a notebook shows them as a table. `file`: predictions.csv, if written."""
+    """The answers for images, one each; a notebook shows them as a table. `file`: predictions.csv, if written.
+
+    >>> import trustcxr as tx
+    >>> len(tx.api.Answers().table())
+    0
+    """
 
     file: Path | None = None
 
@@ -165,7 +170,105 @@ def evaluate(run: Folder, data: Folder, *, out: Folder | None = None, **options:
     """
     from trustcxr.runs import run_folder
 
-    document, folder = run_folder.evaluate(Path(run), Path(data), out=None if out is None else Path(out), **options)
+    return _in_folder(*run_folder.evaluate(Path(run), Path(data), out=None if out is None else Path(out), **options))
+
+
+def certify_model(
+    run: Folder,
+    data: Folder,
+    *,
+    epsilons: Sequence[float] | None = None,
+    method: str = "crown",
+    steps: int = 10,
+    neurons: int = 256,
+    **options: Any,
+) -> RunDocument:
+    """Prove for how many images of a data set the answer cannot change within epsilon; the model is attacked too.
+
+    Args:
+        run: a run's folder, or a trained model's name, such as "covid-certified".
+        data: folder of images, or a list (CSV).
+        epsilons: L-infinity radii in [0, 1]; by default 0.005, 0.01 and 0.02.
+        method: ibp, or crown: also CROWN if intervals fail.
+        steps: gradient steps on CROWN's slopes.
+        neurons: CROWN also bounds layers of at most so many ReLUs.
+        options: split, labels and listing, as of `runs.run_folder.certify`.
+
+    Return metrics.json, whose `table()` has both bounds. Raises UserError if a layer cannot be bounded.
+
+    Example:
+        >>> import tempfile
+        >>> import trustcxr as tx
+        >>> folder = tempfile.mkdtemp()
+        >>> data = tx.data.phantom.write(folder + "/images", {"Train": 2, "Val": 2, "Test": 2}, size=32)
+        >>> run = tx.train(data, folder + "/run", model="plain3", weights="none", size=32, training={"epochs": 1})
+        >>> result = tx.certify_model(run.folder, data, epsilons=[0.001], method="ibp")
+        >>> result.certified[0].n
+        6
+    """
+    from trustcxr.certify.verify import effort
+    from trustcxr.runs import run_folder
+
+    chosen = effort(method, neurons=neurons, steps=steps)
+    return _in_folder(*run_folder.certify(Path(run), Path(data), epsilons=epsilons, effort=chosen, **options))
+
+
+def explain_model(
+    model: Folder,
+    data: Folder,
+    *,
+    out: Folder | None = None,
+    split: str | None = None,
+    labels: Mapping[str, str | None] | None = None,
+    listing: "Listing | None" = None,
+    finding: str | None = None,
+    trust_code: bool = False,
+    **options: Any,
+) -> RunDocument:
+    """Compare saliency maps of a model with radiologists' masks, each measure with chance.
+
+    Args:
+        model: a run's folder, a trained model's name, or a model file (.yaml).
+        data: folder of images with lesion masks, or a list (CSV).
+        out: folder for the results; by default within the run's. A model file needs one.
+        split: by default the test split.
+        labels: {the data's label: the model's class}.
+        listing: columns and image folder of a list.
+        finding: the one to explain, of a model file with a sigmoid for each.
+        trust_code: allow the model file to run code of its author.
+        options: methods, epsilon, corruptions, severity and sample.
+
+    Return metrics.json, with the figures of each method in `saliency`. Raises UserError if no image has a mask.
+
+    Example:
+        >>> import tempfile
+        >>> import trustcxr as tx
+        >>> folder = tempfile.mkdtemp()
+        >>> data = tx.data.phantom.write(folder + "/images", {"Train": 2, "Val": 2, "Test": 2}, size=32)
+        >>> run = tx.train(data, folder + "/run", model="plain3", weights="none", size=32, training={"epochs": 1})
+        >>> result = tx.explain_model(run.folder, data, methods=["gradcam"], sample=0, corruptions=[])
+        >>> "gradcam" in result.saliency
+        True
+    """
+    from trustcxr.data.remote import is_address
+    from trustcxr.errors import UserError
+    from trustcxr.evaluation import trained_models
+    from trustcxr.runs import run_folder
+
+    typed: dict[str, Any] = {"options": options, "split": split, "labels": labels, "listing": listing}
+    if is_address(model) or trained_models.resolve(model).is_dir():
+        if finding is not None:
+            raise UserError(f"finding {finding}: a run has one class per image. Leave the finding out.")
+        return _in_folder(*run_folder.explain(Path(model), Path(data), out=None if out is None else Path(out), **typed))
+    if out is None:
+        raise UserError(f"{model}: it has no folder for the results. Give a folder: out.")
+    from trustcxr.audit import explain_external
+
+    typed |= {"finding": finding, "trust_code": trust_code}
+    return _in_folder(explain_external.explain(model, Path(data), Path(out), **typed), Path(out))
+
+
+def _in_folder(document: RunDocument, folder: Path) -> RunDocument:
     document._folder = folder
     return document
 
@@ -221,7 +324,14 @@ def compare(first: Folder, second: Folder) -> AuditPair:
 
     Raises UserError if a folder holds no audit, or the audits are not comparable.
 
-    Example: `tx.compare("out/audit-a", "out/audit-b").table()`.
+    Example:
+        >>> import tempfile
+        >>> import trustcxr as tx
+        >>> folder = tempfile.mkdtemp()
+        >>> data = tx.data.phantom.write(folder + "/images", {"Test": 2}, size=32)
+        >>> audit = tx.audit.run("covid-certified", data, protocol="exam-quick-1", out=folder + "/audit")
+        >>> float(tx.compare(audit.folder, audit.folder).table()["difference"].abs().max())  # an audit with itself
+        0.0
     """
     from trustcxr.audit.compare import compare as compare_audits
     from trustcxr.storage import layout

@@ -37,7 +37,7 @@ def plural(number: int, one: str, many: str | None = None) -> str:
 
 
 class Progress:
-    """A progress bar with the time left; if stderr is not a terminal, a line every 15 seconds.
+    """A progress bar with the time left, also in a notebook; if stderr is not a terminal, a line every 15 seconds.
 
     timed: False if the duration of a step varies so much that the time left cannot be estimated.
     """
@@ -46,7 +46,8 @@ class Progress:
         self.description, self.total, self.done, self.timed = description, max(int(total), 1), 0, timed
         self._skipped, self._lock = 0, threading.Lock()
         self._started = self._last_line = time.monotonic()
-        self._bar = _make_bar(timed=timed)
+        self._notebook = _make_notebook_bar(description, self.total) if in_notebook() else None
+        self._bar = None if self._notebook is not None else _make_bar(timed=timed)
         if self._bar is not None:
             self._task = self._bar.add_task(description, total=self.total, note="")
 
@@ -58,6 +59,8 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.stop()
+        if self._notebook is not None:
+            self._notebook.close()
 
     def skip(self, steps: int) -> None:
         """Count `steps` as done that took no time, so that they do not change the time left."""
@@ -65,6 +68,9 @@ class Progress:
             self.done, self._skipped = self.done + steps, self._skipped + steps
             if self._bar is not None:
                 self._bar.update(self._task, total=self.total - self._skipped)
+            if self._notebook is not None:
+                self._notebook.reset(self.total - self._skipped)
+                self._notebook.update(self.done - self._skipped)
 
     def advance(self, steps: int = 1, note: str | None = None) -> None:
         """Count `steps` more as done, and show `note` after the bar. Threads may call it concurrently."""
@@ -74,12 +80,35 @@ class Progress:
                 fields: Any = {} if note is None else {"note": note}
                 self._bar.update(self._task, advance=steps, **fields)
                 return
+            if self._notebook is not None:
+                self._notebook.set_postfix_str(note or "", refresh=False)
+                self._notebook.update(steps)
+                return
             now = time.monotonic()
             if _listener is None and now - self._last_line >= _LINE_EVERY:
                 self._last_line = now
                 left = (now - self._started) / (self.done - self._skipped) * (self.total - self.done)
                 time_left = f", about {format_duration(left)} left" if self.timed else ""
                 log(f"{self.description}: {self.done}/{self.total}{time_left} {note or ''}".rstrip())
+
+
+def in_notebook() -> bool:
+    """Return whether this code runs in a cell of a notebook."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return hasattr(shell, "kernel")
+
+
+def _make_notebook_bar(description: str, total: int) -> Any:
+    """Return a bar of tqdm, a widget if ipywidgets is installed; None if messages go to a listener."""
+    import warnings
+
+    if _listener is not None:
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # without ipywidgets the bar is text
+        from tqdm.auto import tqdm
+
+    return tqdm(total=total, desc=description, leave=False)
 
 
 def _make_bar(*, timed: bool) -> "rich.progress.Progress | None":

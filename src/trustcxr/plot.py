@@ -58,6 +58,14 @@ def robustness(results: RunDocument | Sequence[RunDocument], attack: str | None 
         attack: name of the attack; by default the one that leaves the lowest accuracy at each epsilon.
 
     Raises UserError if a result has no such attack.
+
+    >>> import trustcxr as tx
+    >>> from trustcxr.storage.schemas import AttackResult, Classification, RunDocument, Share
+    >>> clean = Classification(accuracy=Share(value=0.9))
+    >>> attack = AttackResult(attack="pgd", epsilon=0.02, accuracy=Share(value=0.4))
+    >>> figure = tx.plot.robustness(RunDocument(run="mine", clean=clean, attacks=[attack]))
+    >>> figure.axes[0].lines[0].get_ydata().tolist()
+    [0.9, 0.4]
     """
     documents = [results] if isinstance(results, RunDocument) else list(results)
     figure = _figure(5.6, 3.8)
@@ -95,6 +103,11 @@ def roc(labels: Any, probabilities: Any, classes: Sequence[str]) -> "Figure":
         classes: the C names.
 
     Raises UserError if the shapes do not fit.
+
+    >>> import trustcxr as tx
+    >>> figure = tx.plot.roc([0, 1, 1], [[0.9, 0.1], [0.4, 0.6], [0.2, 0.8]], ["healthy", "ill"])
+    >>> figure.axes[0].get_legend().get_texts()[1].get_text()
+    'ill, AUROC 1.000'
     """
     from sklearn.metrics import auc, roc_curve
 

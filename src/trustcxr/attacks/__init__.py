@@ -45,5 +45,10 @@ ATTACKS = {name: load_attack(entry) for name, entry in registry.ATTACKS.items()}
 
 
 def get(name: str) -> Callable[..., Tensor]:
-    """Return the attack of that name; UserError with the valid names for any other."""
+    """Return the attack of that name; UserError with the valid names for any other.
+
+    >>> import trustcxr as tx
+    >>> tx.attacks.get("pgd") is tx.attacks.pgd
+    True
+    """
     return lookup(ATTACKS, "attack", name)

@@ -176,6 +176,11 @@ def input_gradient(
         labels: (B,) int.
         check: raise UserError unless the model returns logits that the labels fit.
         loss: (logits (B, C) in float32, labels (B,)) -> (B,); cross-entropy by default.
+
+    >>> import torch, trustcxr as tx
+    >>> gradient, logits = tx.attacks.input_gradient(torch.nn.Flatten(), torch.rand(2, 1, 2, 2), torch.tensor([0, 3]))
+    >>> gradient.shape, logits.shape
+    (torch.Size([2, 1, 2, 2]), torch.Size([2, 4]))
     """
     # The caller may be in no_grad or inference_mode.
     with torch.inference_mode(False), torch.enable_grad():

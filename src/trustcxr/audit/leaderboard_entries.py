@@ -7,6 +7,7 @@ from pathlib import Path
 from trustcxr.errors import UserError
 from trustcxr.recipes.exams import list_exams
 from trustcxr.storage import atomic, layout
+from trustcxr.storage.image_results import read_image_results
 from trustcxr.storage.os_errors import shell_quote
 from trustcxr.storage.schemas import AuditDocument, LeaderboardEntry, read_audit, read_schema
 from trustcxr.storage.schemas.leaderboard_entry import AUDIT_PARTS, FACTS, make_badge
@@ -24,7 +25,8 @@ def add_entry(
 ) -> Path:
     """Write the entry of an audit's folder below `board`; return its path. Raises UserError if it would be faulty.
 
-    An entry is never replaced: another model, protocol or result under its name is refused.
+    An entry is never replaced: another model, protocol or result under its name is refused. An entry without results
+    of single images gets those of the same audit.
     """
     document = read_audit(audit / layout.AUDIT_FILE)
     if document.protocol is None:
@@ -38,15 +40,20 @@ def add_entry(
         command=_describe_command(document, model_file),
         audit=_shorten(document),
     )
+    if (results := read_image_results(audit, document)) is not None:
+        entry.image_results = results
     if model_file is not None:
         entry.model_file = {key: _hide_folder(key, value) for key, value in atomic.read_yaml(model_file).items()}
     path = board / entry.file_name
     if faults := _list_faults(entry):
         raise UserError(f"{audit}: not an entry of a leaderboard: {faults[0]}")
     if path.exists():
-        if read_schema(LeaderboardEntry, path).plain() == entry.plain():
+        before, after = read_schema(LeaderboardEntry, path).plain(), entry.plain()
+        if before == after:
             return path
-        raise UserError(f"{path}: another entry of these bytes is there. Remove it first, if this one replaces it.")
+        after.pop("image_results", None)
+        if before != after:
+            raise UserError(f"{path}: another entry of these bytes is there. Remove it first, if this one replaces it.")
     atomic.write_json(path, entry)
     return path
 

@@ -1,8 +1,7 @@
 """Train and use one model: `models`, `train`, `evaluate`, `explain`, `predict`, `export` and others."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Context, Option, Typer
 
@@ -98,9 +97,8 @@ def train(
     images: Images = None,
 ) -> None:
     """Train one run. Start it again to resume from the last epoch."""
+    from trustcxr import api
     from trustcxr.report.terminal import describe_training
-    from trustcxr.runs import run_folder
-    from trustcxr.training.environment import use_threads
 
     tracker, uri = parse_tracker(track)
     training = {
@@ -112,19 +110,24 @@ def train(
         "track": tracker if track else None,
         "tracking_uri": uri or None,
     }
-    recipe = run_folder.recipe(
+    run = api.train(
+        data,
+        out,
         model=model,
         weights=weights,
         defence={"name": defence, "epsilon": epsilon, "ramp": ramp, "clean_weight": clean_weight},
         size=size,
         seed=seed,
         training={k: v for k, v in training.items() if v is not None} | {"background": background},
-        data={"labels": parse_labels(label), **parse_listing(column, images)},
-        options=check_settings(context, set_),
+        settings=check_settings(context, set_),
+        labels=parse_labels(label),
+        listing=parse_listing(column, images),
+        threads=threads,
+        devices=devices,
+        nodes=nodes,
+        strategy=strategy,
     )
-    with use_threads(threads):
-        summary = run_folder.train(recipe, data, out, devices=devices, nodes=nodes, strategy=strategy)
-    print(f"{out}: {describe_training(summary, recipe.defence.at_epsilon)}")
+    print(f"{out}: {describe_training(run.training, run.trained_by.defence.at_epsilon)}")
     print(f"next: trustcxr evaluate {shell_quote(out)} --data {shell_quote(data)}")
 
 
@@ -210,29 +213,29 @@ def certify(
 ) -> None:
     """Prove for how many images the answer cannot change within epsilon."""
     check_exists(data)  # before what takes seconds to load
-    from trustcxr import report
-    from trustcxr.certify.verify import effort
+    from trustcxr import api, report
     from trustcxr.report.load import Run
     from trustcxr.report.tables.certified import SCOPE, proved
-    from trustcxr.runs import run_folder
 
-    document, folder = run_folder.certify(
+    document = api.certify_model(
         run,
         data,
         epsilons=epsilon,
-        effort=effort(method, neurons=neurons, steps=steps),
+        method=method,
+        steps=steps,
+        neurons=neurons,
         split=split,
         labels=parse_labels(label),
         listing=parse_listing(column, images),
     )
     if json:
         return print_json(document)
-    if table := proved([Run(document, folder, [])]):
+    if table := proved([Run(document, document.folder or run, [])]):
         report.print_table(table)
         print(SCOPE)
     for alarm in document.alarms:
         print(f"ALARM: {alarm.text}")
-    print(f"written to {folder}\n{NOTICE}")
+    print(f"written to {document.folder}\n{NOTICE}")
     return None
 
 
@@ -257,38 +260,30 @@ def explain(
     json: Json = False,
 ) -> None:
     """Compare saliency maps of a run or of a model file with radiologists' masks, each measure with chance."""
-    external = is_external(model)
-    if external and out is None:
+    if is_external(model) and out is None:
         raise UserError(f"explain {model}: say --out DIR; see trustcxr explain --help")
-    if finding is not None and not external:
-        raise UserError(f"--finding {finding}: a run has one class per image. Leave --finding out.")
     check_exists(data)  # before what takes seconds to load
-    options = {
-        "methods": method,
-        "epsilon": epsilon,
-        "corruptions": "all" if corruption and "all" in corruption else corruption,
-        "severity": severity,
-        "sample": sample,
-    }
-    typed: Mapping[str, Any] = {
-        "options": {k: v for k, v in options.items() if v is not None},
-        "split": split,
-        "labels": parse_labels(label),
-        "listing": parse_listing(column, images),
-    }
-    if external and out is not None:
-        from trustcxr.audit import explain_external
+    from trustcxr import api
 
-        typed = {**typed, "trust_code": trust_code, "finding": finding}
-        document, folder = explain_external.explain(model, data, out, **typed), out
-    else:
-        from trustcxr.runs import run_folder
-
-        document, folder = run_folder.explain(Path(model), data, out=out, **typed)
-    return print_json(document) if json else _print_saliency(document, folder)
+    options = {"methods": method, "corruptions": "all" if corruption and "all" in corruption else corruption}
+    document = api.explain_model(
+        model,
+        data,
+        out=out,
+        split=split,
+        labels=parse_labels(label),
+        listing=parse_listing(column, images),
+        finding=finding,
+        trust_code=trust_code,
+        epsilon=epsilon,
+        severity=severity,
+        sample=sample,
+        **{key: value for key, value in options.items() if value is not None},
+    )
+    return print_json(document) if json else _print_saliency(document)
 
 
-def _print_saliency(document: "RunDocument", folder: Path) -> None:
+def _print_saliency(document: "RunDocument") -> None:
     from trustcxr import report
     from trustcxr.explain.verdicts import SURVIVES
     from trustcxr.report.load import Run
@@ -300,12 +295,13 @@ def _print_saliency(document: "RunDocument", folder: Path) -> None:
         for line in describe_saliency(part):
             print(f"  {line}")
     if document.lesions:
-        for table in (reported([Run(document, folder, [])]), effects([Run(document, folder, [])])):
+        runs = [Run(document, document.folder or Path(), [])]
+        for table in (reported(runs), effects(runs)):
             report.print_table(table)
     for alarm in document.alarms:
         if alarm.kind != SURVIVES:  # already printed for each map
             print(f"ALARM: {alarm.text}")
-    print(f"written to {folder}\n{NOTICE}")
+    print(f"written to {document.folder}\n{NOTICE}")
 
 
 @run_app.command(epilog="Example: trustcxr predict out/run chest.png")

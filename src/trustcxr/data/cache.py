@@ -96,6 +96,13 @@ def open_store(
     (default: one for each core). `resize`: `squeeze` to a square as in COVID-QU-Ex, `pad` with black, or `crop` to the
     central square. `every`: compare the hashes of files, not only their sizes. A damaged store is reported
     and built again. Raises UserError if a file is missing, the disk is full, or no image is readable.
+
+    >>> import tempfile, trustcxr as tx
+    >>> folder = tempfile.mkdtemp()
+    >>> images = tx.data.phantom.write(folder + "/images", {"Test": 2}, size=32)
+    >>> store = tx.data.open_store(tx.data.read_manifest(images), 32, cache=folder + "/cache")
+    >>> store.map().shape
+    (6, 32, 32)
     """
     if resize not in RESIZES:
         raise unknown("resize", resize, RESIZES)

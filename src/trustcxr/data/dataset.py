@@ -36,6 +36,13 @@ class Dataset:
         all_splits: sample_id, path, class and split of every readable image of the data set.
         skipped: DataFrame(sample_id, path, reason) of the split's unreadable images, which are left out.
         bad_masks: DataFrame(sample_id, kind, path, reason) of its unreadable masks, treated as absent.
+
+    >>> import tempfile, trustcxr as tx
+    >>> folder = tempfile.mkdtemp()
+    >>> images = tx.data.phantom.write(folder + "/images", {"Test": 2}, size=32)
+    >>> data = tx.load_dataset(images, "Test", size=32)
+    >>> data.images[:].shape, data.classes
+    ((6, 1, 32, 32), ('COVID-19', 'Non-COVID', 'Normal'))
     """
 
     def __init__(self, manifest: Manifest, store: Store, split: str | None, classes: Sequence[str]) -> None:

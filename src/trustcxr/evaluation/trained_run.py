@@ -107,6 +107,11 @@ def load_run(folder: str | Path, *, on: torch.device | str | None = None) -> Run
 
     Nothing is unpickled; only an address uses the network. Raises UserError if the folder is not a run, its files do
     not belong together, or a zoo model's answers differ from those that its entry expects.
+
+    >>> import trustcxr as tx
+    >>> run = tx.load_run("covid-robust")
+    >>> run.classes, run.size
+    (('COVID-19', 'Non-COVID', 'Normal'), 32)
     """
     from trustcxr.models.weights import load_weights
 

@@ -19,7 +19,12 @@ _SSIM_WINDOW, _SSIM_SIGMA = 11, 1.5
 
 
 def null_map(saliency: Tensor) -> Tensor:
-    """Return True for each map (B, H, W) that is constant or not finite: (B,), bool."""
+    """Return True for each map (B, H, W) that is constant or not finite: (B,), bool.
+
+    >>> import torch, trustcxr as tx
+    >>> tx.explain.measures.null_map(torch.stack([torch.eye(2), torch.ones(2, 2)]))
+    tensor([False,  True])
+    """
     return _flat(_maps(saliency))
 
 
@@ -28,6 +33,11 @@ def energy_inside(saliency: Tensor, mask: Tensor, *, within: Tensor | None = Non
 
     Wang et al. 2020 (Score-CAM); relevance mass accuracy in Arras et al. 2022. `within`: a second mask, to which map
     and mask are cut. Masks that do not meet give NaN; no saliency inside `within` is a miss.
+
+    >>> import torch, trustcxr as tx
+    >>> saliency, mask = torch.tensor([[[0.0, 1.0], [0.5, 0.5]]]), torch.tensor([[[0, 1], [0, 1]]])
+    >>> tx.explain.measures.energy_inside(saliency, mask)
+    tensor([0.7500], dtype=torch.float64)
     """
     maps, inside = _pair(saliency, mask)
     field = torch.ones_like(inside) if within is None else _pair(saliency, within)[1]
@@ -68,6 +78,11 @@ def pointing_hit(saliency: Tensor, mask: Tensor, *, tolerance: int = 0) -> Tenso
 
     If several pixels share the maximum, it is the share of them inside. `tolerance`: pixels from the mask that still
     count as a hit (15 in that paper; none here: the masks are large).
+
+    >>> import torch, trustcxr as tx
+    >>> saliency, mask = torch.tensor([[[0.0, 1.0], [0.5, 0.5]]]), torch.tensor([[[0, 1], [0, 1]]])
+    >>> tx.explain.measures.pointing_hit(saliency, mask)
+    tensor([1.], dtype=torch.float64)
     """
     maps, inside = _pair(saliency, grow(mask, tolerance) if tolerance else mask)
     at_peak = maps >= maps.amax(dim=1, keepdim=True) - _FLAT
@@ -78,6 +93,10 @@ def pointing_ceiling(mask: Tensor, cells: tuple[int, int]) -> Tensor:
     """Return the pointing game of an oracle that picks the best of rows x columns cells, [0, 1].
 
     An upsampled map is flat around its maximum at the border: there the hit is the share of the flat inside the mask.
+
+    >>> import torch, trustcxr as tx
+    >>> tx.explain.measures.pointing_ceiling(torch.ones(1, 4, 4), (2, 2))
+    tensor([1.], dtype=torch.float64)
     """
     inside = (mask != 0).double()
     down, across = (_peaks(n, side).to(inside.device) for n, side in zip(cells, mask.shape[1:], strict=True))
@@ -94,7 +113,13 @@ def _peaks(cells: int, pixels: int) -> Tensor:
 
 
 def iou(saliency: Tensor, mask: Tensor, threshold: float | Tensor) -> Tensor:
-    """Return the intersection over union, [0, 1], of the mask and the pixels above `threshold` (one, or (B,))."""
+    """Return the intersection over union, [0, 1], of the mask and the pixels above `threshold` (one, or (B,)).
+
+    >>> import torch, trustcxr as tx
+    >>> saliency, mask = torch.tensor([[[0.0, 1.0], [0.5, 0.5]]]), torch.tensor([[[0, 1], [0, 1]]])
+    >>> tx.explain.measures.iou(saliency, mask, 0.6)
+    tensor([0.5000], dtype=torch.float64)
+    """
     maps, inside = _pair(saliency, mask)
     on = _above(saliency, threshold)
     union = (on | inside).sum(dim=1).double().clamp(min=1)
@@ -102,7 +127,13 @@ def iou(saliency: Tensor, mask: Tensor, threshold: float | Tensor) -> Tensor:
 
 
 def iou_otsu(saliency: Tensor, mask: Tensor) -> Tensor:
-    """Return the intersection over union, [0, 1], at each map's threshold by Otsu 1979 (as Saporta et al. 2022)."""
+    """Return the intersection over union, [0, 1], at each map's threshold by Otsu 1979 (as Saporta et al. 2022).
+
+    >>> import torch, trustcxr as tx
+    >>> saliency, mask = torch.tensor([[[0.0, 1.0], [0.5, 0.5]]]), torch.tensor([[[0, 1], [0, 1]]])
+    >>> tx.explain.measures.iou_otsu(saliency, mask)
+    tensor([0.6667], dtype=torch.float64)
+    """
     return iou(saliency, mask, otsu_threshold(saliency))
 
 
@@ -111,6 +142,11 @@ def iou_at_mask_area(saliency: Tensor, mask: Tensor) -> Tensor:
 
     No threshold to choose, and a map is not punished for being wide. Pixels that tie for the last places count in part,
     as if those places were drawn among them.
+
+    >>> import torch, trustcxr as tx
+    >>> saliency, mask = torch.tensor([[[0.0, 1.0], [0.5, 0.5]]]), torch.tensor([[[0, 1], [0, 1]]])
+    >>> tx.explain.measures.iou_at_mask_area(saliency, mask)
+    tensor([0.6000], dtype=torch.float64)
     """
     share = rank_accuracy(saliency, mask)
     return share / (2 - share)
@@ -120,6 +156,11 @@ def rank_accuracy(saliency: Tensor, mask: Tensor) -> Tensor:
     """Return the share of the M most salient pixels that lie inside a mask of M pixels, [0, 1].
 
     Relevance rank accuracy, Arras et al. 2022. Ties as in `iou_at_mask_area`.
+
+    >>> import torch, trustcxr as tx
+    >>> saliency, mask = torch.tensor([[[0.0, 1.0], [0.5, 0.5]]]), torch.tensor([[[0, 1], [0, 1]]])
+    >>> tx.explain.measures.rank_accuracy(saliency, mask)
+    tensor([0.7500], dtype=torch.float64)
     """
     maps, inside = _pair(saliency, mask)
     area = inside.sum(dim=1)
@@ -131,6 +172,11 @@ def pixel_auroc(saliency: Tensor, mask: Tensor) -> Tensor:
     """Return the area under the ROC curve of saliency as a classifier of pixels, [0, 1]; NaN for an empty or full mask.
 
     Ties count half (Hanley and McNeil 1982). A null map has 0.5.
+
+    >>> import torch, trustcxr as tx
+    >>> saliency, mask = torch.tensor([[[0.0, 1.0], [0.5, 0.5]]]), torch.tensor([[[0, 1], [0, 1]]])
+    >>> tx.explain.measures.pixel_auroc(saliency, mask)
+    tensor([0.8750], dtype=torch.float64)
     """
     maps, inside = _pair(saliency, mask)
     positive = inside.sum(dim=1).to(maps.dtype)
@@ -141,7 +187,13 @@ def pixel_auroc(saliency: Tensor, mask: Tensor) -> Tensor:
 
 
 def average_precision(saliency: Tensor, mask: Tensor) -> Tensor:
-    """Return the average precision of saliency as a classifier of pixels, [0, 1]; a null map has the mask's share."""
+    """Return the average precision of saliency as a classifier of pixels, [0, 1]; a null map has the mask's share.
+
+    >>> import torch, trustcxr as tx
+    >>> saliency, mask = torch.tensor([[[0.0, 1.0], [0.5, 0.5]]]), torch.tensor([[[0, 1], [0, 1]]])
+    >>> tx.explain.measures.average_precision(saliency, mask)
+    tensor([0.8333], dtype=torch.float64)
+    """
     maps, inside = _pair(saliency, mask)
     order = maps.sort(dim=1)
     # For each pixel: how many are at least as salient, and how many of those lie inside.
@@ -175,6 +227,11 @@ def chance(
     For energy, the pointing game, rank accuracy and average precision: the mask's share of the area (of `within`). For
     an IoU: that of K random pixels, K being as many as are on in this map. `threshold` is that of `iou`. NaN for an
     empty mask. Compare also with `centre_prior` and the lung mask.
+
+    >>> import torch, trustcxr as tx
+    >>> saliency, mask = torch.tensor([[[0.0, 1.0], [0.5, 0.5]]]), torch.tensor([[[0, 1], [0, 1]]])
+    >>> tx.explain.measures.chance("energy_inside", saliency, mask)
+    tensor([0.5000], dtype=torch.float64)
     """
     name = measure if isinstance(measure, str) else getattr(measure, "__name__", str(measure))
     if name not in _CHANCE:

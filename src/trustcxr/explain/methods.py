@@ -35,6 +35,11 @@ def method(name: str) -> SaliencyMethod:
     """Return the saliency method of this name, such as "gradcam" or, of an earlier layer, "layercam@-2".
 
     Raises UserError, with the nearest names, for an unknown one; the layer is checked with the model.
+
+    >>> import torch, trustcxr as tx
+    >>> model = tx.models.build("resnet10t", classes=3).eval()
+    >>> tx.explain.method("layercam@-2")(model, torch.rand(2, 1, 32, 32)).shape
+    torch.Size([2, 32, 32])
     """
     base, layer = parse(name)
     return METHODS[base] if layer is None else partial(METHODS[base], layer=layer)  # type: ignore[call-arg]

@@ -35,6 +35,11 @@ def build(
     `classes` outputs. `normalisation`: "batch", or "group" to replace BatchNorm by GroupNorm with its affine weights.
     `activation`: "own", or "silu", "gelu" or "softplus" to replace each ReLU. `lung_gate` adds an untrained LungGate.
     Raises UserError if weights cannot be loaded, or an option does not fit the network.
+
+    >>> import torch, trustcxr as tx
+    >>> model = tx.models.build("resnet10t", classes=3).eval()
+    >>> model(torch.rand(2, 1, 32, 32)).shape
+    torch.Size([2, 3])
     """
     if members < 1:
         raise UserError(f"members must be at least 1, not {members}")
@@ -77,7 +82,11 @@ def _plain(arch: str, classes: int, weights: str) -> nn.Module:
 
 
 def check_network(name: str, *, size: int, **options: Any) -> None:
-    """Raise UserError if `build` fails for the name or options, or the model for images of `size` pixels a side."""
+    """Raise UserError if `build` fails for the name or options, or the model for images of `size` pixels a side.
+
+    >>> import trustcxr as tx
+    >>> tx.models.check_network("resnet10t", size=64)  # raises nothing: it fits
+    """
     try:
         _try_out("meta", name, size, **options)  # shapes alone
     except UserError:

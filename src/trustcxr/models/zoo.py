@@ -28,6 +28,10 @@ def architecture(name: str) -> str:
     """Return the architecture of a published, timm, plain or evidence network's name, in any letter case.
 
     Raises UserError, with the nearest names, for an unknown name.
+
+    >>> import trustcxr as tx
+    >>> tx.models.architecture("ResNet50")
+    'resnet50'
     """
     by_lower = {published.lower(): arch for published, arch in PAPER_MODELS.items()}
     if name.lower() in by_lower:
@@ -53,7 +57,12 @@ def architecture(name: str) -> str:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Return the number of weights."""
+    """Return the number of weights.
+
+    >>> import torch, trustcxr as tx
+    >>> tx.models.count_parameters(torch.nn.Linear(4, 3))
+    15
+    """
     return sum(p.numel() for p in model.parameters())
 
 
@@ -66,7 +75,12 @@ class PaperModel(NamedTuple):
 
 
 def paper_models() -> list[PaperModel]:
-    """Return the 21, in the paper's order."""
+    """Return the 21, in the paper's order.
+
+    >>> import trustcxr as tx
+    >>> len(tx.models.paper_models())
+    21
+    """
     rows = []
     for name, arch in PAPER_MODELS.items():
         with torch.device("meta"):  # shapes alone, no weights

@@ -9,14 +9,17 @@ from pathlib import Path
 from trustcxr.errors import UserError
 from trustcxr.registry import WORST_CASE, is_linf
 from trustcxr.report import formatting, html
+from trustcxr.report.paired_rows import compare_rows
 from trustcxr.report.tables.table import Cell, Table, guarded, share, whole
 from trustcxr.report.terminal import format_percent
 from trustcxr.storage import atomic, layout
+from trustcxr.storage.image_results import read_image_results
 from trustcxr.storage.os_errors import reason
 from trustcxr.storage.schemas import (
     ENTRY_NAME,
     AttackResult,
     AuditDocument,
+    ImageResults,
     LeaderboardEntry,
     RunDocument,
     Share,
@@ -27,6 +30,11 @@ from trustcxr.storage.schemas import (
 from trustcxr.version import NOTICE
 
 PAGE, TABLE = "leaderboard.html", "leaderboard.csv"
+_GRADIENT_CHECKS = (
+    *("gradients", "same answer with gradients", "nothing stops gradients", "no gradients used inside"),
+    "black box against white box",
+)
+_PAIRED = ("clean", "attacked")
 _IN_TERMINAL = ["model", "measurement", "clean, %", "attacked, %", "clean reported, %", "attacked reported, %", "n"]
 
 
@@ -34,7 +42,8 @@ _IN_TERMINAL = ["model", "measurement", "clean, %", "attacked, %", "clean report
 class Board:
     """Comparable audits in rank order by folder, rejected folders with reasons, protocol and data set.
 
-    `submissions`: the entries of a leaderboard among them by name. `others`: boards of entries that do not compare.
+    `submissions`: the entries of a leaderboard among them by name. `results`: right or wrong for each image, by name.
+    `others`: boards of entries that do not compare.
     """
 
     protocol: str
@@ -44,6 +53,7 @@ class Board:
     entries: tuple[tuple[str, AuditDocument], ...]
     refused: tuple[tuple[str, str], ...]
     submissions: dict[str, LeaderboardEntry] = field(default_factory=dict)
+    results: dict[str, ImageResults] = field(default_factory=dict)
     others: tuple["Board", ...] = ()
 
     @property
@@ -87,7 +97,7 @@ def gather_audits(folder: Path) -> Board:
 
     Entries of a leaderboard that do not compare with it are boards of their own, in `others`.
     """
-    audits, refused, submissions = _read_audits(folder)
+    audits, refused, submissions, results = _read_audits(folder)
     if not audits:
         why = f"{refused[0][0]}: {refused[0][1]}" if refused else "`trustcxr audit` writes one into its --out folder"
         raise UserError(f"{folder}: no {layout.AUDIT_FILE} of a complete audit in it: {why}")
@@ -103,11 +113,8 @@ def gather_audits(folder: Path) -> Board:
         first = entries[0][1]
         count = first.data.total or first.data.n or 0
         entries_by_name = {name: submissions[name] for name, _ in entries if name in submissions}
-        boards.append(
-            Board(
-                str(first.protocol), first.data.name, count, tuple(first.classes), tuple(entries), (), entries_by_name
-            )
-        )
+        what = str(first.protocol), first.data.name, count, tuple(first.classes), tuple(entries), ()
+        boards.append(Board(*what, entries_by_name, results))
         audits = [(name, document) for name, document, why in reasons if why]
         if not submissions:
             refused += [(name, why) for name, _, why in reasons if why]
@@ -117,14 +124,17 @@ def gather_audits(folder: Path) -> Board:
 
 def _read_audits(
     folder: Path,
-) -> tuple[list[tuple[str, AuditDocument]], list[tuple[str, str]], dict[str, LeaderboardEntry]]:
-    """Return the complete audits under a folder by name, the others with reasons, and the entries of a leaderboard."""
+) -> tuple[
+    list[tuple[str, AuditDocument]], list[tuple[str, str]], dict[str, LeaderboardEntry], dict[str, ImageResults]
+]:
+    """Return the complete audits under a folder by name, the others with reasons, entries, and results of images."""
     if not folder.is_dir():
         why = "this is a file" if folder.exists() else "no such folder"
         raise UserError(f"{folder}: {why}. Give the folder that contains the folders of audits.")
     audits: list[tuple[str, AuditDocument]] = []
     refused: list[tuple[str, str]] = []
     submissions: dict[str, LeaderboardEntry] = {}
+    results: dict[str, ImageResults] = {}
     for path in sorted(_find_files(folder, refused)):
         is_audit = path.name == layout.AUDIT_FILE
         name = (path.parent if is_audit else path.with_suffix("")).relative_to(folder).as_posix()
@@ -139,7 +149,10 @@ def _read_audits(
             refused.append((name, f"unknown images: no checksum of them in its {layout.AUDIT_FILE}"))
         else:
             audits.append((name, document))
-    return audits, refused, submissions
+            of_images = read_image_results(path.parent, document) if is_audit else submissions[name].image_results
+            if of_images is not None:
+                results[name] = of_images
+    return audits, refused, submissions, results
 
 
 def _read_entry(path: Path, name: str, submissions: dict[str, LeaderboardEntry]) -> AuditDocument:
@@ -247,6 +260,18 @@ def describe_submitted(document: AuditDocument) -> str:
     return f"images submitted by {names} mislead it but our attacks do not; {basis}"
 
 
+def describe_gradients(document: AuditDocument) -> str:
+    """Return why attacks could not rely on the model's gradients; empty if they could, or nothing was attacked."""
+    if document.model.kind == "predictions":
+        return ""
+    texts = [check.text for check in document.entry_checks if check.passed is False and check.check in _GRADIENT_CHECKS]
+    if document.masking is not None and document.masking.masked:
+        texts += document.masking.reasons
+    if not texts and document.model.gradients == "none":
+        texts = ["the model gives none, so attacks did without"]
+    return "; ".join(dict.fromkeys(texts))
+
+
 def list_remarks(board: Board) -> list[str]:
     """Return a line for each worst case that counts submitted images, and for each audit with two rows."""
     texts = ((board.names[folder], describe_submitted(document)) for folder, document in board.entries)
@@ -285,6 +310,7 @@ def _record(name: str, document: AuditDocument, entry: LeaderboardEntry | None =
         "model": document.model.name or None,
         "sound": bool(document.verdict.sound),
         "reasons": document.verdict.reasons,
+        "gradients fail": describe_gradients(document) or None,
         "kind": document.model.kind or None,
         "protocol": document.protocol,
         "data": document.data.name or None,
@@ -348,11 +374,13 @@ def make_row(name: str, document: AuditDocument) -> dict[str, Cell]:
     """Return the cells of one audit by column."""
     reported, worst = document.model.reported, find_worst_attack(document)
     sound, reasons = bool(document.verdict.sound), "; ".join(document.verdict.reasons)
+    gradients = describe_gradients(document)
+    verdict = ("sound" if sound else "NOT SOUND") + (", gradients fail" if gradients else "")
     shares = {f"{column}, %": share(figure) for column, figure in _shares(document).items()}
     fewer = f"attacks {formatting.count(worst.n)}" if worst.n not in (None, document.clean.n) else ""
     return {
         "model": Cell(document.model.name or formatting.DASH, document.model.kind, note="" if sound else "unsound"),
-        "measurement": Cell("sound" if sound else "NOT SOUND", reasons, note="why"),
+        "measurement": Cell(verdict, reasons, gradients, note="why bad" if gradients else "why"),
         "clean reported, %": share(reported.clean),
         "clean, %": shares.pop("clean, %"),
         "attacked reported, %": share(reported.attacked),
@@ -430,11 +458,39 @@ def write(board: Board, out: Path) -> tuple[Path, Path]:
 
 def render(board: Board) -> str:
     """Return the page as text."""
+    boards = (board, *board.others)
     parts = {
         "board": board,
         "notice": NOTICE,
-        "tables": [(one, make_table(one)) for one in (board, *board.others)],
+        "tables": [(one, make_table(one)) for one in boards],
         "submitted": [board.names[folder] for folder, document in board.entries if describe_submitted(document)],
         "copies": _describe_copies(board),
+        "data": [_list_page_data(one) for one in boards],
     }
     return html.fill_template("board.html.j2", parts)
+
+
+def _list_page_data(board: Board) -> dict[str, object]:
+    """Return what the page's filters and its comparison of two rows need of one table."""
+    rows: list[dict[str, object]] = []
+    for folder, document in board.entries:
+        entry, shares = board.submissions.get(folder), _shares(document)
+        filters = {"data": board.data, "protocol": board.protocol, "badge": "audit", "licence": "", "run by": ""}
+        if entry is not None:
+            filters |= {"badge": entry.badge, "licence": entry.licence, "run by": entry.run_by}
+        figures = {
+            name: (cell := share(shares[name])).text + (f" ({cell.small})" if cell.small else "") for name in _PAIRED
+        }
+        remarks = [
+            "" if document.verdict.sound else "its measurement is not sound",
+            describe_submitted(document),
+            "" if folder in board.results else "it has no results of single images",
+        ]
+        about = {
+            "name": board.names[folder],
+            "sound": bool(document.verdict.sound),
+            "remarks": [*filter(None, remarks)],
+        }
+        rows.append({**about, "filters": filters, "figures": figures})
+    pairs = compare_rows([board.results.get(folder) for folder, _ in board.entries])
+    return {"rows": rows, "pairs": pairs, "attack": board.attack}

@@ -42,6 +42,12 @@ def read_image(path: Source) -> np.ndarray:
     becomes luma (ITU-R 601). 16-bit grey is scaled by the smallest usual depth (8, 10, 12, 14, 16) that holds its
     brightest pixel, since detectors store 10 to 14 bits in 16. 16-bit colour or transparency must use all 16 bits.
     Raises UnreadableImage.
+
+    >>> import tempfile, trustcxr as tx
+    >>> folder = tempfile.mkdtemp()
+    >>> images = tx.data.phantom.write(folder + "/images", {"Test": 1}, size=32)
+    >>> tx.data.read_image(next(images.rglob("images/*.png"))).shape
+    (32, 32)
     """
     return np.array(_read(path))
 
@@ -51,6 +57,12 @@ def read_mask(path: str | Path) -> np.ndarray:
 
     1 for grey levels of at least 128, or of 1 if the brightest is 1. Raises UnreadableImage, also if the brightest is
     between, as in a mask that numbers regions.
+
+    >>> import tempfile, trustcxr as tx
+    >>> folder = tempfile.mkdtemp()
+    >>> images = tx.data.phantom.write(folder + "/images", {"Test": 1}, size=32)
+    >>> int(tx.data.read_mask(next(images.rglob("lung masks/*.png"))).max())
+    1
     """
     grey = _read(path)
     return (np.asarray(grey) >= _threshold(grey)).astype(np.uint8)

@@ -33,6 +33,12 @@ def read_manifest(
 
     `path`: a folder, a list, or an fsspec address, which is copied into the cache once. `layout`: `auto` or one of
     registry.LAYOUTS. `columns` and `images` describe a list, as in `read_list`. Raises UserError if no layout fits.
+
+    >>> import tempfile, trustcxr as tx
+    >>> folder = tempfile.mkdtemp()
+    >>> images = tx.data.phantom.write(folder + "/images", {"Test": 2}, size=32)
+    >>> len(tx.data.read_manifest(images).table)
+    6
     """
     root = _resolve(path)
     if layout != "auto" and layout not in LAYOUTS:

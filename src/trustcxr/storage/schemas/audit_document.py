@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from trustcxr.registry import WORST_CASE
 from trustcxr.storage.schemas.document import Document, Number, Result, Share
-from trustcxr.storage.schemas.run_document import Attacked, AuditedModel, RunDocument
+from trustcxr.storage.schemas.run_document import Attacked, AttackResult, AuditedModel, RunDocument
 from trustcxr.storage.schemas.study_document import Hardware
 
 if TYPE_CHECKING:
@@ -336,6 +337,13 @@ class AuditDocument(RunDocument):
         yield from ((f"{row.attack} accuracy", row.accuracy) for row in self.attacks)
         if self.corruptions_mean is not None:
             yield "corruptions accuracy", self.corruptions_mean.accuracy
+
+    @property
+    def largest_worst_case(self) -> AttackResult | None:
+        """The worst case at its largest epsilon; None if there is none, or if it was withdrawn."""
+        rows = [row for row in self.attacks if row.attack == WORST_CASE]
+        largest = max(rows, key=lambda row: row.epsilon or 0.0, default=None)
+        return None if largest is None or largest.accuracy.value is None else largest
 
     @property
     def misled_alone(self) -> list[Submitted]:

@@ -46,7 +46,9 @@ class Result(Document):
         raise NotImplementedError
 
     def _repr_html_(self) -> str:
-        return self.table().to_html(index=False, na_rep="", float_format="{:.3f}".format) + f"<p>{NOTICE}</p>"
+        table = self.table().dropna(axis="columns", how="all").convert_dtypes().astype(object)
+        shown = table.where(table.notna(), "").to_html(index=False, float_format="{:.3f}".format)
+        return f"{shown}<p>{NOTICE}</p>"
 
 
 class Share(Document):

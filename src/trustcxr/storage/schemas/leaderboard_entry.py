@@ -22,13 +22,52 @@ _COMMIT = re.compile(r"\S+@[0-9a-f]{7,40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
+class ImageResults(Document):
+    """Right (1) or wrong (0) for each image, so that two entries can be compared image by image; no image is named.
+
+    The images are in the order of their groups (patients) and names. `images`: SHA-256 of this list.
+    `new_group`: 1 for the first image of each group. `worst_case`: at its largest epsilon, "-" for an image that was
+    not attacked; empty if there is no worst case. A finding of an image counts as an image.
+    """
+
+    model_config = ConfigDict(validate_by_name=True, extra="forbid")
+
+    images: str = ""
+    new_group: str = ""
+    clean: str = ""
+    worst_case: str = ""
+
+    def same_images(self, other: "ImageResults") -> bool:
+        """Return whether both list the same images in the same groups, so that they compare image by image."""
+        return (self.images, self.new_group) == (other.images, other.new_group)
+
+    def find_fault(self, audit: AuditDocument) -> str:
+        """Return why these are not the results of an audit; empty if they give its figures."""
+        if not _SHA256.fullmatch(self.images):
+            return f"images: {self.images!r} is no SHA-256"
+        worst = audit.largest_worst_case
+        for name, text, share in (
+            ("new_group", self.new_group, None),
+            ("clean", self.clean, audit.clean.accuracy),
+            *([] if worst is None else [("worst_case", self.worst_case, worst.accuracy)]),
+        ):
+            allowed = "01-" if name == "worst_case" else "01"
+            if not text or len(text) != len(self.clean) or text.strip(allowed):
+                return f"{name}: it is not one of {', '.join(allowed)} for each of {len(self.clean)} images"
+            right, wrong = text.count("1"), text.count("0")
+            value = right / (right + wrong) if right + wrong else 0.0
+            if share is not None and abs(value - (share.value or 0.0)) > 1e-9:
+                return f"{name}: its share of right images is {value:g}, but the audit's accuracy {share.value or 0:g}"
+        return "worst_case: the audit has none" if worst is None and self.worst_case else ""
+
+
 class LeaderboardEntry(Document):
     """One audit of one model, with its licence and source.
 
     `source`: address and commit of the model, ADDRESS@COMMIT. `badge`: "run here", "scores only" (the model was never
     asked, only its scores are known) or "reported" (audited by those who submit it). `model_file`: the declaration of
     an external model. `audit`: its figures, without those of single images; the model, the package's version and the
-    machine are in it.
+    machine are in it. `image_results`: for paired comparisons; an entry without them is valid.
     """
 
     model_config = ConfigDict(validate_by_name=True, extra="forbid")
@@ -43,6 +82,7 @@ class LeaderboardEntry(Document):
     audit: Annotated[AuditDocument, WithJsonSchema({"type": "object", "description": "As in audit.schema.json."})] = (
         AuditDocument()
     )
+    image_results: ImageResults | None = None
 
     @property
     def file_name(self) -> str:
@@ -78,6 +118,8 @@ class LeaderboardEntry(Document):
             yield "audit.verdict: it is missing. Audit the model again."
         if self.audit.clean.accuracy.value is None or not self.audit.classes:
             yield "audit.clean: no accuracy or no classes. Audit the model again."
+        if self.image_results is not None and (fault := self.image_results.find_fault(self.audit)):
+            yield f"image_results.{fault}. Add the audit again."
         for name, share in _find_shares(self.audit, "audit"):
             numbers = [number for number in (share.value, *(share.ci or ())) if number is not None]
             if any(not -1e-9 <= number <= 1 + 1e-9 for number in numbers):
