@@ -25,11 +25,6 @@ def resolve_run(run: Path) -> Path:
     return layout.check_run(trained_models.resolve(run))
 
 
-def resolve_runs(runs: list[Path]) -> list[Path]:
-    """Return the folders of runs or of trained models."""
-    return [resolve_run(run) for run in runs]
-
-
 def resolve_name(model: str) -> str:
     """Return the folder of a trained model if `model` is its name, else `model`."""
     from trustcxr.evaluation import trained_models

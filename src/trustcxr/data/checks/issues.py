@@ -128,7 +128,7 @@ def _mask_issues_of_kind(kind: str, table: pd.DataFrame, readable: np.ndarray, l
         text = f"# [image has|images have] no {kind} mask, while {others}"
         result += make_issues("mask_missing", _items(table, ~has, mask=column), severity=severity, text=text)
     for name, (rows, detail) in _wrong_masks(kind, table, has, readable).items():
-        result += make_issues(name, _items(table, rows, detail, mask=column), kind=kind)
+        result += make_issues(name, _items(table, rows, detail, mask=column), mask=kind)
     return result
 
 
