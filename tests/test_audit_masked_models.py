@@ -8,12 +8,21 @@ from pathlib import Path
 import pytest
 import torch
 from benchmarks import masked_model_table as table
-from benchmarks.masked_models import MASKED_MODELS, PITFALLS, Images, SmallNetwork, fit_network, measure_truth
+from benchmarks.masked_models import (
+    MASKED_MODELS,
+    PITFALLS,
+    Images,
+    SmallNetwork,
+    fit_network,
+    load_masked_model,
+    measure_truth,
+)
 from torch import Tensor, nn
 
-from small_networks import SIDE, images_and_labels, one_thread, trained
+from small_networks import SIDE, images_and_labels, one_thread, trained, write_onnx
 from trustcxr.attacks import pgd
 from trustcxr.attacks.bpda import probe_gradients
+from trustcxr.audit import run_audit
 from trustcxr.audit.active_test import active_test
 from trustcxr.audit.entry_checks import (
     Check,
@@ -146,6 +155,26 @@ def test_no_masked_model_is_believed(
     for name, row in rows.items():
         assert row["sound"] or not row["met"], name
     assert "same answer in another order" in str(rows["duplicates"]["failed checks"])
+
+
+@pytest.mark.slow
+def test_signs_in_a_file_of_onnx_are_broken(covidqu: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in (table.NAME, table.WEIGHTS):
+        monkeypatch.setenv(variable, "")
+    classes = table.prepare(covidqu, 32, 8, 8, tmp_path)
+    monkeypatch.setenv(table.NAME, "signs")
+    masked = load_masked_model()
+    write_onnx(masked, tmp_path / "signs.onnx", 32)
+    (tmp_path / "model.yaml").write_text(
+        f"source: signs.onnx\ninput: {{size: 32}}\noutput: {{kind: logits, classes: [{', '.join(classes)}]}}\n"
+    )
+    attacks, out = {"attacks": ("pgd", "worst-case"), "epsilons": (table.EPSILON,)}, tmp_path / "out"
+    document = run_audit.audit(tmp_path / "model.yaml", tmp_path / "images", out, **attacks)
+    truth = measure_truth(masked, masked.known[0], masked.known[1], epsilon=table.EPSILON)
+    assert document.clean.accuracy.value == pytest.approx(truth.clean)
+    assert document.attacks[-1].accuracy.value <= truth.attacked + table.CLOSE
+    assert document.verdict.sound is False
+    assert "gradients fail" in " ".join(document.verdict.reasons)
 
 
 class LastActivation(nn.Module):

@@ -208,7 +208,7 @@ def test_the_command_judges_says_and_fails_only_where_it_is_wanted(model: Path, 
     done = run(*command, "--criteria", path)
     rows = {row.question: row for row in read_schema(AuditDocument, out / "audit.json").verdict.model}
     for mark, word, name in (("yes", "MET", "easy"), ("NO", "NOT MET", "hard"), ("open", "NOT SETTLED", "open")):
-        assert f"  {mark}: {name}: clean.accuracy is 83.3%" in done.stdout
+        assert f"  {mark}: Criterion “{name}”: clean.accuracy is 83.3%" in done.stdout
         assert rows[name].text.endswith(f": {word}.")
     assert list(rows)[:-3] == list(QUESTIONS) == list(recipes.QUESTIONS)
     found = read_schema(AuditDocument, out / "audit.json").criteria

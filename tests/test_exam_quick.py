@@ -14,6 +14,7 @@ from trustcxr.data.phantom import write_files
 from trustcxr.errors import UserError
 from trustcxr.recipes.protocol import ExamRecipe, load_exam
 from trustcxr.report import leaderboard
+from trustcxr.storage.prediction_table import right
 from trustcxr.storage.schemas import AuditDocument
 
 
@@ -77,6 +78,13 @@ def test_attacks_are_on_some_images_and_the_rest_on_all(audits: Path) -> None:
     assert {check.check for check in document.entry_checks} >= {"declaration", "gradients", "active test"}
     table = pd.read_parquet(audits / "audits/0/predictions.parquet")
     assert not table.duplicated(["sample_id", "attack", "epsilon", "severity"]).any()
+    attacked = set(table.loc[table["attack"] == "pgd", "sample_id"])
+    clean = table[(table["attack"] == "clean") & table["sample_id"].isin(attacked)]
+    expected = float(right(clean).mean())
+    assert [row.clean.value for row in document.attacks] == [pytest.approx(expected)] * len(document.attacks)
+    assert document.corruptions_mean.clean.value == pytest.approx(expected)
+    said = next(row.text for row in document.verdict.model if row.question == "robust")
+    assert f"from {expected:.1%}".replace(".0%", "%") in said or f"at {expected:.1%}".replace(".0%", "%") in said
     views = table[table["attack"] == "lungs_only"]
     assert views.empty or len(views) == 30
 

@@ -176,3 +176,18 @@ def test_what_looks_into_its_own_layers_or_has_nothing_to_fold_is_searched_as_it
     assert make_fused_copy(own, IMAGES) is own
     plain = nn.Sequential(nn.Flatten(), nn.Linear(64 * 64, 3)).eval()
     assert make_fused_copy(plain, IMAGES) is plain
+
+
+def test_a_constant_of_the_forward_pass_leaves_no_attribute_behind() -> None:
+    class Shifted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3))
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.body(images).mean((2, 3)) + torch.tensor([0.0, 1.0, 0.0])
+
+    network = Shifted().eval()
+    before = set(vars(network))
+    assert find_pairs(network) == [("body.0", "body.1")]
+    assert set(vars(network)) == before

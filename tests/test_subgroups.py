@@ -253,3 +253,16 @@ def test_the_test_of_a_gap_holds_its_level_where_patients_have_several_images() 
         values.append(inside_against_outside(hits, inside, patient))
     assert np.mean(np.array(values) < 0.05) <= 0.09
     assert np.isnan(inside_against_outside([1, 0], [True, True], ["a", "b"]))
+
+
+def test_columns_of_the_masks_do_not_divide_and_the_reason_is_said() -> None:
+    """A mask's area tells the class, so that its quarters would be groups of classes."""
+    area = np.linspace(0, 1, 60).round(3).astype(str)
+    images = pd.DataFrame({"class": ["a", "b", "c"] * 20, "sex": ["F", "M"] * 30, "infection_fraction": area})
+    images["has_infection_mask"] = ["0", "1"] * 30
+    found = judged(images, images["sex"] == "M")
+    assert found["sex"].groups
+    assert "infection_fraction" in found["infection_fraction"].text
+    assert found["infection_fraction"].groups == []
+    assert "of the masks" in found["infection_fraction"].text
+    assert "has_infection_mask" not in found

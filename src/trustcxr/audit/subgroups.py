@@ -26,6 +26,7 @@ _SKIPPED = ("sample_id", "path", "class", "split", "patient", "group", "label")
 _AGES = (0, 20, 40, 60, 80, 200)
 _SEX = {"sex", "gender"}
 _NAMES = 0.9  # distinct values as a share of a column, beyond which they are names of images
+_OF_MASKS = re.compile(r"mask|(lung|infection)_fraction")  # columns that tell what a mask shows, and so the class
 _NUMBERS = 0.9  # share of numbers in a column that is cut into bands
 
 
@@ -46,14 +47,18 @@ def columns_of(table: "pd.DataFrame", findings: Iterable[str] = ()) -> "pd.DataF
 
 
 def left_out(table: "pd.DataFrame", findings: Iterable[str] = ()) -> dict[str, str]:
-    """Return the columns that are no subgroups, and why: more values than half the images, or each within one class.
+    """Return the columns that are no subgroups, and why: of masks, too many values, or each value within one class.
 
     Small groups may lie within one class by chance, unless there are as many as classes: they are not left out.
     """
     reasons = {}
     for name, values in dividing_columns(table, findings).items():
         present = values != UNKNOWN
-        if (count := values[present].nunique()) > len(table) / 2:
+        if _OF_MASKS.search(name):
+            reasons[name] = (
+                "not judged, since it is of the masks and so tells the class: a gap would be one between classes"
+            )
+        elif (count := values[present].nunique()) > len(table) / 2:
             reasons[name] = f"not judged, since it has {count} values on {len(table)} images"
         elif "class" in table:
             classes, sizes = table["class"][present], values[present].value_counts()

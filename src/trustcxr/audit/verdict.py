@@ -8,6 +8,7 @@ in `docs/audit.md`.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from trustcxr.audit.subgroups import OTHERS, SMALLEST
 from trustcxr.evaluation.gradient_masking import FAILING
 from trustcxr.registry import CORRUPTIONS, GREY_LEVELS, LUNGS_ONLY, is_linf
 from trustcxr.storage.prediction_table import CLEAN
@@ -19,12 +20,16 @@ KEPT_UNDER_ATTACK = 0.8  # least share of the clean accuracy that the worst case
 KEPT_WHEN_CORRUPTED = 0.9  # least share of the clean accuracy that ordinary damage leaves
 WORSE = 0.05  # accuracy by which no group may be below all others
 CALIBRATION_ERROR = 0.05  # largest error of a calibrated model, without the part that is chance
+COMMONEST = "always giving the commonest class would score"
 _OPEN = {False: "NOT MEASURED", True: "NOT SETTLED"}  # by whether there are figures
 
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer about the model: `figures` is the sentence before the colon, the others are the words after it."""
+    """An answer about the model: `figures` is the sentence before the colon, `yes` and `no` are the words after it.
+
+    `stands`: "no" holds although the measurement is not sound, since an attack broke right answers.
+    """
 
     question: str
     met: bool | None
@@ -32,13 +37,15 @@ class Answer:
     yes: str
     no: str
     measured: bool = True
+    stands: bool = False
 
     def statement(self, *, sound: bool) -> Statement:
-        """Return the answer as in audit.json. Nothing is met by a measurement that is not sound."""
-        met = None if self.met and not sound else self.met
+        """Return the answer as in audit.json. A measurement that is not sound settles nothing, but what `stands`."""
+        stands = sound or (self.met is False and self.stands)
+        met = self.met if stands else None
         word = _OPEN[self.measured] if met is None else self.yes if met else self.no
-        if met is not self.met:
-            word += ", since the measurement is not sound"
+        if not sound and self.met is not None:
+            word += ", although the measurement is not sound" if stands else ", since the measurement is not sound"
         return Statement(question=self.question, met=met, text=f"{self.figures}: {word}.")
 
 
@@ -103,7 +110,7 @@ def _accurate(document: AuditDocument) -> Answer:
     """Compare clean accuracy with a constant answer and the makers' claim; findings also by their AUROC."""
     clean, claim = document.clean, document.model.reported.clean
     accuracy, least, base = clean.accuracy, clean.constant_answer, clean.accuracy
-    text = f"Accuracy is {_text(accuracy)} on {_images(clean.n)}; one constant answer has {_percent(least)}"
+    text = f"Accuracy is {_text(accuracy)} on {_images(clean.n)}; {COMMONEST} {_percent(least)}"
     yes, no = "BETTER THAN A CONSTANT ANSWER", "NOT BETTER THAN A CONSTANT ANSWER"
     if document.findings:
         base, least = clean.auroc_macro, 0.5
@@ -123,23 +130,25 @@ def _accurate(document: AuditDocument) -> Answer:
 
 
 def _robust(document: AuditDocument) -> Answer:
-    """Compare the worst case up to EPSILON with the clean accuracy and a constant answer."""
+    """Compare the worst case up to EPSILON with the clean accuracy of the same images and a constant answer."""
     clean, rows = document.clean, _worst_by_epsilon(document)
     yes, no = "ROBUST", "NOT ROBUST"
-    if not rows or clean.accuracy.value is None:
+    before = _of_same_images(rows[-1].clean, clean.accuracy) if rows else clean.accuracy
+    if not rows or before.value is None:
         why = "its figures were withdrawn" if document.withdrawn else "no attack was run"
         return Answer("robust", None, f"How it answers under attack is not known: {why}", yes, no, measured=False)
-    bound = KEPT_UNDER_ATTACK * clean.accuracy.value
+    bound = KEPT_UNDER_ATTACK * before.value
     if not document.findings:  # of rare findings, "absent" for all is often right
         bound = max(bound, clean.constant_answer or 0.0)
     reached = rows[-1].is_at(EPSILON)
     met = _above([row.accuracy for row in rows], bound)
     met = None if met and not reached else met
     worst, others = rows[-1], rows[-2::-1]
-    text = f"{_describe_change(clean.accuracy, worst.accuracy)} of {_images(worst.n, document)} when each pixel may "
-    text += f"change by {_grey(worst)} of {GREY_LEVELS} grey levels ({worst.effort.name}"
-    text += "".join(f"; {_text(row.accuracy)} by {_grey(row)}" for row in others) + ")"
-    return Answer("robust", met, text, yes, no)
+    text = f"{_describe_change(before, worst.accuracy, _images(worst.n, document))} when each pixel may change by "
+    text += f"{_grey(worst)} of {GREY_LEVELS} grey levels ({worst.effort.name}"
+    text += "".join(f"; {_text(row.accuracy)} by {_grey(row)}" for row in others) + f"); {_asked(bound)}"
+    useful = before.interval is not None and before.interval[0] > (clean.constant_answer or 0.0)
+    return Answer("robust", met, text, yes, no, stands=useful)
 
 
 def _worst_by_epsilon(document: AuditDocument) -> list[AttackResult]:
@@ -156,20 +165,22 @@ def _worst_by_epsilon(document: AuditDocument) -> list[AttackResult]:
 
 
 def _stable(document: AuditDocument) -> Answer:
-    """Compare the mean accuracy under corruptions with the clean accuracy."""
-    clean, mean = document.clean.accuracy, document.corruptions_mean
-    yes, no = "STABLE", "NOT STABLE"
+    """Compare the mean accuracy under corruptions with the clean accuracy of the same images."""
+    mean, yes, no = document.corruptions_mean, "STABLE", "NOT STABLE"
+    clean = document.clean.accuracy if mean is None else _of_same_images(mean.clean, document.clean.accuracy)
     if mean is None or mean.accuracy.value is None or clean.value is None:
         text = "How it answers on noisy, blurred or wrongly exposed images is not known: none was shown to it"
         return Answer("stable", None, text, yes, no, measured=False)
-    met = _above([mean.accuracy], KEPT_WHEN_CORRUPTED * clean.value)
-    text = f"{_describe_change(clean, mean.accuracy)} of {_images(mean.n, document)} on average over "
+    bound = KEPT_WHEN_CORRUPTED * clean.value
+    met = _above([mean.accuracy], bound)
+    text = f"{_describe_change(clean, mean.accuracy, _images(mean.n, document))} on average over "
     text += f"{mean.conditions} kinds of ordinary damage"
     measured = [row for row in document.corruptions if row.accuracy.value is not None]
     if measured:
         worst = min(measured, key=lambda row: row.accuracy.value or 0.0)
         entry = CORRUPTIONS.get(worst.corruption)
         text += f" (worst: {entry.label if entry else worst.corruption}, {_text(worst.accuracy)})"
+    text += f"; {_asked(bound)}"
     return Answer("stable", met, text, yes, no)
 
 
@@ -180,8 +191,8 @@ def _lungs(document: AuditDocument) -> Answer:
     if hidden is None or hidden.accuracy.interval is None or hidden.constant_answer is None:
         text = "Where it looks is not known: no image could be shown without its lungs"
         return Answer("lungs", None, text, yes, no, measured=False)
-    text = f"With the lungs hidden, accuracy is {_text(hidden.accuracy)} of {_images(hidden.n, document)}; one "
-    text += f"constant answer has {_percent(hidden.constant_answer)}"
+    text = f"With the lungs hidden, accuracy is {_text(hidden.accuracy)} of {_images(hidden.n, document)}; "
+    text += f"{COMMONEST} {_percent(hidden.constant_answer)}"
     alone = [document.shortcuts[name] for name in LUNGS_ONLY if name in document.shortcuts]
     alone = [view for view in alone if view.accuracy.interval is not None]
     met: bool | None = None
@@ -196,22 +207,24 @@ def _lungs(document: AuditDocument) -> Answer:
 
 
 def _subgroups(document: AuditDocument) -> Answer:
-    """Find the group whose accuracy is most below that of all others, after correction for all groups."""
+    """Find the group of one value whose accuracy is most below that of all others, after correction for all groups."""
     yes, no = f"NO GROUP IS WORSE BY MORE THAN {_percent(WORSE)}", "WORSE FOR THIS GROUP"
     groups = [
         (division.column, group)
         for division in document.subgroups
         for group in division.groups
         if group.gap.value is not None and group.gap.interval is not None
+        if group.name != OTHERS and (group.images or 0) >= SMALLEST
     ]
     if not groups:
-        text = "For whom it is worse is not known: no column of the data divides the images into large enough groups"
+        text = f"For whom it is worse is not known: no column of the data has a group of {SMALLEST} images"
         return Answer("subgroups", None, text, yes, no, measured=False)
     settled = [pair for pair in groups if pair[1].settled and _gap(pair[1]) < 0]
     column, worst = min(settled or groups, key=lambda pair: _gap(pair[1]))
-    text = f"Accuracy is {_text(worst.accuracy)} on {_images(worst.n, document)} of {worst.name} (by {column}), "
+    text = f"Accuracy is {_text(worst.accuracy)} on {_images(worst.n, document)} with {column} = {worst.name}, "
     low, high = worst.gap.interval or (0.0, 0.0)
-    text += f"{_gap(worst):+.1%} [{low:+.1%}, {high:+.1%}] against all others; {len(groups)} groups were compared"
+    text += f"{100 * _gap(worst):+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}] against all others; "
+    text += f"{len(groups)} groups were compared"
     bounded = all(group.gap.interval is not None and group.gap.interval[0] >= -WORSE for _, group in groups)
     return Answer("subgroups", False if settled else bounded or None, text, yes, no)
 
@@ -243,11 +256,20 @@ def _above(shares: Sequence[Share], bound: float) -> bool | None:
     return True if all(pair is not None and pair[0] > bound for pair in intervals) else None
 
 
-def _describe_change(before: Share, after: Share) -> str:
+def _of_same_images(part: Share, whole: Share) -> Share:
+    """Return the clean accuracy of the images of a condition: of a part of all images, or of the whole."""
+    return whole if part.value is None else part
+
+
+def _describe_change(before: Share, after: Share, images: str) -> str:
     change = (after.value or 0.0) - (before.value or 0.0)
     if not change:
-        return f"Accuracy stays at {_text(after)}"
-    return f"Accuracy {'falls' if change < 0 else 'rises'} from {_text(before)} to {_text(after)}"
+        return f"On {images}, accuracy stays at {_text(after)}"
+    return f"On {images}, accuracy {'falls' if change < 0 else 'rises'} from {_text(before)} to {_text(after)}"
+
+
+def _asked(bound: float) -> str:
+    return f"more than {_percent(bound)} is asked, by the whole interval"
 
 
 def _text(share: Share) -> str:

@@ -214,8 +214,8 @@ def _gradients(document: RunDocument, rows: list[AttackResult]) -> list[Sign] | 
     signs = []
     if measured is not None and _surely_more(measured.vanishing or 0.0, measured.n or 0):
         share = f"{measured.vanishing:.1%} of {measured.n} correctly classified images"
-        text = f"the input gradient of the cross-entropy is zero, vanishing or not a number for {share}"
-        signs.append(Sign(kind="vanishing_gradients", text=f"{text}: an attack that follows it does not move"))
+        text = f"the gradient of the loss at the image is zero, vanishing or not a number for {share}"
+        signs.append(Sign(kind="vanishing_gradients", text=f"{text}: an attack that follows it has no direction"))
     row = max(moved, key=lambda row: row.unmoved or 0.0, default=None)
     if row is not None and row.unmoved and row.unmoved > VANISHED:
         text = f"{label(row)} left {row.unmoved:.1%} of the images unchanged at epsilon {_radius(row):g}"

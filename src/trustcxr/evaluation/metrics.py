@@ -322,6 +322,8 @@ def _attack(rows: "pd.DataFrame", shown: "pd.DataFrame", samples: Bootstraps) ->
         ece_plug_in=float(calibration.calibration_error(totals[0])),
         n=len(rows),
     )
+    if len(rows) < len(shown):
+        result.clean = _share(bootstrap, bootstrap.means(was_right))
     for name, count in efforts_of(rows).items():
         setattr(result, name, count)
     if (drawn := _draws(rows, samples)) is not None:
@@ -376,7 +378,10 @@ def _corruptions(
     means = table.groupby("sample_id", sort=False).agg({"right": "mean", "flipped": "mean", "group": "first"})
     bootstrap = samples.over(means["group"])
     both = {name: _share(bootstrap, bootstrap.means(means[column])) for name, column in _MEANS.items()}
-    return results, CorruptionsMean(**both, n=len(means), conditions=len(results))
+    mean = CorruptionsMean(**both, n=len(means), conditions=len(results))
+    if len(means) < len(shown):
+        mean.clean = _share(bootstrap, bootstrap.means(shown["right"].loc[means.index].to_numpy()))
+    return results, mean
 
 
 _MEANS = {"accuracy": "right", "flip_rate": "flipped"}

@@ -102,7 +102,7 @@ def find_pairs(network: nn.Module) -> list[Pair]:
 
 def _find(network: nn.Module) -> list[Pair]:
     try:
-        graph = _Tracer().trace(network)
+        graph = _Tracer().trace(copy(network))  # the tracer stores constants of the forward pass as attributes
     except Exception:  # an external forward pass may raise anything when traced
         return []
     calls = [node for node in graph.nodes if node.op == "call_module"]

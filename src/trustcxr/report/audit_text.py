@@ -56,7 +56,12 @@ def describe_soundness(document: AuditDocument) -> str:
         return "NO: do not rely on the figures of this audit."
     if not document.attacks:
         return "Yes, but robustness was not measured."
-    return "Yes: every check of it was made, and none failed."
+    lesser = [
+        f"{check.check} {'not checked' if check.passed is None else 'failed'}"
+        for check in document.entry_checks
+        if check.passed is not True
+    ]
+    return "Yes: no important check failed." + (f" Minor checks: {', '.join(lesser)}." if lesser else "")
 
 
 def split_statement(row: Statement) -> tuple[str, str, str]:
@@ -66,8 +71,8 @@ def split_statement(row: Statement) -> tuple[str, str, str]:
 
 
 def title_question(question: str) -> str:
-    """Return a question of the verdict as a reader asks it; the name of an acceptance criterion with a colon."""
-    return QUESTIONS.get(question, f"{question}:")
+    """Return a question of the verdict as a reader asks it, or the name of an acceptance criterion."""
+    return QUESTIONS.get(question, f"Criterion “{question}”:")
 
 
 def describe_model(document: AuditDocument) -> tuple[tuple[str, ...], str]:

@@ -83,9 +83,9 @@ def epsilon_curves(model: str, runs: list[Run]) -> svg.Drawing:
 
 def worst_curve(run: Run) -> svg.Drawing | None:
     """Draw the lowest accuracy at each epsilon, certified accuracy, and that of a constant answer; None if unknown."""
-    clean = run.clean.accuracy
-    rows = [run.strongest(epsilon) for epsilon in radii([run])]
-    attacked = [(e.epsilon or 0.0, e.accuracy) for e in rows if e.accuracy.value is not None]
+    rows = [row for row in (run.strongest(epsilon) for epsilon in radii([run])) if row.accuracy.value is not None]
+    attacked = [(row.epsilon or 0.0, row.accuracy) for row in rows]
+    clean = next((row.clean for row in rows if row.clean.value is not None), run.clean.accuracy)
     if clean.value is None or not attacked:
         return None
     proved = [(e.epsilon or 0.0, e.accuracy) for e in run.metrics.certified if e.accuracy.value is not None]
