@@ -16,7 +16,7 @@ demo: $(VENV)/.installed
 PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 3
 
 # The examples in docstrings, which run.
-EXAMPLES := $(addprefix src/trustcxr/,api.py plot.py attacks audit/from_python.py certify data explain)
+EXAMPLES := $(addprefix src/trustcxr/,api.py plot.py attacks audit/run_audit.py certify data explain)
 
 # Three sets of tests: quick ones, slow ones (`.ci/run` runs both on each push), and all.
 test: lint types quick

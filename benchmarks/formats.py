@@ -34,7 +34,7 @@ def network() -> nn.Module:
 
 def of_rgb(run: Run) -> nn.Module:
     """The run's network as others hold it: its first filters are spread over three channels, each with its own std."""
-    name, classes = run.trained_by.model.name, len(run.classes)
+    name, classes = run.recipe.model.name, len(run.classes)
     made = torchvision.models.get_model if name in TORCHVISION else timm.create_model
     net = made(name, num_classes=classes)
     state, wanted = run.model.net.state_dict(), net.state_dict()
@@ -68,9 +68,7 @@ def as_weights(run: Run, out: Path, *, size: int | None = None) -> Path:
     """A model file of the run's weights alone, at its own side or another."""
     out.mkdir(parents=True, exist_ok=True)
     save_file({key: value.contiguous() for key, value in of_rgb(run).state_dict().items()}, out / "net.safetensors")
-    return _model_file(
-        run, out / "weights.yaml", f"source: net.safetensors\ntimm: {run.trained_by.model.name}", size=size
-    )
+    return _model_file(run, out / "weights.yaml", f"source: net.safetensors\ntimm: {run.recipe.model.name}", size=size)
 
 
 def _model_file(
@@ -120,7 +118,7 @@ def figures(document: AuditDocument) -> dict[str, float]:
 def first_images(data: Path, out: Path, run: Run, count: int | None, *, split: str | None = None) -> Path:
     """A folder of the first images of each class (None: all), as links: of the test split unless said."""
     manifest = read_manifest(data)
-    images = load_dataset(manifest, split or run.trained_by.data.splits.test, run.size, classes=run.classes)
+    images = load_dataset(manifest, split or run.recipe.data.splits.test, run.size, classes=run.classes)
     for name, rows in images.table.groupby("class"):
         (out / str(name)).mkdir(parents=True, exist_ok=True)
         for path in rows["path"][:count]:

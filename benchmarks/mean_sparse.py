@@ -149,7 +149,7 @@ def main() -> None:
     images = load_dataset(options.data, options.split, run.size, classes=run.classes)
     rows = np.random.default_rng(0).permutation(len(images))[: options.most or None]
     measure(model, layers, np.asarray(train.images))
-    seed = "" if run.recipe is None else str(run.recipe.seed)
+    seed = str(run.recipe.seed)
     before: np.ndarray | None = None
     for alpha in options.alphas:
         for layer in layers:

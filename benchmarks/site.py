@@ -31,7 +31,7 @@ CHANCE = {"share": "the mask’s share of the area", "half": "0.5", "pixels": "a
 # Pages written from files of the repository. Those of docs/ link the files, so that the links work in a clone too.
 WRITTEN_FROM = {
     "CONTRIBUTING.md": "contributing.md",
-    "src/trustcxr/registry/measure_entries.py": "measures.md",
+    "src/trustcxr/registry/measures.yaml": "measures.md",
     "results/README.md": "findings/index.md",
 }
 OUTSIDE = re.compile(r"\]\(((?:\.\./)+[^)\s]+)\)")

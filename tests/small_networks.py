@@ -1,15 +1,18 @@
 """Small networks and images that train in seconds, for the tests of attacks, defences and statistics."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trustcxr import defences
+from trustcxr.explain import evaluate, randomisation
 
 SIDE = 20
 
@@ -94,3 +97,16 @@ def _trained(defence: str, classes: int, epsilon: float) -> SmallNet:
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     """Share of the images that the model gets right."""
     return float((model(images).argmax(1) == labels).float().mean())
+
+
+def stages_of(
+    model: nn.Module, x: Tensor, method: Callable[..., Tensor], target: Any = None, **options: Any
+) -> Iterator[randomisation.Stage]:
+    """The stages of the cascade of one method's maps."""
+    stages = randomisation.cascade(model, x, lambda network, classes: [method(network, x, classes)], target, **options)
+    return (stage for (stage,) in stages)
+
+
+def scores_of(*arguments: Any, **options: Any) -> pd.DataFrame:
+    """The whole table of saliency.parquet."""
+    return pd.concat(evaluate.score_batches(*arguments, **options), ignore_index=True)

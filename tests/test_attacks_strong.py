@@ -473,7 +473,7 @@ def test_l2_stays_in_the_l2_ball_and_in_range(batch: tuple[Tensor, Tensor]) -> N
         assert float((change + images).min()) >= 0
         assert float((change + images).max()) <= 1
     for wrong in (-0.1, 21.0, float("nan")):
-        with pytest.raises(UserError, match=r"L2 radius must lie in \[0, 20\]"):
+        with pytest.raises(UserError, match=r"L2 radius lies in \[0, 20\]"):
             attacks.pgd_l2(trained(), images, labels, epsilon=wrong)
 
 

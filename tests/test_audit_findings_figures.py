@@ -274,7 +274,7 @@ def test_the_image_behind_has_the_finding_where_the_lungs_have_it_not(masked: tu
     outside = soften(torch.tensor(np.array(data.masks("lung"))).float()[:, None])[:, 0].numpy() == 0
     for name, has in (("Ill", ("COVID-19", "Non-COVID")), ("Severe", ("COVID-19",))):
         truth = data.table["class"].isin(has).to_numpy()
-        one = multilabel.OneFinding(data, np.arange(len(data)), truth.astype(float))
+        one = audited_.OneFinding(data, np.arange(len(data)), truth.astype(float))
         views = {
             key: view for (key, *_), _, view in generate_views(one, np.arange(len(data)), torch.tensor(images[:, None]))
         }

@@ -29,11 +29,12 @@ from trustcxr.audit.entry_checks import (
     EntryReport,
     check_afterwards,
     check_memory,
+    compare_differences,
+    largest_difference_with_gradients,
     move_greys,
     move_half_pixel,
     run_entry_checks,
 )
-from trustcxr.audit.finite_differences import compare_differences, largest_difference_with_gradients
 from trustcxr.audit.formats import load
 from trustcxr.audit.model_state import changed_parts, describe_state
 

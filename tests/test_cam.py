@@ -610,7 +610,7 @@ def test_the_activation_is_the_layer_alone(layer: str) -> None:
     assert torch.equal(smooth, cam.smoothed(pixels))
     assert not torch.allclose(pixels, cam_methods.method("layercam@gate")(model, images, 1), atol=0.1)
     with pytest.raises(UserError, match="outside the model's 3 classes"):
-        cam.activation_map(model, images, 3)
+        cam_methods.method("activation")(model, images, 3)
 
 
 def test_smoothed_layercam_is_a_gaussian_of_layercam() -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -145,7 +146,7 @@ def test_weights_are_drawn_so_that_the_radius_stays(batch: tuple[Tensor, Tensor]
 
 @pytest.mark.sample("ibp")
 @pytest.mark.parametrize("defence", [bound_training.ibp, bound_training.crown_ibp])
-def test_training_by_bounds_proves_what_standard_training_cannot(defence: bound_training.Bounded) -> None:
+def test_training_by_bounds_proves_what_standard_training_cannot(defence: Callable[..., tuple[Tensor, Tensor]]) -> None:
     images, labels = images_and_labels(96, seed=5)
     proved = []
     with one_thread():

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from typer.testing import CliRunner
 
-from small_runs import newest
+from small_runs import newest, recipe
 from trustcxr import load_run
 from trustcxr.certify import Effort, affine_graph, crown, ibp
 from trustcxr.cli import app
@@ -88,7 +88,7 @@ def test_neurons_are_counted_in_each_network(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(crown, "least_margins", noted)
     images = load_dataset(write_files.write(tmp_path / "phantom", {"Test": 2}, size=32), split="Test", size=32)
     for members in (1, 3):
-        run = Run(Path("run"), together(members), tuple(images.classes), None)
+        run = Run(Path("run"), together(members), tuple(images.classes), recipe())
         certified.prove(run, images, [0.3], effort=Effort(neurons=128))
     assert asked == [128, 384]
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from small_networks import SIDE, images_and_labels, trained, write_onnx
 from trustcxr import attacks
-from trustcxr.audit import one_vs_rest
+from trustcxr.audit import attack_runner
 from trustcxr.audit import run_audit as audits
 from trustcxr.evaluation import operating_points
 from trustcxr.evaluation.operating_points import Threshold
@@ -107,7 +107,7 @@ def test_the_decision_of_a_class_is_that_of_its_operating_point(threshold: Thres
     images, _ = images_and_labels(40, seed=3)
     logits = trained()(images).detach()
     for k in range(3):
-        said = one_vs_rest.decision(trained(), k, threshold)(images).argmax(1) == 1
+        said = attack_runner.decision(trained(), k, threshold)(images).argmax(1) == 1
         scores = logits.double().softmax(1)[:, k]
         expected = logits.argmax(1) == k if threshold.value is None else scores >= threshold.value
         assert torch.equal(said, expected)

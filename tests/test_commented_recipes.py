@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from test_cli import complaint, run
-from trustcxr.recipes import template
+from trustcxr.recipes import study_recipe
 from trustcxr.recipes.study_recipe import StudyRecipe, load_study, shipped_recipes
 from trustcxr.recipes.training_recipe import TrainingRecipe
 
@@ -14,12 +14,12 @@ from trustcxr.recipes.training_recipe import TrainingRecipe
 @pytest.mark.parametrize("name", shipped_recipes())
 def test_what_is_written_is_the_same_recipe(name: str, tmp_path: Path) -> None:
     path = tmp_path / "my.yaml"
-    path.write_text(template.format_recipe(name))
+    path.write_text(study_recipe.format_recipe(name))
     assert load_study(path) == load_study(name)
 
 
 def test_every_key_is_there_and_says_what_it_means() -> None:
-    text = template.format_recipe("quick")
+    text = study_recipe.format_recipe("quick")
     content = yaml.safe_load(text)
     assert set(content) == set(StudyRecipe.model_fields)
     assert set(content["training"]) == set(TrainingRecipe.model_fields)
@@ -30,7 +30,7 @@ def test_every_key_is_there_and_says_what_it_means() -> None:
 
 
 def test_the_command_prints_lists_and_suggests() -> None:
-    assert run("recipe", "quick").stdout == template.format_recipe("quick")
+    assert run("recipe", "quick").stdout == study_recipe.format_recipe("quick")
     listed = run("recipe").stdout
     assert [line.split()[0] for line in listed.splitlines()] == shipped_recipes()
     assert load_study("quick").title in listed

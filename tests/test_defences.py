@@ -81,9 +81,10 @@ def test_the_recipe_knows_what_each_defence_takes() -> None:
     """A key that a defence does not use is an error: the table in recipes.py and the signatures must agree."""
     assert DEFENCE_OPTIONS.keys() == defences.DEFENCES.keys()
     not_the_loss = {"ramp", "replays"}  # of training
+    not_options = {"label_smoothing", "perturbation", "grown", "with_crown"}
     for name, defence in defences.DEFENCES.items():
         parameters = inspect.signature(defence).parameters
-        takes = parameters.keys() - {"model", "images", "labels", "label_smoothing", "perturbation", "grown"}
+        takes = parameters.keys() - {"model", "images", "labels", *not_options}
         if name != "standard":
             assert takes == set(DEFENCE_OPTIONS[name]) - not_the_loss, name
         assert ("perturbation" in parameters) == ("replays" in DEFENCE_OPTIONS[name]), name

@@ -11,7 +11,7 @@ import torch
 import served
 from dicom_images import chest
 from trustcxr.data.images import dicom_files
-from trustcxr.explain import counterfactual_view, doubts, heatmap_io, predict
+from trustcxr.explain import counterfactual_view, heatmap_io, predict
 from trustcxr.explain.counterfactual_view import Flip, Map, MapBaseline, Spoilt
 from trustcxr.storage.schemas import SaliencyDocument
 
@@ -49,7 +49,7 @@ def test_an_answer_that_is_not_stable_or_may_not_be(
     found: Flip | None, changed: tuple[str, ...], reasons: list[str]
 ) -> None:
     corrupted = [Spoilt(name, BLANK, int(name in changed), 0.5) for name in counterfactual_view.SPOILT_BY]
-    given = doubts.describe_changes(found, corrupted, 0, CLASSES)
+    given = counterfactual_view.describe_changes(found, corrupted, 0, CLASSES)
     assert len(given) == len(reasons)
     assert all(text.startswith(reason) for text, reason in zip(given, reasons, strict=True))
 
@@ -69,7 +69,8 @@ def test_an_answer_that_is_not_stable_or_may_not_be(
 def test_a_map_that_is_no_better_than_its_baseline_maps_or_may_not_be(
     likeness: float, measured: SaliencyDocument | None, reason: str
 ) -> None:
-    given = doubts.describe_maps([one_map(likeness)], run_with(**({"gradcam": measured} if measured else {})))
+    metrics = {"gradcam": measured} if measured else {}
+    given = counterfactual_view.describe_maps([one_map(likeness)], run_with(**metrics))
     assert len(given) == bool(reason)
     assert all(reason in text for text in given)
 
@@ -88,7 +89,7 @@ def test_a_map_that_is_no_better_than_its_baseline_maps_or_may_not_be(
 )
 def test_a_child_by_the_header_is_named(tmp_path: Path, elements: dict[str, object], child: bool) -> None:
     image = predict.read_source(chest(tmp_path / "x.dcm", **elements))
-    assert image.doubts == ((doubts.CHILD,) if child else ())
+    assert image.doubts == ((counterfactual_view.CHILD,) if child else ())
 
 
 def test_ages_in_the_units_of_dicom(tmp_path: Path) -> None:
@@ -119,8 +120,8 @@ def test_predict_lists_every_reason_at_once(tmp_path: Path) -> None:
     chest(tmp_path / "x.dcm", PatientAge="003Y", side=64)
     (answer,) = predict.predict(run, [tmp_path / "x.dcm"], out=tmp_path / "out")
     texts = "; ".join(answer.warnings)
-    assert doubts.CHILD in texts
+    assert counterfactual_view.CHILD in texts
     assert predict.NOT_FITTED in texts
     assert "better than baseline maps" in texts
     assert answer.smallest_change is not None
-    assert ("flips it to" in texts) == (answer.smallest_change < doubts.SMALL)
+    assert ("flips it to" in texts) == (answer.smallest_change < counterfactual_view.SMALL)

@@ -14,7 +14,7 @@ from test_audit_command import CLASSES, GREYS, Brightness, _short, greys  # noqa
 from test_cli import run
 from trustcxr.audit import run_audit as audits
 from trustcxr.data import load_dataset
-from trustcxr.evaluation.stochastic import OverDraws, predict_logits
+from trustcxr.evaluation.predictions import OverDraws, predict_logits
 from trustcxr.report.audit_text import describe_audit
 from trustcxr.storage import atomic
 from trustcxr.storage.schemas import read_schema

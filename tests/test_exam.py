@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from trustcxr.attacks import adaptive, surrogate
-from trustcxr.audit import active_test, audit_data, one_vs_rest
+from trustcxr.audit import active_test, attack_runner, audit_data
 from trustcxr.errors import UserError
 from trustcxr.recipes.protocol import EffortRecipe, load_exam
 from trustcxr.registry import STOCHASTIC_DRAWS
@@ -19,7 +19,7 @@ def default(function: object, name: str) -> object:
 
 def test_the_efforts_that_stand_in_the_code_are_those_of_the_recipe() -> None:
     assert load_exam("exam-1").effort == EffortRecipe(
-        threshold_steps=one_vs_rest.STEPS,
+        threshold_steps=attack_runner.THRESHOLD_STEPS,
         longer=adaptive.LONGER,
         climbs=adaptive.CLIMBS,
         draws=STOCHASTIC_DRAWS,

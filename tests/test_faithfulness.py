@@ -6,9 +6,10 @@ import torch
 from pytorch_grad_cam.metrics.road import NoisyLinearImputer, ROADCombined
 from torch import Tensor, nn
 
+from small_networks import stages_of
 from trustcxr import explain
 from trustcxr.errors import UserError
-from trustcxr.explain import faithfulness, randomisation
+from trustcxr.explain import faithfulness
 
 
 class Spot(nn.Module):
@@ -207,9 +208,9 @@ def test_randomisation_goes_from_the_logits_to_the_pixels_and_touches_a_copy(ima
     model = Tiny().train()
     before = {k: v.clone() for k, v in model.state_dict().items()}
     state = torch.get_rng_state()
-    stages = list(randomisation.cascading_randomisation(model, images, explain.layer_cam))
+    stages = list(stages_of(model, images, explain.layer_cam))
     assert [s.part for s in stages] == ["net.head", "net.second", "net.first"]
-    blocks = [s.part for s in randomisation.cascading_randomisation(model, images, explain.layer_cam, depth=2)]
+    blocks = [s.part for s in stages_of(model, images, explain.layer_cam, depth=2)]
     assert blocks == ["net.head", "net.second.0", "net.first.1", "net.first.0"]
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
     assert model.training
@@ -217,13 +218,13 @@ def test_randomisation_goes_from_the_logits_to_the_pixels_and_touches_a_copy(ima
 
 
 def test_maps_of_the_model_change_and_a_control_passes_for_what_it_is(images: Tensor) -> None:
-    last = list(randomisation.cascading_randomisation(Tiny(), images, explain.layer_cam, 0))[-1]
+    last = list(stages_of(Tiny(), images, explain.layer_cam, 0))[-1]
     told = ~last.null
     assert told.any()
     assert last.rank_correlation[told].abs().mean() < 0.7
     assert last.ssim[told].mean() < 0.7
     # A method that does not look at the model fails the test: its maps stay as they were.
-    for stage in randomisation.cascading_randomisation(Tiny(), images, explain.method("centre"), 0):
+    for stage in stages_of(Tiny(), images, explain.method("centre"), 0):
         torch.testing.assert_close(stage.ssim, torch.ones(4, dtype=torch.float64))
         torch.testing.assert_close(stage.rank_correlation, torch.ones(4, dtype=torch.float64))
         assert not stage.null.any()
@@ -237,7 +238,7 @@ def test_the_class_explained_is_the_trained_models_throughout(images: Tensor) ->
         return explain.grad_cam(model, x, target)
 
     model = Tiny().eval()
-    list(randomisation.cascading_randomisation(model, images, spy))
+    list(stages_of(model, images, spy))
     assert len(asked) == 4
     assert all(torch.equal(target, model(images).argmax(dim=1)) for target in asked)
 
@@ -250,7 +251,7 @@ def test_random_weights_keep_the_scale_of_the_signal(images: Tensor) -> None:
         return explain.grad_cam(model, x, target)
 
     model = Tiny()
-    list(randomisation.cascading_randomisation(model, images, spy))
+    list(stages_of(model, images, spy))
     for name, trained in model.named_parameters():
         drawn = seen[-1][name]
         if name.endswith("weight") and trained.ndim > 1:
@@ -258,10 +259,10 @@ def test_random_weights_keep_the_scale_of_the_signal(images: Tensor) -> None:
             assert drawn.std().item() == pytest.approx(trained.std().item(), rel=0.3)
     assert torch.equal(seen[1]["net.second.0.weight"], model.net["second"][0].weight)
     assert not torch.equal(seen[1]["net.head.weight"], model.net["head"].weight)
-    again = list(randomisation.cascading_randomisation(model, images, explain.grad_cam))
+    again = list(stages_of(model, images, explain.grad_cam))
     with torch.inference_mode():
-        inside = list(randomisation.cascading_randomisation(model, images * 1.0, explain.grad_cam))
-    other = list(randomisation.cascading_randomisation(model, images, explain.grad_cam, seed=5))
+        inside = list(stages_of(model, images * 1.0, explain.grad_cam))
+    other = list(stages_of(model, images, explain.grad_cam, seed=5))
     torch.testing.assert_close(again[-1].ssim, inside[-1].ssim, equal_nan=True)
     assert not torch.equal(again[-1].ssim.nan_to_num(), other[-1].ssim.nan_to_num())
 

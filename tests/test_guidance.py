@@ -189,7 +189,7 @@ def _recipe(name: str = "resnet10t", defence: str = "standard", **training: obje
 @pytest.mark.parametrize(
     ("keys", "says"),
     [
-        ({"guidance_on": "evidence"}, "cam and gradients are of any network"),
+        ({"guidance_on": "evidence"}, "choose cam or gradients"),
         ({"guidance_on": "gradients", "guidance_layer": -2}, "guidance_layer: -2 goes with guidance_on: cam"),
         ({"guidance_on": "cam", "guidance_layer": 0}, "guidance_layer"),
         ({"guidance": 0, "guidance_on": "cam"}, "guidance_on: cam does nothing without a weight"),

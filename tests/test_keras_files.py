@@ -17,7 +17,7 @@ from trustcxr import attacks, explain
 from trustcxr.attacks.bpda import probe_gradients
 from trustcxr.audit.active_test import active_test
 from trustcxr.audit.formats import describe_file, load
-from trustcxr.audit.formats.last_layer import is_layer_output
+from trustcxr.audit.formats.wrapper import is_layer_output
 from trustcxr.errors import UserError
 
 h5py = pytest.importorskip("h5py")

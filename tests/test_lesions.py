@@ -389,8 +389,8 @@ def test_the_model_is_left_as_it_was_found() -> None:
 def test_a_map_of_each_cells_own_cause_ranks_as_the_causes_at_any_size(side: int) -> None:
     shape = (side, side + 7)
     saliency = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
-    cells = [explained._cell(row, column, 8, shape) for row in range(8) for column in range(8)]
-    own = torch.stack([saliency[:, cell].mean(1) for cell in cells], 1).view(2, 8, 8)
+    rows, columns = ([explained._part(index, 8, length) for index in range(8)] for length in shape)
+    own = torch.stack([saliency[:, r, c].mean((1, 2)) for r in rows for c in columns], 1).view(2, 8, 8)
     assert explained.rank_by_cause(saliency, own).tolist() == pytest.approx([1, 1])
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from small_networks import SIDE, SmallNet, images_and_labels, one_thread
 from trustcxr import registry
-from trustcxr.defences import base, lung_losses
+from trustcxr.defences import backgrounds, base
 
 DEFENCE_OPTIONS = {name: entry.options for name, entry in registry.DEFENCES.items()}
 
@@ -24,22 +24,22 @@ def test_emptied_lungs_are_one_grey_and_the_rest_is_as_it_was() -> None:
     torch.manual_seed(3)
     images, lungs = torch.rand(12, 1, 8, 8), torch.zeros(12, 1, 8, 8)
     lungs[2:, :, 2:6, 1:7] = 1
-    emptied = lung_losses.emptied(images, lungs)
+    emptied = backgrounds.emptied(images, lungs)
     assert emptied.shape == (3, 1, 8, 8), "a quarter of the batch"
     inside = lungs[2:5].bool()
     assert torch.equal(emptied[~inside], images[2:5][~inside]), "the first that have lungs"
     greys = emptied[inside].view(3, -1)
     assert torch.equal(greys, greys[:, :1].expand_as(greys))
     assert len(greys[:, 0].unique()) == 3
-    assert lung_losses.emptied(images, torch.zeros_like(lungs)).shape == (0, 1, 8, 8)
-    assert lung_losses.emptied(images[:1], lungs[:1] + 1).shape == (1, 1, 8, 8), "one at least"
+    assert backgrounds.emptied(images, torch.zeros_like(lungs)).shape == (0, 1, 8, 8)
+    assert backgrounds.emptied(images[:1], lungs[:1] + 1).shape == (1, 1, 8, 8), "one at least"
 
 
 def test_a_learner_answers_for_emptied_lungs_apart_and_in_training_alone() -> None:
     torch.manual_seed(0)
     learner = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 3))
     images, emptied = torch.rand(6, 1, 8, 8), torch.rand(2, 1, 8, 8)
-    beside = lung_losses.WithEmptiedLungs(learner.train(), emptied)
+    beside = backgrounds.WithEmptiedLungs(learner.train(), emptied)
     logits = beside(images)
     whole = learner(torch.cat([images, emptied]))
     assert torch.allclose(logits, whole[:6], atol=1e-6)
@@ -54,7 +54,7 @@ def test_a_learner_answers_for_emptied_lungs_apart_and_in_training_alone() -> No
     assert torch.equal(beside.eval()(images), learner(images))
     assert shown == [6, 6], "an attack's passes cost nothing more"
     hook.remove()
-    assert lung_losses.WithEmptiedLungs(learner.eval(), emptied).training is False, "as the learner is"
+    assert backgrounds.WithEmptiedLungs(learner.eval(), emptied).training is False, "as the learner is"
 
 
 def test_what_lies_beside_the_lungs_no_longer_tells_the_class() -> None:
@@ -78,7 +78,7 @@ def test_what_lies_beside_the_lungs_no_longer_tells_the_class() -> None:
             for step in range(60):
                 images, labels = marked(48, seed=step)
                 lungs = inside.expand_as(images)
-                learner = lung_losses.WithEmptiedLungs(model, lung_losses.emptied(images, lungs))
+                learner = backgrounds.WithEmptiedLungs(model, backgrounds.emptied(images, lungs))
                 loss, _ = base.standard(model if background == "full" else learner, images, labels)
                 loss = loss if background == "full" else loss + learner.confusion_loss()
                 optimiser.zero_grad()

@@ -9,13 +9,15 @@ from skimage.morphology import dilation, disk
 from sklearn.metrics import average_precision_score, jaccard_score, roc_auc_score
 from torch import Tensor
 
+from trustcxr import registry
 from trustcxr.errors import UserError
 from trustcxr.explain import centre_prior, measures, random_map
 
 # 2 x 3 maps that can be worked out by hand.
 MAP = torch.tensor([[[0.0, 0.2, 1.0], [0.4, 0.4, 0.0]]])
 MASK = torch.tensor([[[0, 1, 1], [0, 1, 0]]])
-AGAINST_MASK = [m for name, m in measures.MEASURES.items() if name != "iou"]
+AGAINST_MASK = list(dict.fromkeys(measures.measure_function(m) for m in registry.MEASURES.values() if m.function))
+AGAINST_MASK.remove(measures.iou)
 NAMES = [m.__name__ for m in AGAINST_MASK]
 
 

@@ -14,7 +14,7 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 
 from trustcxr import registry, statistics
 from trustcxr.errors import NotFiniteError
-from trustcxr.evaluation import generalisation_gap, gradient_masking, metrics, run_figures
+from trustcxr.evaluation import gradient_masking, metrics, run_figures
 from trustcxr.statistics import softmax
 from trustcxr.storage import atomic
 from trustcxr.storage.prediction_table import logits_of
@@ -338,7 +338,7 @@ def test_the_drop_from_internal_to_external() -> None:
         table(conditions={("pgd", 0.02, 20): 0.02, ("fgsm", 0.3, 1): 1}),
     )
     external = external[external["sample_id"].str.len() < 12]  # 100 images, and other ones
-    found = [row.plain() for row in generalisation_gap.from_internal(internal, external, resamples=400)]
+    found = [row.plain() for row in run_figures.compare_with_internal(internal, external, resamples=400)]
     assert [(row["attack"], row["epsilon"], row.get("steps")) for row in found] == [
         ("clean", 0.0, None),
         ("pgd", 0.02, 20),

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from sklearn import metrics as sklearn
 
-from trustcxr.evaluation import operating_points, roc
+from trustcxr.evaluation import operating_points
 from trustcxr.evaluation.operating_points import CHOSEN, Threshold
 from trustcxr.statistics import Bootstrap
 
@@ -20,21 +20,21 @@ def sample(count: int = 240, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.
 def test_curves_are_those_of_scikit_learn_in_every_resample() -> None:
     scores, positive, groups = sample()
     weights = Bootstrap.over(groups, resamples=5).row_weights()
-    found = roc.curves(scores, positive, weights)
+    found = operating_points.roc_curves(scores, positive, weights)
     for row, weight in enumerate(weights):
         expected = sklearn.average_precision_score(positive, scores, sample_weight=weight)
         assert found.average_precision[row] == pytest.approx(expected)
         false, true, _ = sklearn.roc_curve(positive, scores, sample_weight=weight, drop_intermediate=False)
-        highest = [true[false <= x + 1e-12].max() for x in roc.FALSE_POSITIVES]
+        highest = [true[false <= x + 1e-12].max() for x in operating_points.FALSE_POSITIVES]
         assert found.sensitivity[row] == pytest.approx(np.array(highest))
         precision, recall, _ = sklearn.precision_recall_curve(positive, scores, sample_weight=weight)
         # scikit-learn's rows run from the lowest threshold to the highest.
-        first = [precision[:-1][recall[:-1] >= x - 1e-12][-1] for x in roc.RECALLS]
+        first = [precision[:-1][recall[:-1] >= x - 1e-12][-1] for x in operating_points.RECALLS]
         assert found.precision[row] == pytest.approx(np.array(first))
 
 
 def test_a_resample_of_one_kind_of_row_has_no_curve() -> None:
-    found = roc.curves([0.1, 0.9], [True, False], np.array([[1, 1], [1, 0], [0, 1]]))
+    found = operating_points.roc_curves([0.1, 0.9], [True, False], np.array([[1, 1], [1, 0], [0, 1]]))
     assert np.isfinite(found.sensitivity[0]).all()
     assert np.isnan(found.sensitivity[1:]).all()
     assert np.isnan(found.average_precision).tolist() == [False, True, True]

@@ -217,7 +217,6 @@ def test_the_picture_itself_says_that_it_is_not_for_diagnosis(run: Path, radiogr
 
 def test_a_run_that_learnt_from_padded_images_is_shown_padded_ones(run: Path) -> None:
     loaded = load_run(run)
-    assert loaded.recipe is not None
     data = loaded.recipe.data.model_copy(update={"resize": "pad"})
     loaded.recipe = loaded.recipe.model_copy(update={"data": data})
     radiograph = render("COVID-19", 1, 200).image[:, 50:150]

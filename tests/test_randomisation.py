@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from foreign_models import CLASSES, IMAGENET, SIDE, exported, onnx, small, traced
+from small_networks import stages_of
 from trustcxr import explain
 from trustcxr.audit.formats import load
 from trustcxr.errors import UserError
@@ -16,7 +17,7 @@ from trustcxr.models import factory
 
 def order(model: nn.Module, size: int = 32) -> list[str]:
     x = torch.rand(2, 1, size, size, generator=torch.Generator().manual_seed(3))
-    return [s.part for s in randomisation.cascading_randomisation(model.eval(), x, explain.method("centre"), 0)]
+    return [s.part for s in stages_of(model.eval(), x, explain.method("centre"), 0)]
 
 
 class Backwards(nn.Module):
@@ -73,7 +74,7 @@ def test_a_random_network_keeps_its_gate_and_nothing_else() -> None:
 def test_a_model_whose_weights_torch_does_not_see_has_no_random_weights(tmp_path: Path) -> None:
     x = torch.rand(2, 1, SIDE, SIDE)
     model = load(onnx(small(), tmp_path / "m.onnx"), classes=CLASSES, **IMAGENET).model
-    for ask in (randomisation.random_network, lambda m: list(randomisation.cascade(m, x, ["gradcam"], 0))):
+    for ask in (randomisation.random_network, lambda m: list(stages_of(m, x, explain.method("gradcam"), 0))):
         with pytest.raises(UserError, match=r"random weights: the model .*give the network as a module"):
             ask(model)
 

@@ -16,7 +16,7 @@ from test_cli import complaint, run
 from trustcxr.data.phantom import write_files
 from trustcxr.errors import UserError
 from trustcxr.evaluation import predictions, run_figures
-from trustcxr.evaluation.trained_run import About, load_run
+from trustcxr.evaluation.trained_run import load_run
 from trustcxr.recipes import parsing
 from trustcxr.recipes.evaluation_recipe import EvaluationRecipe
 from trustcxr.recipes.study_recipe import StudyRecipe
@@ -470,7 +470,3 @@ def test_a_model_that_was_not_trained_here_has_a_runs_document(made: Path, image
     said = {"run": "theirs", "model": "theirs", "origin": "given", "defence": "", "seed": None}
     assert document.plain().items() >= said.items()
     assert run_figures.describe(whole, table, resamples=100).plain()["origin"] == "trained"
-    given = type(whole)(made, whole.model, whole.classes, None, origin=About("their-net", "densenet"), image_size=32)
-    assert (given.name, given.size) == ("their-net", 32)
-    with pytest.raises(UserError, match="was not trained here"):
-        _ = given.trained_by

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from small_networks import scores_of, stages_of
 from trustcxr import attacks, corruptions, explain
 from trustcxr.data import load_dataset
 from trustcxr.data.lesion_edits import EditInputs
@@ -19,13 +20,13 @@ from trustcxr.data.phantom import anatomy, write_files
 from trustcxr.errors import UserError
 from trustcxr.evaluation.trained_run import Run
 from trustcxr.explain import (
+    baseline_scores,
     evaluate,
     examples,
     faithfulness,
     lesion_effect,
     measures,
     methods,
-    randomisation,
     stability,
 )
 from trustcxr.explain.baseline_scores import SHARPENED
@@ -74,7 +75,7 @@ def levels(run: Run, folder: Path) -> dict[str, float]:
 
 @pytest.fixture(scope="module")
 def table(run: Run, held_out: Any, levels: dict[str, float]) -> pd.DataFrame:
-    return evaluate.score(run, held_out, OPTIONS, thresholds=levels, batch_size=4)
+    return scores_of(run, held_out, OPTIONS, thresholds=levels, batch_size=4)
 
 
 @pytest.fixture
@@ -211,7 +212,7 @@ def test_the_dear_measures_are_of_a_sample_that_is_the_same_for_every_run(
     assert len(sampled) == OPTIONS.sample
     assert sampled == set(table[table["condition"] == "pgd"]["sample_id"])
     assert sampled == set(table[table["measure"] == "randomised_ssim"]["sample_id"])
-    again = evaluate.score(run, held_out, OPTIONS.model_copy(update={"methods": ("hirescam",), "corruptions": ()}))
+    again = scores_of(run, held_out, OPTIONS.model_copy(update={"methods": ("hirescam",), "corruptions": ()}))
     assert sampled == set(again[again["measure"] == "road"]["sample_id"])
     chosen = np.isin(ids, list(sampled))
     some, labelled = images[chosen], labels[chosen]
@@ -223,7 +224,7 @@ def test_the_dear_measures_are_of_a_sample_that_is_the_same_for_every_run(
 def test_sanity_is_the_cascade_of_each_method(table: pd.DataFrame, run: Any, batch: Any) -> None:
     images, labels, _, _, ids = batch
     chosen = np.isin(ids, list(set(table[table["measure"] == "road"]["sample_id"])))
-    stages = list(randomisation.cascading_randomisation(run.model, images[chosen], explain.grad_cam, labels[chosen]))
+    stages = list(stages_of(run.model, images[chosen], explain.grad_cam, labels[chosen]))
     conditions = [c for c in dict.fromkeys(table["condition"]) if c.startswith("randomised:")]
     assert conditions == [f"randomised:{stage.part}" for stage in stages]
     for stage in stages:
@@ -253,7 +254,7 @@ def test_each_map_is_judged_by_what_filling_regions_does_to_the_answer(
 
 def test_no_sample_no_dear_measures(run: Run, held_out: Any) -> None:
     options = ExplanationRecipe(methods=("gradcam",), corruptions=(), sample=0)
-    found = evaluate.score(run, held_out, options)
+    found = scores_of(run, held_out, options)
     assert set(found["condition"]) == {"clean", "fgsm"}
     document = summarise(found, images=len(held_out), resamples=100)["gradcam"]
     assert document.faithfulness is None
@@ -263,7 +264,7 @@ def test_no_sample_no_dear_measures(run: Run, held_out: Any) -> None:
 
 @pytest.mark.slow
 def test_the_size_of_a_batch_changes_no_number(table: Any, run: Any, held_out: Any, levels: Any) -> None:
-    whole = evaluate.score(run, held_out, OPTIONS, thresholds=levels, batch_size=64)
+    whole = scores_of(run, held_out, OPTIONS, thresholds=levels, batch_size=64)
     keys = ["sample_id", "method", "condition", "measure"]
     first, second = (t.sort_values(keys).reset_index(drop=True) for t in (table, whole))
     assert first[keys].equals(second[keys])
@@ -293,7 +294,7 @@ def test_no_map_is_kept_from_one_batch_to_the_next(run: Run, held_out: Any, monk
 def test_the_model_is_left_as_found(run: Run, held_out: Any) -> None:
     before = {name: value.clone() for name, value in run.model.state_dict().items()}
     state = torch.get_rng_state()
-    evaluate.score(run, held_out, OPTIONS)
+    scores_of(run, held_out, OPTIONS)
     assert torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(value, before[name]) for name, value in run.model.state_dict().items())
     assert all(p.grad is None for p in run.model.parameters())
@@ -370,7 +371,7 @@ def test_the_size_of_the_lesion_is_its_share_of_the_lungs() -> None:
     infection[0, :, :5] = True  # the whole lung
     infection[1, :5] = True  # half of it, and as much beside it
     infection[3, 0] = True  # no lung is known
-    found = evaluate.Masks(infection, lung).lesion.tolist()
+    found = baseline_scores.Masks(infection, lung).lesion.tolist()
     assert found[:2] == [1.0, 0.5]
     assert np.isnan(found[2:]).all()
 
@@ -430,7 +431,7 @@ def test_a_method_or_layer_that_is_not_there_is_named_before_any_work(
     name: str, words: str, run: Run, held_out: Any
 ) -> None:
     with pytest.raises(UserError, match=".*".join(part for part in [words.replace("'", ".")])):
-        evaluate.score(run, held_out, ExplanationRecipe(methods=(name,)))
+        scores_of(run, held_out, ExplanationRecipe(methods=(name,)))
 
 
 def test_a_recipe_names_methods_and_corruptions_that_are_there() -> None:
@@ -459,7 +460,7 @@ def test_data_without_masks_is_refused_in_words(run: Run, tmp_path: Path) -> Non
         Image.fromarray(np.full((SIZE, SIZE), 90, np.uint8)).save(tmp_path / "bare" / name / "a.png")
     bare = load_dataset(tmp_path / "bare", size=SIZE, classes=anatomy.CLASSES, workers=1)
     with pytest.raises(UserError, match="no infection or lung masks here"):
-        evaluate.score(run, bare)
+        scores_of(run, bare)
 
 
 def test_examples_are_drawn_by_seed_then_the_best_and_worst_by_each_measure(table: pd.DataFrame, held_out: Any) -> None:

@@ -10,7 +10,7 @@ import pytest
 from pack import Pack
 from test_audit_command import few_steps
 from test_audit_verdict import GOOD
-from trustcxr.audit.smallest_changes import COUNT, HIGHEST
+from trustcxr.audit.facts import HIGHEST, SMALLEST_CHANGES
 from trustcxr.report import audit_html
 from trustcxr.report.figures.accuracy import worst_curve
 from trustcxr.report.figures.audit_figures import draw_smallest_changes
@@ -29,7 +29,7 @@ def audited(pack: Pack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pa
 def test_the_smallest_changes_are_of_right_answers_and_as_large_as_said(audited: Path) -> None:
     document = read_schema(AuditDocument, audited / "audit.json")
     rows = document.smallest_changes
-    assert len(rows) == COUNT
+    assert len(rows) == SMALLEST_CHANGES
     assert {row.label for row in rows} == set(document.classes), "the classes in turn"
     with np.load(audited / "smallest_changes.npz", allow_pickle=False) as arrays:
         sizes = np.abs(arrays["changed"] - arrays["image"]).max((1, 2))
@@ -44,7 +44,7 @@ def test_the_smallest_changes_are_of_right_answers_and_as_large_as_said(audited:
 def test_the_page_shows_each_change_as_three_pictures_and_none_without_the_file(audited: Path) -> None:
     document = read_schema(AuditDocument, audited / "audit.json")
     page = (audited / "report.html").read_text()
-    assert page.count("<img src=") == 3 * COUNT
+    assert page.count("<img src=") == 3 * SMALLEST_CHANGES
     drawn = zip(document.smallest_changes, draw_smallest_changes(document, audited), strict=True)
     row, first = next((row, change) for row, change in drawn if row.epsilon)
     epsilon = row.epsilon or 0.0

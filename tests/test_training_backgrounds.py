@@ -12,7 +12,7 @@ from small_runs import MODEL, PowerCut, cut_at, made_up, recipe, same, weights
 from trustcxr import defences
 from trustcxr.data import load_dataset
 from trustcxr.data.phantom import write_files
-from trustcxr.defences import backgrounds, lung_losses
+from trustcxr.defences import backgrounds
 from trustcxr.errors import UserError
 from trustcxr.evaluation.trained_run import load_run
 from trustcxr.models import lung_gate
@@ -119,8 +119,8 @@ def test_images_with_emptied_lungs_stand_beside_the_batch(
     radiographs: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: list[Step]
 ) -> None:
     seen: list[tuple[Tensor, Tensor]] = []
-    real = lung_losses.emptied
-    monkeypatch.setattr(lung_losses, "emptied", lambda *given: seen.append(given) or real(*given))
+    real = backgrounds.emptied
+    monkeypatch.setattr(backgrounds, "emptied", lambda *given: seen.append(given) or real(*given))
     fit_run.fit(recipe("fgsm", background="emptied", augment=STILL, epochs=1), *radiographs, tmp_path / "a")
     fit_run.fit(recipe("fgsm", augment=STILL, epochs=1), *radiographs, tmp_path / "b")
     assert len(seen) == 3, "a run with the whole image has none"
@@ -138,9 +138,9 @@ def test_networks_side_by_side_behind_a_gate_each_have_emptied_lungs_beside_them
 ) -> None:
     monkeypatch.setattr(lung_segmenter, "EPOCHS", 1)
     learners: list[nn.Module] = []
-    real = lung_losses.WithEmptiedLungs
+    real = backgrounds.WithEmptiedLungs
     monkeypatch.setattr(
-        lung_losses, "WithEmptiedLungs", lambda learner, images: learners.append(learner) or real(learner, images)
+        backgrounds, "WithEmptiedLungs", lambda learner, images: learners.append(learner) or real(learner, images)
     )
     run = recipe("fgsm", model={"members": 2}, background="gate-emptied", epochs=1)
     fit_run.fit(run, *radiographs, tmp_path)

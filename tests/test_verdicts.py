@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import known_cause
+from small_networks import scores_of
 from trustcxr import explain
 from trustcxr.data import load_dataset
 from trustcxr.data.loader import to_pixels
@@ -82,7 +83,7 @@ def reader(folder: Path) -> Run:
 
 @pytest.fixture(scope="module")
 def table(reader: Run, folder: Path) -> pd.DataFrame:
-    return evaluate.score(reader, radiographs(folder, "Test"), PLAIN, batch_size=16)
+    return scores_of(reader, radiographs(folder, "Test"), PLAIN, batch_size=16)
 
 
 def of_image(folder: Path, _model: nn.Module, x: Tensor, _target: Any = None) -> Tensor:
@@ -102,7 +103,7 @@ def test_grad_cam_of_a_network_that_reads_the_lesion_does_not_survive_randomisin
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         run = trained(folder, Tiny(halved=(1,)), epochs=30)
-    table = evaluate.score(run, radiographs(folder, "Test"), PLAIN, batch_size=16)
+    table = scores_of(run, radiographs(folder, "Test"), PLAIN, batch_size=16)
     part = summarise(table, images=72, resamples=300)["gradcam"]
     energy = part.figure("infection_energy")
     assert energy.against_chance == "above"
@@ -119,7 +120,7 @@ def test_brightness_behind_a_gate_survives_and_is_told_beside_the_figure_that_it
     monkeypatch.setitem(methods.METHODS, "of-image", partial(of_image, folder))
     run = as_run(factory.build("test_resnet", classes=3, lung_gate=True).eval())
     options = ExplanationRecipe(methods=("of-image",), corruptions=(), sample=0)
-    found = evaluate.score(run, radiographs(folder, "Test"), options, batch_size=16)
+    found = scores_of(run, radiographs(folder, "Test"), options, batch_size=16)
     part = summarise(found, images=72, resamples=300)["of-image"]
     hit = part.figure("pointing_hit_rate")
     assert hit.against_chance == "above"
@@ -250,7 +251,7 @@ def test_random_weights_are_tried_on_a_bounded_number_of_images(
     reader: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(baseline_scores, "CONTROLLED", 7)
-    found = evaluate.score(reader, radiographs(folder, "Test"), PLAIN, batch_size=16)
+    found = scores_of(reader, radiographs(folder, "Test"), PLAIN, batch_size=16)
     part = summarise(found, images=72, resamples=100)["gradcam"]
     assert part.random_weights.n == 7
     assert part.n > 7

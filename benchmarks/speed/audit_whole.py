@@ -47,7 +47,7 @@ def main() -> None:
 def measured(run: Path, data: Path, images: int | None) -> list[str]:
     """A row: one audit from its beginning to its end."""
     loaded = load_run(run, on="cpu")
-    recipe, split = loaded.trained_by, loaded.trained_by.data.splits.val
+    recipe, split = loaded.recipe, loaded.recipe.data.splits.val
     with tempfile.TemporaryDirectory() as folder:
         radiographs = first_images(data, Path(folder) / "images", loaded, images, split=split)
         before, spent = time.perf_counter(), processor()

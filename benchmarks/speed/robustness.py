@@ -185,7 +185,7 @@ def main() -> None:
         evaluation(model, *patterns(2 * given.batch, given.size, seed=1000), rounds)
     else:
         run = load_run(given.run)
-        radiographs = load_dataset(given.data, split=run.trained_by.data.splits.test, **run.trained_by.data.reading())
+        radiographs = load_dataset(given.data, split=run.recipe.data.splits.test, **run.recipe.data.reading())
         rows = torch.linspace(0, len(radiographs) - 1, min(len(radiographs), 4 * given.batch)).long().numpy()
         pixels = to_pixels(torch.from_numpy(radiographs.images[rows])).contiguous(memory_format=torch.channels_last)
         evaluation(run.model.eval(), pixels, torch.as_tensor(radiographs.labels[rows]), rounds)

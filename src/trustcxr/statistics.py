@@ -1,5 +1,6 @@
 """Compute bootstrap intervals over groups, score intervals and paired tests, with NumPy and SciPy alone."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -129,10 +130,8 @@ def mean_share_interval(bootstrap: Bootstrap, resampled: ArrayLike, of: ArrayLik
 
 
 def _by_score(resampled: Floats, most: float, level: float) -> list[float]:
-    """Return the score interval on the number of independent rows that would vary as much, at most `most`.
-
-    A share of 0 or 1 has no variance, even if resamples leave out all its rows.
-    """
+    """Return the score interval on as many independent rows as would vary like the resamples, at most `most`."""
+    # A share of 0 or 1 has no variance, even if resamples leave out all its rows.
     share, spread = float(resampled[0]), float(np.nanvar(resampled[1:]))
     varies = spread > _ROUNDING and _ROUNDING < share < 1 - _ROUNDING
     return wilson(share, min(share * (1 - share) / spread, most) if varies else most, level)
@@ -149,6 +148,15 @@ def wilson(share: float, count: float, level: float = LEVEL) -> list[float]:
     middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
     half = z / (1 + z**2 / count) * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
     return [0.0 if share == 0 else float(middle - half), 1.0 if share == 1 else float(middle + half)]
+
+
+def difference_interval(
+    first: float, first_ends: tuple[float, float], second: float, second_ends: tuple[float, float]
+) -> tuple[float, float]:
+    """Return the interval of first - second, two independent figures, from that of each (MOVER: Newcombe 1998)."""
+    below = math.hypot(first - first_ends[0], second_ends[1] - second)
+    above = math.hypot(first_ends[1] - first, second - second_ends[0])
+    return first - second - below, first - second + above
 
 
 def ratio_interval(first: float, first_ends: list[float], second: float, second_ends: list[float]) -> list[float]:
@@ -310,10 +318,7 @@ def _group_sums(differences: ArrayLike, groups: ArrayLike) -> Floats | None:
 
 
 def _tilted_flips(sums: Floats, random: np.random.Generator) -> float:
-    """Estimate a small p-value of sums (G,) under random signs, to a few percent, by importance sampling.
-
-    Signs are drawn so that their mean sum is the sample's (exponential tilting, Siegmund 1976), and weighted back.
-    """
+    """Estimate a small p-value of sums (G,) under random signs by importance sampling (tilted: Siegmund 1976)."""
     sizes, least = np.abs(sums) / np.abs(sums).max(), abs(sums.sum()) / np.abs(sums).max()
     if least >= sizes.sum() * (1 - _ROUNDING):
         return float(0.5 ** (len(sizes) - 1))  # all signs are equal

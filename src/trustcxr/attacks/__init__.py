@@ -16,16 +16,7 @@ from torch import Tensor
 
 from trustcxr import registry
 from trustcxr.attacks.apgd import apgd
-from trustcxr.attacks.base import (
-    Attack,
-    Loss,
-    Precision,
-    check_epsilon,
-    check_input,
-    computes_in_bfloat16,
-    cross_entropy,
-    input_gradient,
-)
+from trustcxr.attacks.base import check_epsilon, computes_in_bfloat16, input_gradient
 from trustcxr.attacks.fab import fab
 from trustcxr.attacks.fgsm import fgsm, fgsm_rs
 from trustcxr.attacks.minimal_perturbation import minimal_perturbation, nearest

@@ -95,10 +95,7 @@ def _over_draws(model: nn.Module, images: Tensor, labels: Tensor, draws: int, se
 
 
 class _Worst:
-    """The worst candidate of each image: the one on which the model is wrong most often.
-
-    For a random model, the smaller lead of the label breaks ties: it predicts draws that are still to come.
-    """
+    """The worst candidate of each image: most often wrong, then (for a random model) of the smallest lead."""
 
     def __init__(self, model: nn.Module, images: Tensor, labels: Tensor, *, random: bool) -> None:
         self.model, self.clean, self.labels = model, images, labels

@@ -8,21 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from trustcxr.attacks.base import (
-    Precision,
-    ball,
-    between,
-    check_counts,
-    check_input,
-    checked_logits,
-    cross_entropy,
-    input_gradient,
-    is_misclassified,
-    logits_of,
-    lowered,
-    radii,
-    uniform_start,
-)
+from trustcxr.attacks import base
 from trustcxr.errors import UserError
 from trustcxr.models.preserve_state import preserve_state
 
@@ -42,7 +28,7 @@ def apgd(
     steps: int = 50,
     restarts: int = 1,
     seed: int = 0,
-    precision: Precision | None = None,
+    precision: base.Precision | None = None,
 ) -> Tensor:
     """Auto-PGD in the L-infinity ball (Croce and Hein 2020, "Reliable evaluation of adversarial robustness").
 
@@ -64,26 +50,26 @@ def apgd(
     >>> bool((adversarial - images).abs().max() < 0.02 + 1e-6)
     True
     """
-    check_input(images, labels, epsilon)
-    check_counts("apgd", steps=steps, restarts=restarts)
+    base.check_input(images, labels, epsilon)
+    base.check_counts("apgd", steps=steps, restarts=restarts)
     if loss not in ("ce", "margin"):
         raise UserError(f"apgd: loss must be 'ce' or 'margin', not {loss!r}")
     if target is not None:
         _check_target(target, labels, loss)
     images = images.detach()
-    radius = radii(epsilon, images)
+    radius = base.radii(epsilon, images)
     generator = torch.Generator().manual_seed(seed)
     with preserve_state(model):
-        logits = checked_logits(model, images, labels)
-        if target is not None and _highest(target) >= logits.shape[1]:
-            raise UserError(f"apgd: target {_highest(target)}, but the model has {logits.shape[1]} classes")
+        logits = base.checked_logits(model, images, labels)
+        if target is not None and target.numel() and int(target.max()) >= logits.shape[1]:
+            raise UserError(f"apgd: target {int(target.max())}, but the model has {logits.shape[1]} classes")
         result, values = images.clone(), torch.full((len(images),), -math.inf, device=images.device)
         todo = (logits.argmax(1) == labels).nonzero()[:, 0]
         for _ in range(restarts):
             for aim in _aims(logits, labels, loss, target):
                 if len(todo) == 0:
                     break
-                start = uniform_start(images[todo], radius[todo], generator)
+                start = base.uniform_start(images[todo], radius[todo], generator)
                 goal = None if aim is None else aim[todo]
                 end = climb(model, images[todo], start, labels[todo], goal, radius[todo], steps, precision)
                 better = end.wrong | (end.values > values[todo])
@@ -149,11 +135,11 @@ def climb(
     target: Tensor | None,
     radius: Tensor,
     steps: int,
-    precision: Precision | None,
+    precision: base.Precision | None,
 ) -> APGDResult:
     """Climb once from `start`: the margin toward `target` (B,), or the cross-entropy if that is None."""
     on_margin = target is not None
-    low, high = ball(images, radius)
+    low, high = base.ball(images, radius)
     c = _start_state(start, labels, labels if target is None else target, low, high, 2 * radius)
     result = APGDResult(start.clone(), torch.zeros_like(c.best_value, dtype=torch.bool), c.best_value.clone())
     checkpoints = _checkpoints(steps)
@@ -161,15 +147,15 @@ def climb(
     for number in range(steps + 1):
 
         def loss(logits: Tensor, truth: Tensor, c: _Climbers = c) -> Tensor:
-            return margin(logits, truth, c.target) if on_margin else cross_entropy(logits, truth)
+            return margin(logits, truth, c.target) if on_margin else base.cross_entropy(logits, truth)
 
-        with lowered(precision, images):
+        with base.lowered(precision, images):
             if number < steps:
-                gradient, logits = input_gradient(model, c.now, c.labels, loss=loss)
+                gradient, logits = base.input_gradient(model, c.now, c.labels, loss=loss)
             else:
-                gradient, logits = c.best_gradient, logits_of(model, c.now)
+                gradient, logits = c.best_gradient, base.logits_of(model, c.now)
         value = loss(logits.float(), c.labels.long())
-        wrong = is_misclassified(model, c.now, c.labels, precision=precision, logits=logits)
+        wrong = base.is_misclassified(model, c.now, c.labels, precision=precision, logits=logits)
         _note(c, value, gradient)
         if bool(wrong.any()):
             out = c.index[wrong]
@@ -181,8 +167,8 @@ def climb(
         if number in checkpoints:
             gradient = _check(c, gradient, number - since)
             since = number
-        ahead = between(c.now + c.step * gradient.sign().to(c.now), c.low, c.high)
-        new = between(c.now + _NEW * (ahead - c.now) + (1 - _NEW) * (c.now - c.before), c.low, c.high)
+        ahead = base.between(c.now + c.step * gradient.sign().to(c.now), c.low, c.high)
+        new = base.between(c.now + _NEW * (ahead - c.now) + (1 - _NEW) * (c.now - c.before), c.low, c.high)
         c.before, c.now = c.now, new if number else ahead
     result.images[c.index], result.values[c.index] = c.best, c.best_value
     return result
@@ -256,7 +242,3 @@ def _check_target(target: Tensor, labels: Tensor, loss: str) -> None:
         raise UserError(f"apgd: target must be whole numbers (B,), a class for each image, not {tuple(target.shape)}")
     if bool((target == labels).any()) or bool((target < 0).any()):
         raise UserError("apgd: target must be a wrong class for each image")
-
-
-def _highest(target: Tensor) -> int:
-    return int(target.max()) if target.numel() else 0

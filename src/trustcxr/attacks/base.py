@@ -5,7 +5,7 @@ import platform
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from numbers import Integral
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,21 +19,11 @@ ROUNDING = 1e-6  # how far a pixel may lie outside the ball
 SATURATED = 16.0  # lead of the label's logit at which float32 rounds its probability to 1
 
 
-class Attack(Protocol):
-    """Signature that every attack has."""
-
-    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, *, epsilon: float) -> Tensor:
-        """Return adversarial images within epsilon of `images`."""
-        ...
-
-
 def check_epsilon(epsilon: float) -> float:
     """Return the epsilon; UserError unless it is an L-infinity radius in [0, 1]."""
     if not 0 <= epsilon <= 1:
         hint = f" (did you mean {epsilon:g}/255 = {epsilon / 255:.4g}?)" if 1 < epsilon <= 255 else ""
-        raise UserError(
-            f"epsilon {epsilon:g} is outside [0, 1]: images are in [0, 1], so 0.02 is 5.1 grey levels of 255{hint}"
-        )
+        raise UserError(f"epsilon {epsilon:g} is outside [0, 1], as images are: 0.02 is 5.1 grey levels of 255{hint}")
     return epsilon
 
 
@@ -61,9 +51,7 @@ def check_input(images: Tensor, labels: Tensor, epsilon: float | Tensor) -> None
 def check_result(attack: str, images: Tensor, perturbed: Tensor, epsilon: float, norm: str = "linf") -> None:
     """Raise UserError unless perturbed images (B, 1, H, W) are finite, in [0, 1] and within epsilon of the images."""
     if perturbed.shape != images.shape:
-        raise UserError(
-            f"attack {attack}: it returns images {tuple(perturbed.shape)} for {tuple(images.shape)}. Return as many"
-        )
+        raise UserError(f"attack {attack}: returns {tuple(perturbed.shape)}, not {tuple(images.shape)}. Return as many")
     if not images.numel():
         return
     low, high = (float(v) for v in perturbed.detach().float().aminmax())
@@ -198,10 +186,7 @@ def input_gradient(
         # Summed, not averaged: in half precision an averaged loss can underflow to a zero gradient.
         total = (loss or cross_entropy)(logits.float(), labels.long().clone()).sum()
         if not total.requires_grad:
-            raise UserError(
-                "attack: the model has no gradient that torch can follow. Use square or transfer, or wrap the model in "
-                "attacks.bpda.AttackView(bpda=True)"
-            )
+            raise UserError("attack: the model has no gradient that torch can follow. Use square or transfer")
         (gradient,) = torch.autograd.grad(total, leaf, allow_unused=True)
     if gradient is None:  # the logits do not depend on the images: the model rounds or detaches them
         gradient = torch.zeros_like(leaf)
@@ -229,10 +214,9 @@ def is_misclassified(
     precision: Precision | None = None,
     logits: Tensor | None = None,
 ) -> Tensor:
-    """Return whether the model is wrong on each image, (B,) bool.
+    """Return whether the model is wrong on each image, (B,) bool, by `logits` that were computed in `precision`.
 
-    `logits` were computed in `precision`. Images that a lower precision gets wrong are checked again in the caller's
-    own.
+    Images that a lower precision gets wrong are checked again in the caller's own.
     """
     if logits is None:
         with lowered(precision, images):

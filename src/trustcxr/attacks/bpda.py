@@ -54,7 +54,7 @@ class BPDA(TorchFunctionMode):
     ) -> Any:
         """Run the function, and restore the gradient if it stops there."""
         kwargs = kwargs or {}
-        name = _name(func)
+        name = plain_name(func)
         first = args[0] if args and isinstance(args[0], Tensor) else None
         if func is torch._C._set_grad_enabled and not args[0]:
             self.stopped["no_grad"] += 1
@@ -73,7 +73,7 @@ class BPDA(TorchFunctionMode):
         result = func(*args, **kwargs)
         if not isinstance(result, Tensor) or result.requires_grad:
             return result
-        sources = [a for a in _tensors(args) if _followed(a)]
+        sources = [a for a in tensors_in(args) if _followed(a)]
         if sources:
             self._remember(max(sources, key=Tensor.numel))
             return result
@@ -81,10 +81,8 @@ class BPDA(TorchFunctionMode):
         return result if back is None else back
 
     def _through(self, func: Callable[..., Any], name: str, source: Tensor, args: Any, kwargs: Any) -> Any:
-        """Return the function's own result, with a slope that does not vanish.
-
-        An in-place function runs on a copy that is written back: sigmoid and tanh need their output for the gradient.
-        """
+        """Return the function's own result, with a slope that does not vanish."""
+        # An in-place function runs on a copy, as sigmoid and tanh need their output for the gradient.
         if name.endswith("_") or kwargs.get("inplace"):
             kwargs = {key: value for key, value in kwargs.items() if key != "inplace"}
             result = self._sloped(func, name.rstrip("_"), (source.clone(), *args[1:]), kwargs, source.clone())
@@ -138,18 +136,19 @@ class BPDA(TorchFunctionMode):
         return tensor + spread.movedim(axis, -1).to(tensor.dtype)
 
 
-def _name(func: Callable[..., Any]) -> str:
-    packet = getattr(func, "overloadpacket", None)
-    return str(getattr(packet or func, "__name__", ""))
+def plain_name(func: Callable[..., Any]) -> str:
+    """Return the name of a torch function without its overload: softmax for aten.softmax.int."""
+    packet = getattr(func, "overloadpacket", None) or func
+    return str(getattr(packet, "_opname", None) or getattr(packet, "__name__", ""))
 
 
 def _followed(tensor: Tensor) -> bool:
     return tensor.requires_grad and tensor.is_floating_point() and not isinstance(tensor, nn.Parameter)
 
 
-def _tensors(args: tuple[Any, ...]) -> list[Tensor]:
-    flat = [t for a in args for t in (a if isinstance(a, list | tuple) else (a,))]
-    return [t for t in flat if isinstance(t, Tensor)]
+def tensors_in(args: tuple[Any, ...]) -> list[Tensor]:
+    """Return the tensors among arguments and in their lists."""
+    return [part for a in args for part in (a if isinstance(a, list | tuple) else (a,)) if isinstance(part, Tensor)]
 
 
 def _one_sided(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -168,10 +167,7 @@ def _line(x: Tensor, y: Tensor) -> tuple[float, float]:
 
 
 def _channels_last(shape: Sequence[int], sides: Sequence[int]) -> int | None:
-    """Return the axis to move the last one to, so that pictures end in their sides: -1, or -3 for (..., H, W, C).
-
-    None if it is no picture: other sides, or more than 3 channels.
-    """
+    """Return the axis that makes pictures end in their sides: -1, or -3 for (..., H, W, C); None for no picture."""
     if not sides:
         return None
     if tuple(shape[-2:]) == tuple(sides) and (len(shape) < 4 or shape[-3] in (1, 3)):
@@ -202,10 +198,9 @@ def _gains(x: Tensor, y: Tensor, slope: float) -> Tensor:
 
 
 class AttackView(nn.Module):
-    """A model as an attack sees it: outputs averaged over draws and scaled, with gradients restored.
+    """A model as an attack sees it: outputs averaged over `draws` passes and divided by `scale`.
 
-    `draws`: forward passes to average. `scale`: divisor of the logits. `bpda`: whether to let gradients through where
-    the model stops them. Judge the attack's images on the model itself.
+    `bpda`: let gradients through where the model stops them. Judge the attack's images on the model itself.
     """
 
     def __init__(self, model: nn.Module, *, draws: int = 1, scale: float = 1.0, bpda: bool = False) -> None:

@@ -3,19 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from trustcxr.attacks import base
 from trustcxr.attacks.apgd import margin, wrong_classes
-from trustcxr.attacks.base import (
-    ball,
-    between,
-    check_counts,
-    check_input,
-    checked_logits,
-    input_gradient,
-    is_misclassified,
-    logits_of,
-    radii,
-    uniform_start,
-)
 from trustcxr.models.preserve_state import preserve_state
 
 _OVERSHOOT = 1.05  # of a move, beyond the linearised boundary
@@ -49,20 +38,20 @@ def fab(
     >>> bool((adversarial - images).abs().max() < 0.02 + 1e-6)
     True
     """
-    check_input(images, labels, epsilon)
-    check_counts("fab", steps=steps, restarts=restarts)
+    base.check_input(images, labels, epsilon)
+    base.check_counts("fab", steps=steps, restarts=restarts)
     images = images.detach()
-    radius = radii(epsilon, images)
+    radius = base.radii(epsilon, images)
     generator = torch.Generator().manual_seed(seed)
     with preserve_state(model):
-        logits = checked_logits(model, images, labels)
+        logits = base.checked_logits(model, images, labels)
         result, distance = images.clone(), images.new_full((len(images),), torch.inf)
         todo = (logits.argmax(1) == labels).nonzero()[:, 0]
         for restart in range(restarts):
             for aim in wrong_classes(logits, labels):
                 if len(todo) == 0:
                     break
-                start = uniform_start(images[todo], radius[todo], generator) if restart else images[todo]
+                start = base.uniform_start(images[todo], radius[todo], generator) if restart else images[todo]
                 rows = (images[todo], start, labels[todo], aim[todo], radius[todo])
                 nearest, length, within = _approach(model, *rows, steps)
                 better = within | (length < distance[todo])
@@ -75,7 +64,7 @@ def _approach(
     model: nn.Module, images: Tensor, start: Tensor, labels: Tensor, target: Tensor, radius: Tensor, steps: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the nearest adversarial points clipped to the ball, their distance, and whether they still succeed."""
-    low, high = ball(images, radius)
+    low, high = base.ball(images, radius)
     nearest, distance = images.clone(), images.new_full((len(images),), torch.inf)
     within = torch.zeros(len(images), dtype=torch.bool, device=images.device)
     rows, now = torch.arange(len(images), device=images.device), start
@@ -86,9 +75,9 @@ def _approach(
             return margin(logits, labels, aim)
 
         if number < steps:
-            gradient, logits = input_gradient(model, now, truth, loss=loss)
+            gradient, logits = base.input_gradient(model, now, truth, loss=loss)
         else:
-            gradient, logits = torch.zeros_like(now), logits_of(model, now)
+            gradient, logits = torch.zeros_like(now), base.logits_of(model, now)
         gradient, gap = gradient.float(), loss(logits.float(), truth)
         wrong = logits.argmax(1) != truth
         point = now
@@ -105,17 +94,15 @@ def _approach(
         if len(rows) == 0 or number == steps:
             break
         now = _move(point, now, original, gradient, gap)
-    nearest = between(nearest, low, high)
+    nearest = base.between(nearest, low, high)
     if len(rows):
-        within[rows] = is_misclassified(model, nearest[rows], labels[rows])
+        within[rows] = base.is_misclassified(model, nearest[rows], labels[rows])
     return nearest, distance, within
 
 
 def _move(point: Tensor, seen: Tensor, original: Tensor, gradient: Tensor, gap: Tensor) -> Tensor:
     """Step from `point` beyond the plane on which the margin, `gap` and `gradient` at `seen`, is 0."""
-    here, there = (
-        _to_plane(base, gradient, -gap - (gradient * (base - seen)).flatten(1).sum(1)) for base in (point, original)
-    )
+    here, there = (_to_plane(x, gradient, -gap - (gradient * (x - seen)).flatten(1).sum(1)) for x in (point, original))
     far, near = _largest(here), _largest(there)
     lean = (far / (far + near).clamp(min=1e-12)).clamp(max=_PULL)[:, None, None, None].to(point)
     return ((1 - lean) * (point + _OVERSHOOT * here) + lean * (original + _OVERSHOOT * there)).clamp(0, 1)
@@ -139,9 +126,9 @@ def _to_plane(point: Tensor, weights: Tensor, need: Tensor) -> Tensor:
     index = torch.searchsorted(gain, wanted).clamp(max=gain.shape[1] - 1)
     before = (index - 1).clamp(min=0)
     first = index == 0
-    base = used.gather(1, before).masked_fill(first, 0)
+    gained = used.gather(1, before).masked_fill(first, 0)
     moving = left.gather(1, before).where(~first, slope.sum(1, keepdim=True))
-    length = ((wanted - base) / moving.clamp(min=1e-300)).clamp(max=reach[:, -1:].double())
+    length = ((wanted - gained) / moving.clamp(min=1e-300)).clamp(max=reach[:, -1:].double())
     return side.to(point) * torch.minimum(length.to(room)[:, :, None, None], room).to(point)
 
 

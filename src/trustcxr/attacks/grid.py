@@ -7,18 +7,7 @@ end of the ball tells a model what was changed, which no file does.
 import torch
 from torch import Tensor, nn
 
-from trustcxr.attacks.base import (
-    ball,
-    between,
-    check_counts,
-    check_input,
-    input_gradient,
-    is_misclassified,
-    radii,
-    round_toward,
-    uniform_start,
-    wide,
-)
+from trustcxr.attacks import base
 from trustcxr.models.preserve_state import preserve_state
 
 GREYS = 255
@@ -35,21 +24,21 @@ def round_inwards(perturbed: Tensor, images: Tensor) -> Tensor:
     >>> (255 * round_inwards(images + 0.02 * torch.tensor([1.0, -1.0]), images)).round().flatten().tolist()
     [105.0, 95.0]
     """
-    levels, original = perturbed.to(wide(perturbed)) * GREYS, images.to(wide(images)) * GREYS
+    levels, original = perturbed.to(base.wide(perturbed)) * GREYS, images.to(base.wide(images)) * GREYS
     whole = levels.round()
     inwards = torch.where(levels > original, levels.floor(), levels.ceil())
     whole = torch.where((levels - whole).abs() < _NEAR, whole, inwards)
     crossed = (whole - original) * (levels - original) < 0
-    return round_toward(torch.where(crossed, images.to(levels), whole / GREYS), images)
+    return base.round_toward(torch.where(crossed, images.to(levels), whole / GREYS), images)
 
 
 def keep_worse(model: nn.Module, images: Tensor, perturbed: Tensor, labels: Tensor) -> Tensor:
     """Return perturbed images (B, 1, H, W), rounded to whole greys if only that is misclassified."""
     rounded, result = round_inwards(perturbed, images), perturbed.clone()
     with preserve_state(model):
-        rows = (~is_misclassified(model, perturbed, labels)).nonzero()[:, 0]
+        rows = (~base.is_misclassified(model, perturbed, labels)).nonzero()[:, 0]
         if len(rows):
-            rows = rows[is_misclassified(model, rounded[rows], labels[rows])]
+            rows = rows[base.is_misclassified(model, rounded[rows], labels[rows])]
     result[rows] = rounded[rows]
     return result
 
@@ -61,21 +50,21 @@ def pgd_on_grid(
 
     Common arguments: see `fgsm`.
     """
-    check_input(images, labels, epsilon)
-    check_counts("pgd-8bit", steps=steps)
+    base.check_input(images, labels, epsilon)
+    base.check_counts("pgd-8bit", steps=steps)
     images = images.detach()
-    radius, result = radii(epsilon, images), images.clone()
-    low, high = (round_inwards(end, images) for end in ball(images, radius))
+    radius, result = base.radii(epsilon, images), images.clone()
+    low, high = (round_inwards(end, images) for end in base.ball(images, radius))
     rows = torch.arange(len(images), device=images.device)
     with preserve_state(model):
-        now = round_inwards(uniform_start(images, radius, torch.Generator().manual_seed(seed)), images)
+        now = round_inwards(base.uniform_start(images, radius, torch.Generator().manual_seed(seed)), images)
         for _ in range(steps):
-            gradient, _ = input_gradient(model, now, labels[rows])
+            gradient, _ = base.input_gradient(model, now, labels[rows])
             step = (2.5 * radius[rows] / steps).clamp(min=1 / GREYS)
             moved = ((now + step * gradient.sign()) * GREYS).round() / GREYS
-            now = between(moved, low[rows], high[rows])
+            now = base.between(moved, low[rows], high[rows])
             result[rows] = now
-            left = ~is_misclassified(model, now, labels[rows])
+            left = ~base.is_misclassified(model, now, labels[rows])
             rows, now = rows[left], now[left]
             if len(rows) == 0:
                 break

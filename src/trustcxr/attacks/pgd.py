@@ -6,18 +6,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from trustcxr.attacks.base import (
-    ball,
-    between,
-    check_counts,
-    check_input,
-    input_gradient,
-    is_misclassified,
-    radii,
-    round_toward,
-    uniform_start,
-    wide,
-)
+from trustcxr.attacks import base
 from trustcxr.errors import UserError, unknown
 from trustcxr.models.preserve_state import Mode, preserve_state
 
@@ -61,17 +50,18 @@ def pgd(
     """
     if norm not in get_args(Norm):
         raise unknown("norm", norm, get_args(Norm))
-    check_counts("pgd", steps=steps, restarts=restarts)
+    base.check_counts("pgd", steps=steps, restarts=restarts)
     if step_size is not None and not step_size > 0:
         raise UserError(f"pgd: step_size must be above 0, not {step_size:g}")
     if norm == "l2":
         _check_l2_radius(epsilon, images)
-    check_input(images, labels, epsilon if norm == "linf" else 0.0)
+    base.check_input(images, labels, epsilon if norm == "linf" else 0.0)
     images = images.detach()
     if stop_when_wrong and mode == "train":
         raise UserError("pgd: stop_when_wrong needs mode 'eval': batch statistics change when images leave the batch")
-    radius, step = radii(epsilon, images), radii(2.5 * epsilon / steps if step_size is None else step_size, images)
-    draw, generator = uniform_start if norm == "linf" else _l2_start, torch.Generator().manual_seed(seed)
+    radius = base.radii(epsilon, images)
+    step = base.radii(2.5 * epsilon / steps if step_size is None else step_size, images)
+    draw, generator = base.uniform_start if norm == "linf" else _l2_start, torch.Generator().manual_seed(seed)
     result, todo = images.clone(), torch.arange(len(images), device=images.device)
     with preserve_state(model, mode):
         for restart in range(restarts):
@@ -80,7 +70,7 @@ def pgd(
             perturbed = _climb(model, *rows, steps=steps, norm=norm, stop_when_wrong=stop_when_wrong)
             result[todo] = perturbed
             if restart + 1 < restarts:
-                todo = todo[~is_misclassified(model, perturbed, labels[todo])]
+                todo = todo[~base.is_misclassified(model, perturbed, labels[todo])]
                 if len(todo) == 0:
                     break
     return result
@@ -122,14 +112,14 @@ def momentum(
     >>> bool((adversarial - images).abs().max() < 0.02 + 1e-6)
     True
     """
-    check_input(images, labels, epsilon)
-    check_counts("momentum", steps=steps)
+    base.check_input(images, labels, epsilon)
+    base.check_counts("momentum", steps=steps)
     if not decay >= 0:
         raise UserError(f"momentum: decay must be at least 0, not {decay:g}")
     if stop_when_wrong and mode == "train":
         raise UserError("momentum: stop_when_wrong needs mode 'eval'")
     images = images.detach()
-    radius = radii(epsilon, images)
+    radius = base.radii(epsilon, images)
     with preserve_state(model, mode):
         rows = (images, images, labels, radius, radius / steps)
         return _climb(model, *rows, steps=steps, decay=decay, stop_when_wrong=stop_when_wrong)
@@ -148,13 +138,13 @@ def _climb(
     decay: float | None = None,
     stop_when_wrong: bool = False,
 ) -> Tensor:
-    low, high = ball(originals, radius) if norm == "linf" else (None, None)
+    low, high = base.ball(originals, radius) if norm == "linf" else (None, None)
     result = start.clone()
-    velocity = torch.zeros_like(start, dtype=wide(start))
+    velocity = torch.zeros_like(start, dtype=base.wide(start))
     active = torch.arange(len(start), device=start.device)
     for number in range(steps):
         current = result[active]
-        gradient, logits = input_gradient(model, current, labels[active], check=number == 0)
+        gradient, logits = base.input_gradient(model, current, labels[active], check=number == 0)
         if stop_when_wrong:
             right = logits.argmax(1) == labels[active]
             active, current, gradient = active[right], current[right], gradient[right]
@@ -166,7 +156,7 @@ def _climb(
             velocity[active] = gradient = decay * velocity[active] + gradient / scale
         if low is not None and high is not None:
             moved = current + step[active] * gradient.sign().to(current)
-            result[active] = between(moved, low[active], high[active])
+            result[active] = base.between(moved, low[active], high[active])
         else:
             moved = current + step[active] * _unit(gradient)
             result[active] = _into_l2(moved, originals[active], radius[active])
@@ -174,18 +164,15 @@ def _climb(
 
 
 def _scaled(vectors: Tensor) -> Tensor:
-    """Divide each image's vector by a power of two, so that its largest entry is in [1, 2) and sums cannot overflow.
-
-    A power of two changes no digit, so means and norms keep their bits.
-    """
-    vectors = vectors.to(wide(vectors))
+    """Divide each image's vector by a power of two, which changes no digit: its largest entry is in [1, 2)."""
+    vectors = vectors.to(base.wide(vectors))
     largest = vectors.abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-30)
     return vectors / (largest / (2 * torch.frexp(largest).mantissa))
 
 
 def _length(vectors: Tensor) -> Tensor:
     """Return the L2 norm of each image, (B, 1, 1, 1)."""
-    return vectors.to(wide(vectors)).flatten(1).norm(dim=1)[:, None, None, None]
+    return vectors.to(base.wide(vectors)).flatten(1).norm(dim=1)[:, None, None, None]
 
 
 def _unit(vectors: Tensor) -> Tensor:
@@ -197,14 +184,14 @@ def _into_l2(moved: Tensor, originals: Tensor, radius: Tensor) -> Tensor:
     change = moved - originals
     shrink = (radius / _length(change).clamp(min=1e-30)).clamp(max=1).to(change)
     # The original lies in [0, 1], so clamping only shortens the change.
-    return round_toward((originals + shrink * change).clamp(0, 1), originals)
+    return base.round_toward((originals + shrink * change).clamp(0, 1), originals)
 
 
 def _l2_start(images: Tensor, radius: Tensor, generator: torch.Generator) -> Tensor:
     """Draw a point evenly from the L2 ball and clamp it to [0, 1]."""
     direction = _unit(torch.randn(images.shape, generator=generator))
     share = torch.rand((len(images), 1, 1, 1), generator=generator) ** (1 / max(1, math.prod(images.shape[1:])))
-    return round_toward((images + radius * (share * direction).to(radius)).clamp(0, 1), images)
+    return base.round_toward((images + radius * (share * direction).to(radius)).clamp(0, 1), images)
 
 
 def _check_l2_radius(epsilon: float | Tensor, images: Tensor) -> None:
@@ -218,6 +205,4 @@ def _check_l2_radius(epsilon: float | Tensor, images: Tensor) -> None:
     diagonal = math.sqrt(math.prod(images.shape[1:]))
     for end in ends:
         if not 0 <= end <= max(diagonal, 1.0):
-            raise UserError(
-                f"epsilon {end:g}: an L2 radius must lie in [0, {diagonal:g}], the diagonal of these images"
-            )
+            raise UserError(f"epsilon {end:g}: an L2 radius lies in [0, {diagonal:g}], the diagonal of these images")

@@ -6,18 +6,7 @@ from bisect import bisect_left
 import torch
 from torch import Tensor, nn
 
-from trustcxr.attacks.base import (
-    Precision,
-    ball,
-    between,
-    check_counts,
-    check_input,
-    checked_logits,
-    is_misclassified,
-    logits_of,
-    lowered,
-    radii,
-)
+from trustcxr.attacks import base
 from trustcxr.errors import UserError
 from trustcxr.models.preserve_state import preserve_state
 
@@ -34,7 +23,7 @@ def square(
     epsilon: float | Tensor,
     queries: int = 1000,
     seed: int = 0,
-    precision: Precision | None = None,
+    precision: base.Precision | None = None,
     ends: float = 1.0,
 ) -> Tensor:
     """Square attack, L-infinity (Andriushchenko et al. 2020). Black box: at most `queries` forward passes.
@@ -53,32 +42,32 @@ def square(
     >>> bool((adversarial - images).abs().max() < 0.02 + 1e-6)
     True
     """
-    check_input(images, labels, epsilon)
-    check_counts("square", queries=queries)
+    base.check_input(images, labels, epsilon)
+    base.check_counts("square", queries=queries)
     if not 0 < ends <= 1:
         raise UserError(f"square: ends must be above 0 and at most 1, not {ends:g}")
     images = images.detach()
-    radius = radii(epsilon, images)
+    radius = base.radii(epsilon, images)
     generator = torch.Generator().manual_seed(seed)
     with preserve_state(model):
-        logits = checked_logits(model, images, labels)
+        logits = base.checked_logits(model, images, labels)
         result = images.clone()
         rows = (logits.argmax(1) == labels).nonzero()[:, 0]
         if len(rows) == 0:
             return result
         original, truth, size = images[rows], labels[rows], radius[rows]
-        low, high = ball(original, size)
+        low, high = base.ball(original, size)
         now, lead = original, torch.full((len(rows),), math.inf, device=images.device)
         for query in range(queries):
             if query == 0:
                 stripes = _signs((*original.shape[:2], 1, original.shape[3]), original, generator, ends)
-                tried = between(original + size * stripes, low, high)
+                tried = base.between(original + size * stripes, low, high)
             else:
                 side = _side(query / queries, images.shape[-2:])
                 tried = _move(now, original, size, low, high, side, generator, ends)
-            with lowered(precision, images):
-                logits = logits_of(model, tried)
-            wrong = is_misclassified(model, tried, truth, precision=precision, logits=logits)
+            with base.lowered(precision, images):
+                logits = base.logits_of(model, tried)
+            wrong = base.is_misclassified(model, tried, truth, precision=precision, logits=logits)
             ahead = _lead(logits, truth)
             better = (ahead < lead) | wrong
             now, lead = torch.where(better[:, None, None, None], tried, now), torch.where(better, ahead, lead)
@@ -129,7 +118,7 @@ def _move(
     ]
     window = inside[0][:, None, :, None] & inside[1][:, None, None, :]
     signs = _signs((count, channels, 1, 1), now, generator, ends)
-    moved = [torch.where(window, between(original + s * size, low, high), now) for s in (signs, -signs)]
+    moved = [torch.where(window, base.between(original + s * size, low, high), now) for s in (signs, -signs)]
     # If the square is already at that value, the other sign saves the query.
     same = (moved[0] == now).flatten(1).all(1)[:, None, None, None]
     return torch.where(same, moved[1], moved[0])

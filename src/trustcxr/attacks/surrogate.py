@@ -48,8 +48,7 @@ def distil(
 ) -> SurrogateNet:
     """Train a surrogate of `model` on `images` (N, 1, H, W) in [0, 1], and return it in evaluation mode.
 
-    Half of each batch has noise of +- `epsilon`. `scale` divides the model's logits (`GradientTraits.scale`). The model
-    is queried steps * batch_size times and its state is preserved.
+    Half of each batch has noise of +- `epsilon`. `scale` divides the model's logits (`GradientTraits.scale`).
     """
     random = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]), preserve_state(model), torch.inference_mode(False), torch.enable_grad():

@@ -6,23 +6,13 @@ AutoAttack's standard version needs four classes (for its DLR loss and its targe
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TypedDict, Unpack
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from trustcxr.attacks import base
 from trustcxr.attacks.apgd import apgd
-from trustcxr.attacks.base import (
-    ROUNDING,
-    Precision,
-    ball,
-    check_counts,
-    check_input,
-    checked_logits,
-    cross_entropy,
-    logits_of,
-    radii,
-)
 from trustcxr.attacks.fab import fab
 from trustcxr.attacks.grid import pgd_on_grid, round_inwards
 from trustcxr.attacks.square import square
@@ -50,26 +40,7 @@ class WorstCase:
         return self.broken_by.count(None) / len(self.broken_by) if self.broken_by else float("nan")
 
 
-class Options(TypedDict, total=False):
-    """Options of `worst_case_report` and `worst_case`."""
-
-    steps: int
-    queries: int
-    restarts: int
-    seed: int
-    start: Tensor | Sequence[Tensor]
-    precision: Precision | None
-    ends: float
-
-
-def worst_case(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    epsilon: float | Tensor,
-    **options: Unpack[Options],
-) -> Tensor:
+def worst_case(model: nn.Module, images: Tensor, labels: Tensor, *, epsilon: float | Tensor, **options: Any) -> Tensor:
     """Return the worst of several attacks for each image: the `images` of `worst_case_report`, which has the options.
 
     >>> import torch, trustcxr as tx
@@ -93,7 +64,7 @@ def worst_case_report(
     restarts: int = 1,
     seed: int = 0,
     start: Tensor | Sequence[Tensor] = (),
-    precision: Precision | None = None,
+    precision: base.Precision | None = None,
     ends: float = 1.0,
 ) -> WorstCase:
     """Run several attacks, L-infinity, and return the worst image of each and which attack made it; 2 classes or more.
@@ -121,27 +92,27 @@ def worst_case_report(
     >>> report.images.shape, len(report.broken_by)
     (torch.Size([2, 1, 8, 8]), 2)
     """
-    check_input(images, labels, epsilon)
-    check_counts("worst-case", steps=steps, queries=queries, restarts=restarts)
+    base.check_input(images, labels, epsilon)
+    base.check_counts("worst-case", steps=steps, queries=queries, restarts=restarts)
     images = images.detach()
     starts = [start] if isinstance(start, Tensor) else list(start)
-    size = radii(epsilon, images)
+    size = base.radii(epsilon, images)
     for candidate in starts:
         _check_start(candidate, images, size)
     with preserve_state(model):
-        logits = checked_logits(model, images, labels)
+        logits = base.checked_logits(model, images, labels)
         search = _Search(model, images.clone(), labels, logits)
         search.record("clean", torch.arange(len(images), device=images.device), images, logits)
         for candidate in starts:
             # In one batch, as the final judgement will be, so that rounding is the same.
-            rows, logits = search.todo, logits_of(model, candidate)
+            rows, logits = search.todo, base.logits_of(model, candidate)
             search.record("start", rows, candidate.detach()[rows], logits[rows])
             _record_rounded(search, model, "start", candidate.detach(), images)
         for name, attack in _attacks(model, steps, queries, restarts, seed, precision, ends):
             if len(rows := search.todo) == 0 or not bool(size.any()):
                 break
             tried = attack(images[rows], labels[rows], size[rows])
-            search.record(name, rows, tried, logits_of(model, tried))
+            search.record(name, rows, tried, base.logits_of(model, tried))
             every = images.clone()
             every[rows] = tried
             _record_rounded(search, model, name, every, images)
@@ -160,7 +131,7 @@ class _Search:
     def record(self, name: str, rows: Tensor, tried: Tensor, logits: Tensor) -> None:
         """Store the results of one attack on `rows`; drop misclassified images from the queue."""
         labels = self.labels[rows].long()
-        wrong, loss = logits.argmax(1) != labels, cross_entropy(logits, labels)
+        wrong, loss = logits.argmax(1) != labels, base.cross_entropy(logits, labels)
         worse = wrong | (loss > self.loss[rows])
         self.images[rows[worse]], self.loss[rows[worse]] = tried[worse], loss[worse]
         for row in rows[wrong].tolist():
@@ -173,11 +144,11 @@ def _record_rounded(search: _Search, model: nn.Module, name: str, tried: Tensor,
     rows = search.todo
     rounded = round_inwards(tried[rows], images[rows])
     if len(rows) and not torch.equal(rounded, tried[rows]):
-        search.record(f"{name}{ROUNDED}", rows, rounded, logits_of(model, rounded))
+        search.record(f"{name}{ROUNDED}", rows, rounded, base.logits_of(model, rounded))
 
 
 def _attacks(
-    model: nn.Module, steps: int, queries: int, restarts: int, seed: int, precision: Precision | None, ends: float
+    model: nn.Module, steps: int, queries: int, restarts: int, seed: int, precision: base.Precision | None, ends: float
 ) -> Iterator[tuple[str, Callable[[Tensor, Tensor, Tensor], Tensor]]]:
     """Yield the attacks of the suite, the most effective for its cost first."""
     climb = partial(apgd, model, steps=steps, restarts=restarts, precision=precision)
@@ -193,6 +164,6 @@ def _attacks(
 def _check_start(start: Tensor, images: Tensor, radius: Tensor) -> None:
     if start.shape != images.shape:
         raise UserError(f"worst-case: start must have the shape of the images, not {tuple(start.shape)}")
-    low, high = ball(images, radius)
-    if not bool(((start >= low - ROUNDING) & (start <= high + ROUNDING)).all()):
+    low, high = base.ball(images, radius)
+    if not bool(((start >= low - base.ROUNDING) & (start <= high + base.ROUNDING)).all()):
         raise UserError("worst-case: start must lie within epsilon of the images and in [0, 1]")

@@ -8,6 +8,6 @@ from typing import TYPE_CHECKING
 from trustcxr._lazy import attach
 
 if TYPE_CHECKING:
-    from trustcxr.audit.from_python import run
+    from trustcxr.audit.run_audit import run
 else:
     __getattr__, __dir__, __all__ = attach(__name__)

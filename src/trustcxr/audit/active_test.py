@@ -16,10 +16,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from trustcxr.attacks.adaptive import wrong_share
-from trustcxr.attacks.bpda import AttackView, GradientTraits, probe_gradients
+from trustcxr.attacks.bpda import AttackView, GradientTraits, plain_name, probe_gradients, tensors_in
 from trustcxr.attacks.grid import round_inwards
 from trustcxr.attacks.pgd import pgd
-from trustcxr.audit.formats.wrapper import tensors_in
 from trustcxr.models.preserve_state import preserve_state
 from trustcxr.registry import STOCHASTIC_DRAWS
 
@@ -60,9 +59,9 @@ def active_test(
 ) -> Planted | None:
     """Plant an adversarial example around each of `images` (B, 1, H, W), and search for them with PGD.
 
-    The attack handles the model by its `traits`, by default measured on these images. `variants` are other views of the
-    model to attack. A last layer is a linear layer, convolution, einsum or sum that ends in a number for each class.
-    Returns None if torch sees none, or its features cannot separate the points.
+    The attack handles the model by its `traits` (by default measured on these images), or attacks its views `variants`.
+    A last layer is a linear layer, convolution, einsum or sum that ends in a number for each class; None if torch sees
+    none, or its features cannot separate the points.
     """
     traits = traits or probe_gradients(model, images)
     with preserve_state(model), torch.no_grad():
@@ -133,8 +132,7 @@ class _Readout(TorchFunctionMode):
     ) -> Any:
         """Run the call, and replace its result if it is the last layer."""
         result = func(*args, **(kwargs or {}))
-        packet = getattr(func, "overloadpacket", None)
-        name = str(getattr(packet or func, "__name__", ""))
+        name = plain_name(func)
         source = _source(name, args, result)
         if source is None:
             return result
@@ -167,10 +165,7 @@ def _source(name: str, args: tuple[Any, ...], result: Any) -> Tensor | None:
 
 
 class _NewReadout(nn.Module):
-    """The model with a new last layer for each image of the batch: class 0 is clean, class 1 adversarial.
-
-    If the model has one output (B, 1), such as the logit of one finding, that is the logit of class 1.
-    """
+    """The model with a new last layer for each image: class 0 is clean, 1 adversarial (that of a single output)."""
 
     def __init__(self, model: nn.Module, call: _Call, weights: Tensor, biases: Tensor, margin: float) -> None:
         super().__init__()
@@ -251,10 +246,7 @@ def _fit(
     points: tuple[int, int],
     random: torch.Generator,
 ) -> tuple[Tensor, Tensor] | None:
-    """Fit weights (F,) and a bias that separate the corner from the points inside; None if impossible.
-
-    `points`: their number, and the number of draws that their features are averaged over.
-    """
+    """Fit weights (F,) and a bias that separate the corner from `points` (number, draws) inside; None if impossible."""
     within = points[0] // 2
     inside = torch.cat(
         [

@@ -1,9 +1,10 @@
-"""Run attacks in the form that a model needs: plain, with BPDA, over draws, or without gradients."""
+"""Run attacks in the form that a model needs: plain, with BPDA, over draws, without gradients, or on one decision."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 
+import torch
 from torch import Tensor, nn
 
 from trustcxr import attacks
@@ -12,13 +13,16 @@ from trustcxr.attacks.base import is_misclassified
 from trustcxr.attacks.bpda import AttackView, GradientTraits
 from trustcxr.attacks.grid import keep_worse
 from trustcxr.attacks.surrogate import distil
-from trustcxr.evaluation.predictions import Options
+from trustcxr.audit.multilabel import Decision
+from trustcxr.evaluation.operating_points import Threshold
+from trustcxr.evaluation.predictions import CarryOut, Options
 from trustcxr.models.fuse_batchnorm import make_fused_copy
 from trustcxr.models.preserve_state import preserve_state
 from trustcxr.recipes.evaluation_recipe import AttackRecipe
 from trustcxr.registry import ONE_STEP, WORST_CASE
 
 ENDS = 0.9  # of epsilon: the least move of Square
+THRESHOLD_STEPS = 10  # most steps of an attack on the threshold of one class
 COMPARED = 8  # images on which the faster model must answer as the model does
 
 
@@ -122,7 +126,8 @@ class AttackRunner:
     @cached_property
     def surrogate(self) -> nn.Module | None:
         """Return a network distilled from the model, if its own gradients are not enough."""
-        return self.distilled if needs_surrogate(self.traits, self.gradients) else None
+        enough = self.gradients and not (self.traits.random or self.traits.needs_bpda)
+        return None if enough else self.distilled
 
     @cached_property
     def distilled(self) -> nn.Module:
@@ -131,6 +136,45 @@ class AttackRunner:
         return distil(self.model, images, scale=self.traits.scale)
 
 
-def needs_surrogate(traits: GradientTraits, gradients: bool) -> bool:
-    """Return whether worst-case needs a surrogate; `gradients`: whether attacks can use the model's own."""
-    return not gradients or traits.random or traits.needs_bpda
+class AgainstRest(nn.Module):
+    """One class against the rest: the logit of its probability, or with `highest` its lead over the next class."""
+
+    def __init__(self, model: nn.Module, index: int, *, highest: bool = False) -> None:
+        super().__init__()
+        self.model, self.index, self.highest = model, index, highest
+        self.training = model.training
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return how far the class is above the others, (B, 1), for images (B, 1, H, W) in [0, 1]."""
+        logits = self.model(images)
+        target = torch.arange(logits.shape[1], device=logits.device) == self.index
+        others = logits.masked_fill(target, -torch.inf)
+        return logits[:, self.index, None] - (others.amax(1) if self.highest else others.logsumexp(1))[:, None]
+
+
+def decision(model: nn.Module, index: int, threshold: Threshold) -> Decision:
+    """Return the decision whether an image is of a class, as a network of two classes: absent and present."""
+    if threshold.value is None:
+        return Decision(AgainstRest(model, index, highest=True), 0, 0.5)
+    return Decision(AgainstRest(model, index), 0, threshold.value)
+
+
+def with_class_labels(runner: AttackRunner, index: int) -> CarryOut:
+    """Return the attacks of `runner`, on the decision of class `index`, for labels of all classes."""
+
+    def carry_out(attack: AttackRecipe, images: Tensor, labels: Tensor, epsilon: float, options: Options) -> Tensor:
+        return runner(attack, images, (labels == index).long(), epsilon, options)
+
+    return carry_out
+
+
+def threshold_attacks(protocol: Sequence[AttackRecipe], *, gradients: bool) -> tuple[AttackRecipe, ...]:
+    """Return the attacks on each decision at the radii of worst-case: PGD, or Square without gradients.
+
+    They have its queries and at most THRESHOLD_STEPS of its steps: they run for each class on every image to the end.
+    """
+    worst = [attack for attack in protocol if attack.name == WORST_CASE]
+    if not gradients:
+        return tuple(AttackRecipe(name="square", epsilons=a.epsilons, queries=a.queries) for a in worst)
+    steps = [min(THRESHOLD_STEPS, attack.steps or THRESHOLD_STEPS) for attack in worst]
+    return tuple(AttackRecipe(name="pgd", epsilons=a.epsilons, steps=n) for a, n in zip(worst, steps, strict=True))

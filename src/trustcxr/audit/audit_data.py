@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -143,6 +144,63 @@ class Audit:
         )
 
 
+class ImageRows:
+    """Some images of a data set as a data set: the index of each in the whole, and its label."""
+
+    def __init__(self, dataset: Dataset, rows: np.ndarray, labels: np.ndarray | None = None) -> None:
+        self.whole, self.rows = dataset, rows
+        self.labels = (dataset.labels[rows] if labels is None else labels).astype(np.int64)
+        self.table = dataset.table.iloc[rows].reset_index(drop=True)
+        self.classes: tuple[str, ...] = dataset.classes
+        self.size, self.root = dataset.size, dataset.root
+        self.sample_ids, self.groups, self.splits = (
+            getattr(dataset, name)[rows] for name in ("sample_ids", "groups", "splits")
+        )
+        self.mask_kinds = dataset.mask_kinds
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batch(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Return the images at `indices`: uint8 (B, 1, size, size)."""
+        return self.whole.batch(self.rows[np.asarray(indices)])
+
+    @property
+    def image_sums(self) -> np.ndarray:
+        """Return a checksum of each image's pixels, str (N,)."""
+        return np.asarray(self.whole.image_sums[self.rows])
+
+    def masks(self, kind: str) -> "_Rows":
+        """Return the masks of a kind, (N, size, size), read on access."""
+        return _Rows(self.whole.masks(kind), self.rows)
+
+    def has_mask(self, kind: str) -> np.ndarray:
+        """Return which images have a readable mask of that kind (it may be empty), bool (N,)."""
+        return np.asarray(self.whole.has_mask(kind)[self.rows])
+
+
+class _Rows:
+    """Rows of an array that is too large to copy."""
+
+    def __init__(self, values: np.ndarray, rows: np.ndarray) -> None:
+        self.values, self.rows = values, rows
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.values[self.rows[index]]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+class OneFinding(ImageRows):
+    """The images with a label of one finding as a data set of two classes: those with it are explained."""
+
+    def __init__(self, dataset: Dataset, rows: np.ndarray, labels: np.ndarray) -> None:
+        super().__init__(dataset, rows, labels)
+        self.classes, self.explained = multilabel.STATES, self.labels == 1
+        self.healthy = ~self.explained & self.table["class"].str.strip().str.lower().isin(multilabel.NOTHING).to_numpy()
+
+
 def check_out_folder(out: Path, further: Mapping[str, str]) -> None:
     """Raise UserError if a folder for results holds a run, a study, or one of the `further` kinds, by its file."""
     kinds = {"a run": layout.RUN_FILE, "a study": layout.STUDY_FILE, "the results of a study": layout.STUDY_RESULTS}
@@ -160,18 +218,17 @@ def open_images(
 ) -> AuditImages:
     """Open the data in the model's size and classes: by default the test split if there is one, else all images.
 
-    Data without splits that a run was trained on are split as in training, so its training images are not examined.
-    For a model with one sigmoid a finding, `labels` rename the data's classes to findings. A Dataset is examined as it
-    is.
+    Data without splits that a run was trained on are split as in training. `labels` rename the data's classes, for a
+    model with one sigmoid a finding to findings. A Dataset is examined as it is.
     """
     if isinstance(data, Dataset):
         return _images_of(subject, data)
     renamed, refit = dict(labels or {}), False
     resize: str
     if isinstance(subject, Run):
-        recipe = subject.trained_by.data
+        recipe = subject.recipe.data
         resize, splits, renamed = recipe.resize, recipe.splits, renamed or dict(recipe.labels)
-        manifest, refit = manifest_of(data, listing, recipe.listing()), subject.trained_by.training.refit
+        manifest, refit = manifest_of(data, listing, recipe.listing()), subject.recipe.training.refit
     else:
         resize, splits, manifest = subject.input.resize, Splits(), manifest_of(data, listing, None)
     classes: tuple[str, ...] | None = subject.classes
@@ -213,10 +270,7 @@ def _images_of(subject: Subject, dataset: Dataset) -> AuditImages:
     """Return a loaded data set as the images of an audit; UserError if its size or classes are not the model's."""
     for what, own, wanted in (("size", dataset.size, subject.size), ("classes", dataset.classes, subject.classes)):
         if own != wanted:
-            raise UserError(
-                f"{dataset.where}: its {what} {own} is not the model's, {wanted}. Load it with {what}={wanted!r}, or "
-                "give its path"
-            )
+            raise UserError(f"{dataset.where}: its {what} {own} is not the model's. Load it with {what}={wanted!r}")
     return AuditImages(dataset)
 
 
@@ -258,7 +312,7 @@ def first_by_hash(sample_ids: np.ndarray, labels: np.ndarray, count: int) -> np.
     return np.array([i for _, _, i in sorted(turns)[:count]], dtype=int)
 
 
-def load_pixels(dataset: Dataset | multilabel.OneFinding, rows: np.ndarray, device: torch.device) -> Tensor:
+def load_pixels(dataset: Dataset | OneFinding, rows: np.ndarray, device: torch.device) -> Tensor:
     """Load some images, (N, 1, H, W) in [0, 1]."""
     return to_pixels(torch.from_numpy(dataset.batch(rows)).to(device))
 
@@ -284,10 +338,8 @@ def match_scores(
             unclear += any(name in scores for name in names)
     remark = f"; {unclear} are named as several images are: give their ids or paths" if unclear else ""
     if not rows:
-        raise UserError(
-            f"{subject.origin.path}: no row is of an image in {dataset.where}; ids are such as {images['sample_id'][0]}"
-            f"{remark}"
-        )
+        where, example = subject.origin.path, images["sample_id"][0]
+        raise UserError(f"{where}: no row is of an image in {dataset.where}; ids are such as {example}{remark}")
     table = images.iloc[rows].reset_index(drop=True)
     table = table.assign(attack=CLEAN, epsilon=0.0, steps=0, severity=0, logits=logits)
     text, complete = f"{len(rows)} of {len(images)} images have a score", len(rows) == len(images)

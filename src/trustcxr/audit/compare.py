@@ -21,13 +21,10 @@ _ROUNDING = 1e-9  # of a radius
 def compare(first: Path, second: Path, *, resamples: int = 2000) -> AuditPair:
     """Compare the accuracy of two audited models under each condition that both have, paired over images.
 
-    Each row has the difference (second less first) with its interval over groups, a p-value, and the same corrected
-    for all rows (Holm 1979). `settled`: interval and corrected test agree that they differ. A worst case is not settled
-    if submitted images lowered it for the worse model alone. Models of findings have a row for all decisions, and one
-    for each finding on clean images and under worst case. Images are matched by their ids. Masked views are left out if
-    the two audits used different lung masks.
-
-    Raises UserError unless both used one protocol on the same images and classes, and have a whole predictions.parquet.
+    Each row has the difference (second less first), its interval over groups, and a p-value, also corrected for all
+    rows (Holm 1979). `settled`: both agree that they differ, and not because submitted images attacked the worse model
+    alone. Masked views are left out if the lung masks differ. Raises UserError unless both used one protocol on the
+    same images and classes, and have a whole predictions.parquet.
     """
     audits = [read_audit(layout.check_audit(folder) / layout.AUDIT_FILE) for folder in (first, second)]
     _check_comparable(audits, (first, second))
@@ -126,10 +123,8 @@ def _check_comparable(audits: list[AuditDocument], folders: tuple[Path, Path]) -
     if not one.same_classes(other):
         raise UserError(f"{pair}: classes {', '.join(one.classes)} are not {', '.join(other.classes)}")
     if not one.data.same_images(other.data):
-        raise UserError(
-            f"{pair}: not the same images {one.data.describe_difference(other.data)}; "
-            "audit both on one data set and split"
-        )
+        difference = one.data.describe_difference(other.data)
+        raise UserError(f"{pair}: not the same images {difference}; audit both on one data set and split")
     if not one.data.same_truth(other.data):
         raise UserError(f"{pair}: not the same labels of findings on these images; audit both again on the same list")
 
@@ -141,7 +136,5 @@ def _check_same_images(
     one, other = (table[Key(f"{CLEAN} accuracy")].index for table in tables)
     partly = any(document.data.partial or document.findings for document in audits)
     if len(one.intersection(other)) < (1 if partly else max(len(one), len(other))):
-        raise UserError(
-            f"{folders[0]} and {folders[1]}: the images in {layout.PREDICTIONS_FILE} of one are named otherwise than "
-            "in that of the other; audit both models again, into new folders"
-        )
+        pair = f"{folders[0]} and {folders[1]}"
+        raise UserError(f"{pair}: images of one are named otherwise than in that of the other; audit both again")

@@ -1,7 +1,9 @@
 """Judge an audit by acceptance criteria: met, not met, or not settled by this many images."""
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from trustcxr.recipes.criteria_file import (
     outline,
     read_criteria,
 )
-from trustcxr.statistics import LEVEL
+from trustcxr.statistics import LEVEL, difference_interval
 from trustcxr.storage import layout
 from trustcxr.storage.prediction_table import CLEAN
 from trustcxr.storage.schemas import AuditDocument, CriterionResult, Share, read_audit
@@ -207,31 +209,23 @@ def _compare_audits(one: Criterion, figure: Figure, side: str, margin: float, ou
 
 def _paired_difference(figure: Figure, folder: Path, out: Path) -> Share | None:
     """Return this accuracy less the other's over the same images; None if `compare` has no such row."""
-    names = {f"{CLEAN}.accuracy": f"{CLEAN} accuracy"}
-    names |= {f"attacks[{k}].accuracy": v for k, v in _attack_rows(figure.path)}
-    try:
-        rows = {row.measure: row.difference for row in compare(folder, out).rows}
-    except UserError:  # of other images, or another protocol
+    measure = f"{CLEAN} accuracy"
+    if attack := re.fullmatch(r"attacks\[(.*)\]\.accuracy", figure.path):
+        parts = dict(pair.split("=") for pair in attack[1].split(", "))
+        measure = f"{parts['attack']} accuracy @{float(parts['epsilon']):g}"
+    elif figure.path != f"{CLEAN}.accuracy":
         return None
-    return rows.get(names.get(figure.path, ""))
-
-
-def _attack_rows(path: str) -> Iterator[tuple[str, str]]:
-    if path.startswith("attacks["):
-        inside = path.partition("[")[2].partition("]")[0]
-        parts = dict(pair.split("=") for pair in inside.split(", "))
-        yield inside, f"{parts['attack']} accuracy @{float(parts['epsilon']):g}"
+    with suppress(UserError):  # other images, or another protocol
+        return {row.measure: row.difference for row in compare(folder, out).rows}.get(measure)
+    return None
 
 
 def _independent_difference(first: Share, second: Share) -> Share:
-    """Return first less second with the interval of two independent figures (MOVER: Newcombe 1998, method 10)."""
-    value = float(first.value or 0.0) - float(second.value or 0.0)
+    """Return first less second with the interval of two independent figures."""
+    one, other = float(first.value or 0.0), float(second.value or 0.0)
     if first.interval is None or second.interval is None:
-        return Share(value=value, ci=None)
-    (low_1, high_1), (low_2, high_2) = first.interval, second.interval
-    below = math.hypot(float(first.value or 0.0) - low_1, high_2 - float(second.value or 0.0))
-    above = math.hypot(high_1 - float(first.value or 0.0), float(second.value or 0.0) - low_2)
-    return Share(value=value, ci=(value - below, value + above))
+        return Share(value=one - other, ci=None)
+    return Share(value=one - other, ci=difference_interval(one, first.interval, other, second.interval))
 
 
 def _compare(one: Criterion, figure: Figure, side: str, bound: float, reason: str, remark: str) -> CriterionResult:
@@ -304,13 +298,11 @@ def _row(
     text: str = "",
 ) -> CriterionResult:
     return CriterionResult(
-        name=one.name,
+        **one.model_dump(include={"name", "by", "margin"}),
         figure=one.figure if figure is None else figure.path,
         side=side,
         bound=bound,
-        by=one.by,
         not_worse_than=Path(one.not_worse_than).name if one.not_worse_than else "",
-        margin=one.margin,
         result=Share() if figure is None else figure.share,
         n=None if figure is None else figure.n,
         met=met,

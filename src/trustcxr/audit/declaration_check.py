@@ -68,10 +68,10 @@ def check_declaration(
 ) -> Declared:
     """Compare the declaration with others on images (N, 1, H, W) in [0, 1] of known class (N,).
 
-    Another must be right on ten percentage points more, by McNemar's exact test. Of about twenty that are tried,
-    chance makes one better for at most 2 % of models. A model that is merely bad on these images must pass: another
-    declaration that is right on less than halfway from chance to all needs a larger gain, and each output that it moves
-    must gain. `draws`: passes that the answer of a random model is the mean of.
+    Another must be right on ten percentage points more, by McNemar's exact test: of about twenty, chance makes one
+    better for at most 2 % of models. One that is right on less than halfway from chance to all needs a larger gain, in
+    each output that it moves: the model may just be bad. `draws`: passes that the answer of a random model is the mean
+    of.
     """
     truth = labels.cpu().numpy()
     answers = _answers(model, images, draws)
@@ -135,10 +135,7 @@ def _p_value(more: int, less: int, probability: float = 0.5) -> float:
 
 
 def _each_gains(other: _Alternative, answers: np.ndarray, truth: np.ndarray) -> bool:
-    """Return whether each output that moves surely answered images of its new class rather than of its old one.
-
-    An output that answers few images, or all alike, says nothing about the order.
-    """
+    """Return whether each output that moves surely answered images of its new class rather than of its old one."""
     unordered = answers if other.unordered is None else other.unordered
     moved = _moved(other.order) if other.order is not None else []
     counts = [[int(((unordered == k) & (truth == label)).sum()) for label in (new, k)] for k, new in moved]
@@ -160,10 +157,7 @@ def _alternatives(
 
 
 def _other_inputs(model: nn.Module, images: Tensor) -> Iterator[tuple[str, nn.Module, Tensor]]:
-    """Yield each other declaration of the input, the model with it, and its images; inverted images first.
-
-    Two declarations that make the same input of an image are one, and the model is asked once.
-    """
+    """Yield other declarations of the input that make another input, the model with each, and its images."""
     yield _inversion_text(model), model, 1 - images
     if isinstance(model, WrappedModel):
         inputs = [_ends(model), _ends(model)[::-1]]

@@ -4,7 +4,6 @@ The pitfalls are random answers, probabilities for logits, vanishing gradients, 
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
@@ -13,19 +12,18 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from trustcxr.attacks.bpda import GradientTraits, probe_gradients
+from trustcxr.attacks.base import input_gradient
+from trustcxr.attacks.bpda import GradientTraits, plain_name, probe_gradients
 from trustcxr.audit.active_test import ENOUGH, Planted, active_test
 from trustcxr.audit.declaration_check import Declared, check_declaration
-from trustcxr.audit.finite_differences import Differences, compare_differences, largest_difference_with_gradients
 from trustcxr.audit.formats import ExternalModel, WrappedModel
-from trustcxr.audit.formats.last_layer import is_layer_output
 from trustcxr.audit.formats.loading import verify_conversion
-from trustcxr.audit.formats.wrapper import plain_name, saturation
+from trustcxr.audit.formats.wrapper import is_layer_output, saturation
 from trustcxr.audit.model_state import changed_parts, describe_state
 from trustcxr.audit.subject import Subject, is_multilabel
 from trustcxr.console import Progress
 from trustcxr.errors import UserError
-from trustcxr.evaluation.stochastic import OverDraws
+from trustcxr.evaluation.predictions import OverDraws
 from trustcxr.models.preserve_state import preserve_state
 from trustcxr.registry import BLACK_BOX, ONE_STEP, STOCHASTIC_DRAWS, WORST_CASE, is_linf
 from trustcxr.storage.schemas import EntryCheck, RunDocument
@@ -40,6 +38,9 @@ BATCH_EFFECT = 0.03  # allowed relative change of logits with the batch: low pre
 PLANTED = 16  # images with a planted adversarial example
 FORGOTTEN, UNLIKELY = 0.05, 0.01  # allowed fall of accuracy on moved images, and p-value of a fall by chance
 _WEIGHTED = {"conv2d", "linear"}  # layers whose second argument is a weight
+STEP_SHARE = 1 / 4  # of epsilon: the step of finite differences
+GAINED = 0.25  # least median of the loss gained by it, as a share of what gradients promise
+UPHILL = 0.5  # least share of images whose loss rises by twice as much as along a random sign
 _STEPS = 3  # of the progress bar: gradients, declaration, planted examples
 
 
@@ -56,6 +57,19 @@ class Check:
     def document(self) -> EntryCheck:
         """Return the check as in `entry_checks` of audit.json."""
         return EntryCheck(check=self.check, passed=self.passed, text=self.text, grave=self.grave)
+
+
+@dataclass(frozen=True)
+class Differences:
+    """The median of loss gained over loss promised, and the share of images that gain more than by a random sign."""
+
+    gained: float
+    uphill: float
+
+    @property
+    def passed(self) -> bool:
+        """Return whether the gradients point where the loss rises."""
+        return self.gained >= GAINED and self.uphill >= UPHILL
 
 
 @dataclass(frozen=True)
@@ -91,9 +105,8 @@ def run_entry_checks(
 ) -> EntryReport:
     """Run all checks without long attacks on images (N, 1, H, W) in [0, 1] of known class (N,).
 
-    About a hundred images, balanced over classes, are enough to notice a wrong declaration. The first 32 serve the
-    other checks, the first `planted` the active test. If a conversion differs from the original on the images, the
-    original is examined, without gradients. The model's state is restored.
+    About a hundred balanced images notice a wrong declaration; the first 32 serve the other checks, the first `planted`
+    the active test. If a conversion differs from its original, that is examined, without gradients.
     """
     if subject.model is None:
         text = "only its scores are available, so there was nothing to attack"
@@ -379,10 +392,14 @@ def _check_gradients(traits: GradientTraits) -> Iterator[Check]:
 
 def _check_inside(model: nn.Module, images: Tensor) -> Iterator[Check]:
     """Check that the model computes no gradients while it answers, and answers in one pass."""
-    with counted_gradients() as calls, torch.enable_grad():
+    with (
+        mock.patch.object(torch.autograd, "grad", wraps=torch.autograd.grad) as grad,
+        mock.patch.object(torch.autograd, "backward", wraps=torch.autograd.backward) as backward,  # a tensor's, too
+        torch.enable_grad(),
+    ):
         model(images[:2])
     name = "no gradients used inside"
-    if calls:
+    if grad.called or backward.called:
         text = "it computes gradients while it answers, so an attack would have to be made for it: its figures flatter"
         yield Check(name, False, text, grave=True)
         return
@@ -432,24 +449,6 @@ class Passes(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-@contextmanager
-def counted_gradients() -> Iterator[list[str]]:
-    """Record the names of the calls of torch's backward passes inside the block."""
-    calls: list[str] = []
-
-    def counted(name: str, function: Any) -> Any:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            calls.append(name)
-            return function(*args, **kwargs)
-
-        return call
-
-    with ExitStack() as patches:
-        for owner, name in ((torch.autograd, "grad"), (torch.autograd, "backward"), (torch.Tensor, "backward")):
-            patches.enter_context(mock.patch.object(owner, name, counted(name, getattr(owner, name))))
-        yield calls
-
-
 def _check_planted(result: Planted | None, differences: Differences | None) -> list[Check]:
     """Return the check of planted examples; if none tells an attack from random tries, that of finite differences."""
     name, unsure = "active test", result is None or result.random_share >= ENOUGH
@@ -470,3 +469,47 @@ def _check_planted(result: Planted | None, differences: Differences | None) -> l
     if not result.passed:
         text += f": fewer than {ENOUGH:.0%}, so its figures under attack are withdrawn"
     return [Check(name, result.passed, text, grave=True)]
+
+
+def compare_differences(
+    model: nn.Module, images: Tensor, traits: GradientTraits, *, epsilon: float
+) -> Differences | None:
+    """Step from images (B, 1, H, W) by a quarter of epsilon along the sign of the gradient, and along a random sign.
+
+    The loss is the margin of the second highest logit over the highest. Returns None without a gradient to follow.
+    """
+    view = traits.variants(model)[-1]
+    with torch.no_grad():
+        top = model(images)
+    single = top.shape[1] == 1
+    top = top.topk(1 if single else 2, dim=1).indices
+
+    def loss(logits: Tensor, _: Tensor | None = None) -> Tensor:
+        if single:
+            return logits[:, 0]
+        chosen = logits.float().gather(1, top)
+        return chosen[:, 1] - chosen[:, 0]
+
+    try:
+        gradient, _ = input_gradient(view, images, top[:, 0], loss=loss)
+    except UserError:
+        return None
+    random = torch.rand(images.shape, generator=torch.Generator().manual_seed(0)).to(images) - 0.5
+    steps = [((images + STEP_SHARE * epsilon * by.sign()).clamp(0, 1) - images) for by in (gradient, random)]
+    with torch.no_grad():
+        start, along, across = (loss(model(images + step)) for step in (torch.zeros_like(images), *steps))
+    promised = (gradient * steps[0]).flatten(1).sum(1) * view.scale
+    gained = (along - start) / promised.clamp(min=torch.finfo(torch.float32).tiny)
+    if not bool((promised > 0).any()):
+        return None
+    uphill = along - start > 2 * (across - start).abs()
+    return Differences(float(gained[promised > 0].median()), float(uphill.float().mean()))
+
+
+def largest_difference_with_gradients(model: nn.Module, images: Tensor) -> float:
+    """Return how far logits move if the image requires a gradient, as a share of the largest logit of each image."""
+    with torch.no_grad():
+        plain = model(images).float()
+    with torch.inference_mode(False), torch.enable_grad():
+        followed = model(images.detach().clone().requires_grad_(True)).detach().float()
+    return float(((followed - plain).abs().amax(1) / plain.abs().amax(1).clamp(min=1e-12)).max())

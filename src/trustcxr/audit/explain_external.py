@@ -1,15 +1,19 @@
-"""Measure the saliency maps of an external model on the images of its audit: `trustcxr explain` of a model file."""
+"""Measure the saliency maps of an external model on the images of its audit: `trustcxr explain` of a model file.
+
+Of a model with one sigmoid a finding, one finding is explained, as a model of two classes, on the images that have it.
+`present` means above its operating point, and probabilities are shifted so that they are 0.5 there.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from trustcxr.audit.audit_data import Audit, AuditImages, check_out_folder, first_images, open_images
+from trustcxr.audit import measure, multilabel
+from trustcxr.audit.audit_data import Audit, AuditImages, OneFinding, check_out_folder, first_images, open_images
 from trustcxr.audit.entry_checks import check_kind
-from trustcxr.audit.explain_multilabel import ExplainedFinding, check_finding, constant_note, select_finding
 from trustcxr.audit.formats import ExternalModel
 from trustcxr.audit.formats.loading import verify_conversion
 from trustcxr.audit.formats.torch_files import ExportedNet
@@ -17,7 +21,8 @@ from trustcxr.audit.formats.wrapper import WrappedModel
 from trustcxr.audit.subject import describe_model, is_multilabel, open_model
 from trustcxr.console import log
 from trustcxr.data.dataset import Dataset
-from trustcxr.errors import UserError
+from trustcxr.errors import UserError, unknown
+from trustcxr.evaluation import operating_points
 from trustcxr.evaluation import predictions as evaluation
 from trustcxr.evaluation.run_figures import describe
 from trustcxr.evaluation.trained_run import ModelUnderTest
@@ -34,11 +39,22 @@ from trustcxr.recipes.run_recipe import Listing
 from trustcxr.registry import SALIENCY, Method
 from trustcxr.runs import explain_run
 from trustcxr.runs.provenance import Results, data_hash
+from trustcxr.statistics import format_probability
 from trustcxr.storage import atomic, layout, schemas
 from trustcxr.storage.locks import folder_lock
 from trustcxr.storage.schemas import RunDocument
 
 VERIFIED = 120  # images on which a conversion is compared with its original
+
+
+class ExplainedFinding(NamedTuple):
+    """The model and images to explain; `name` is the finding, empty for a model of classes."""
+
+    name: str
+    run: ModelUnderTest
+    images: Dataset
+    validation: Dataset | None
+    notes: tuple[str, ...] = ()
 
 
 def explain(
@@ -53,12 +69,12 @@ def explain(
     trust_code: bool = False,
     finding: str | None = None,
 ) -> RunDocument:
-    """Measure the saliency of an external model on a data set, and write the results into `out`.
+    """Measure the saliency of an external model on a data set, write into `out`, and return metrics.json.
 
     Images are as in an audit, thresholds are tuned on the validation split, and current results are not computed again.
-    `options` are keys of ExplanationRecipe. `finding` is the one to explain of a model with one sigmoid each, else the
-    only one that images with a lesion mask have. Returns the document of metrics.json. Raises UserError if these
-    methods cannot explain the model, no image has a mask, or `out` has other results.
+    `options` are keys of ExplanationRecipe; `finding` is the one to explain of a model with one sigmoid each, else the
+    only one that images with a lesion mask have. Raises UserError if the model cannot be explained so, or `out` has
+    others.
     """
     recipe = validate(ExplanationRecipe, dict(options or {}), "options")
     evaluate.check_options(recipe)
@@ -131,19 +147,13 @@ def _key(audit: Audit, target: ExplainedFinding) -> str:
 
 
 def _start(audit: Audit, target: ExplainedFinding, out: Path) -> RunDocument:
-    """Return the metrics.json in `out`, or write one without maps first; UserError if it is of something else.
-
-    It is written before any map, so maps are never next to another model or other images.
-    """
+    """Return the metrics.json in `out`, or write one before any map; UserError if it is of something else."""
     path, key = out / layout.METRICS_FILE, _key(audit, target)
     if path.is_file():
         document = schemas.read_schema(RunDocument, path)
         if document.examination != key:
             what = f"results of {document.run or 'something else'}"
-            raise UserError(
-                f"{out}: holds {what}, of which the model, the images, the finding or the version are others; choose "
-                "another --out"
-            )
+            raise UserError(f"{out}: holds {what}: other model, images, finding or version; choose another --out")
         return document
     check_out_folder(out, {"maps of which nothing is known": layout.SALIENCY_FILE})
     table = evaluation.predict(target.run, target.images, views=not target.name, at_once=audit.parallel)
@@ -167,10 +177,7 @@ def check_supported(subject: ExternalModel, methods: Sequence[str]) -> WrappedMo
     """Return the model to explain; UserError if one of these methods cannot explain it."""
     name, model = subject.name, subject.model
     if model is None:
-        raise UserError(
-            f"{subject.origin.path}: only scores of {name} are available, but a map needs the model. Give the model "
-            "itself"
-        )
+        raise UserError(f"{subject.origin.path}: only scores of {name} are available. A map needs the model: give it")
     gradient_methods = [typed for typed in methods if SALIENCY[Method.parse(typed).base].gradients]
     if subject.origin.gradients == "none" and gradient_methods:
         raise UserError(
@@ -206,3 +213,79 @@ def find_left_out(subject: ExternalModel, model: WrappedModel) -> LeftOut:
             "maps are not followed as the network is made random part by part: its parts are not called one by one"
         )
     return LeftOut(attacks, weights, cascade)
+
+
+def check_finding(subject: ExternalModel, finding: str | None) -> None:
+    """Raise UserError if the model does not have the finding, or answers one class of several."""
+    if finding is None:
+        return
+    if subject.kind != "sigmoid":
+        raise UserError(f"--finding {finding}: {subject.name} answers with one of its classes: leave it out")
+    _index(subject, finding)
+
+
+def select_finding(
+    subject: ExternalModel, model: WrappedModel, images: AuditImages, finding: str | None, *, parallel: bool
+) -> ExplainedFinding:
+    """Select a finding, by default the only one that images with a lesion mask have.
+
+    Raises UserError if there is not exactly one, or no image with a mask has it.
+    """
+    index = _only_masked(subject, images.examined) if finding is None else _index(subject, finding)
+    name = subject.classes[index]
+    examined = _labelled(images.examined, subject, index)
+    if examined is None or not len(select_annotated(examined, np.arange(len(examined)))):
+        raise UserError(f"{images.examined.where}: of no image it is known that it has {name}; say so with --label")
+    evaluate.find_annotated(examined)
+    answers = None
+    if images.validation is not None and subject.output.thresholds is None:
+        full = ModelUnderTest(subject.name, model, subject.classes, subject.device)
+        table = evaluation.predict(full, images.validation, views=False, at_once=parallel)
+        answers = measure.label_answers(images.validation, table, subject.classes)
+    threshold = multilabel.threshold_of(subject.output, index, answers, images.why_no_threshold())
+    assert threshold.value is not None
+    decision = model.of_finding(index, operating_points.cut(threshold.value))
+    run = ModelUnderTest(f"{subject.name}, {name}", decision, multilabel.STATES, subject.device)
+    validation = None if images.validation is None else _labelled(images.validation, subject, index)
+    note = (
+        f"{name} is explained on the images that have it; it counts as there from {format_probability(threshold.value)}"
+        f" on, {threshold.origin}, and probabilities are counted from there: at it they are 0.5"
+    )
+    return ExplainedFinding(name, run, examined, validation, (note,))
+
+
+def constant_note(name: str, images: Dataset, document: RunDocument) -> list[str]:
+    """Return a note if the accuracy on clean images is no better than that of a constant answer."""
+    right, constant = document.clean.accuracy.value, document.clean.constant_answer
+    if right is None or constant is None or right > constant:
+        return []
+    state = multilabel.STATES[int(np.mean(images.labels) > 0.5)]
+    return [
+        f"{name}: accuracy ({right:.1%}) is no better than that of a constant answer (always {state}: {constant:.1%}), "
+        "so its maps are not informative"
+    ]
+
+
+def _index(subject: ExternalModel, finding: str) -> int:
+    lowered = [name.lower() for name in subject.classes]
+    if finding.lower() not in lowered:
+        raise unknown("finding", finding, subject.classes)
+    return lowered.index(finding.lower())
+
+
+def _only_masked(subject: ExternalModel, images: Dataset) -> int:
+    """Return the index of the only finding that images with a lesion mask have."""
+    labels = multilabel.labelled_findings(images.table, subject.classes)
+    present = np.flatnonzero((labels[evaluate.find_annotated(images)] == 1).any(0))
+    if len(present) == 1:
+        return int(present[0])
+    names = [subject.classes[index] for index in present]
+    which = f"images with a mask have {' and '.join(names)}" if names else "no image with a mask is known to have any"
+    raise UserError(f"{subject.name}: has a sigmoid for each finding, and {which}: say which with --finding NAME")
+
+
+def _labelled(images: Dataset, subject: ExternalModel, index: int) -> Dataset | None:
+    """Return the images with a label of the finding as a data set; None without any."""
+    labels = multilabel.labelled_findings(images.table, subject.classes)[:, index]
+    rows = np.flatnonzero(np.isfinite(labels))
+    return OneFinding(images, rows, labels[rows]) if len(rows) else None  # type: ignore[return-value]

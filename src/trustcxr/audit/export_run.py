@@ -48,7 +48,7 @@ def export(run: str | Path, kind: str, out: Path | None = None, *, data: Path | 
             classes=loaded.classes,
             size=loaded.size,
             channels=1,
-            resize=loaded.trained_by.data.resize,
+            resize=loaded.recipe.data.resize,
             trust_code=True,  # the file was written here
             on="cpu",
         )
@@ -88,9 +88,7 @@ def _model_file_path(out: Path) -> Path:
     if out.exists() and not path.exists():
         raise UserError(f"{out}: is there, and no model file beside it says that it was exported; choose another --out")
     if path.exists() and atomic.read_yaml(path).get("source") != out.name:
-        raise UserError(
-            f"{path}: is there, and the model file of {out.name} would take its place; choose another --out"
-        )
+        raise UserError(f"{path}: is there, and the model file of {out.name} would take its place; use another --out")
     return path
 
 
@@ -122,7 +120,7 @@ def _largest_difference(run: Run, external: ExternalModel, path: Path, images: T
 
 def _model_file(run: Run, out: Path) -> dict[str, object]:
     """Return the content of its model file, with claims from its recipe."""
-    recipe, defence = run.trained_by, run.trained_by.defence
+    recipe, defence = run.recipe, run.recipe.defence
     data = atomic.section(atomic.read_yaml(run.folder / "run.yaml"), "data")
     against = f"L-infinity {defence.epsilon:g}, {defence.name}" if defence.attacks or defence.certifies else ""
     return {

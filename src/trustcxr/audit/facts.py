@@ -2,46 +2,40 @@
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
+import torch
 
+from trustcxr.attacks.minimal_perturbation import nearest
 from trustcxr.audit import multilabel, subgroups
-from trustcxr.audit.audit_data import AuditImages
+from trustcxr.audit.audit_data import Audit, AuditImages, balanced_rows, load_pixels
+from trustcxr.audit.entry_checks import EntryReport
+from trustcxr.audit.subject import is_multilabel
 from trustcxr.data.dataset import Dataset
 from trustcxr.errors import UserError
+from trustcxr.models.preserve_state import preserve_state
 from trustcxr.statistics import softmax
-from trustcxr.storage import layout
+from trustcxr.storage import layout, schemas
 from trustcxr.storage.atomic import write_arrays
 from trustcxr.storage.prediction_table import CLEAN, logits_of
-from trustcxr.storage.schemas import (
-    AuditDocument,
-    AuditFacts,
-    Characteristic,
-    Failure,
-    FlowStep,
-    OperatingPoint,
-    PredictiveValue,
-    Share,
-)
 from trustcxr.training.environment import hardware
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    import pandas as pd
 
 FAILURES = 12  # wrong answers that are listed and shown
 _TABLE_1 = {"age", "sex", "gender", "view", "source", "hospital", "site", "country", "race", "ethnicity"}
 _TABLE_1 |= {"manufacturer", "scanner", "device"}
+SMALLEST_CHANGES = 6  # images whose smallest change is shown, the classes in turn
+HIGHEST = 0.1  # largest epsilon that is tried for it: 25 of 255 grey levels, which everybody sees
+_TOLERANCE, _STEPS = 2e-4, 20  # of that search: a twentieth of a grey level; steps of PGD
 _MOST_VALUES = 12  # of a column in Table 1; rarer ones are counted together
 
 
-def describe_facts(images: AuditImages, answered: int, findings: tuple[str, ...] = ()) -> AuditFacts:
+def describe_facts(images: AuditImages, answered: int, findings: tuple[str, ...] = ()) -> schemas.AuditFacts:
     """Return the facts of an audit now, on this machine. `answered`: images with predictions."""
     table = images.examined.table
     patients = table["patient"].dropna().astype(str)
-    facts = AuditFacts(
+    facts = schemas.AuditFacts(
         date=datetime.now(UTC).date().isoformat(),
         versions=layout.versions(),
         hardware=hardware(),
@@ -59,12 +53,12 @@ def describe_facts(images: AuditImages, answered: int, findings: tuple[str, ...]
     return facts
 
 
-def _describe_flow(images: AuditImages, answered: int) -> list[FlowStep]:
+def _describe_flow(images: AuditImages, answered: int) -> list[schemas.FlowStep]:
     """Return how many images each step of choosing them left."""
-    examined, steps = images.examined, [FlowStep(step="listed in the data", n=images.listed)]
+    examined, steps = images.examined, [schemas.FlowStep(step="listed in the data", n=images.listed)]
 
     def leave_out(step: str, n: int, why: str) -> None:
-        steps.append(FlowStep(step=step, n=n, left_out=int(steps[-1].n or 0) - n, why=why))
+        steps.append(schemas.FlowStep(step=step, n=n, left_out=int(steps[-1].n or 0) - n, why=why))
 
     if examined.split is not None and images.in_split is not None:
         leave_out(f"in the split {examined.split}", images.in_split, "in another split")
@@ -75,9 +69,9 @@ def _describe_flow(images: AuditImages, answered: int) -> list[FlowStep]:
     return steps
 
 
-def _describe_characteristics(dataset: Dataset, *, by_class: bool) -> list[Characteristic]:
+def _describe_characteristics(dataset: Dataset, *, by_class: bool) -> list[schemas.Characteristic]:
     """Return Table 1: age, sex, view, source and the like, by class."""
-    table, rows = dataset.table, list[Characteristic]()
+    table, rows = dataset.table, list[schemas.Characteristic]()
     classes = dict.fromkeys(dataset.classes) if by_class else {}
     for name, values in subgroups.dividing_columns(table, (), single=True).items():
         if not _TABLE_1 & subgroups.words_of(name):
@@ -89,20 +83,20 @@ def _describe_characteristics(dataset: Dataset, *, by_class: bool) -> list[Chara
         for value in sorted(set(shown), key=lambda v: (v in (subgroups.OTHERS, subgroups.UNKNOWN), v)):
             inside = shown == value
             by = {k: int((inside & (table["class"] == k)).sum()) for k in classes}
-            rows.append(Characteristic(column=name, value=str(value), n=int(inside.sum()), by_class=by))
+            rows.append(schemas.Characteristic(column=name, value=str(value), n=int(inside.sum()), by_class=by))
     return rows
 
 
-def _age_quartiles(name: str, table: "pd.DataFrame", classes: Mapping[str, None]) -> list[Characteristic]:
+def _age_quartiles(name: str, table: pd.DataFrame, classes: Mapping[str, None]) -> list[schemas.Characteristic]:
     years = subgroups.as_numbers(table[name])
     if not years.notna().any():
         return []
     parts = {"all": years} | {key: years[table["class"] == key] for key in classes}
     quartiles = {key: tuple(part.quantile([0.25, 0.5, 0.75])) for key, part in parts.items() if part.notna().any()}
-    return [Characteristic(column=name, value="median", n=int(years.notna().sum()), quartiles=quartiles)]
+    return [schemas.Characteristic(column=name, value="median", n=int(years.notna().sum()), quartiles=quartiles)]
 
 
-def find_failures(table: "pd.DataFrame", classes: tuple[str, ...]) -> list[Failure]:
+def find_failures(table: pd.DataFrame, classes: tuple[str, ...]) -> list[schemas.Failure]:
     """Return the most confident wrong answers on unperturbed images, the most confident first."""
     clean = table[(table["attack"] == CLEAN).to_numpy()]
     probabilities, labels = softmax(logits_of(clean)), clean["label"].to_numpy(int)
@@ -114,7 +108,7 @@ def find_failures(table: "pd.DataFrame", classes: tuple[str, ...]) -> list[Failu
     images = (clean["image"] if "image" in clean else clean["sample_id"]).to_numpy(dtype=str)
     finding = clean["finding"].to_numpy(dtype=str) if "finding" in clean else np.full(len(clean), "")
     return [
-        Failure(
+        schemas.Failure(
             sample_id=images[row],
             finding=finding[row],
             label=classes[labels[row]],
@@ -125,7 +119,7 @@ def find_failures(table: "pd.DataFrame", classes: tuple[str, ...]) -> list[Failu
     ]
 
 
-def write_pictures(document: AuditDocument, dataset: Dataset, out: "Path", *, pictures: bool) -> None:
+def write_pictures(document: schemas.AuditDocument, dataset: Dataset, out: Path, *, pictures: bool) -> None:
     """Write the images of the failures into `out`; without `pictures` remove every image of a patient there."""
     path = out / layout.FAILURES_FILE
     if not pictures:
@@ -141,12 +135,14 @@ def write_pictures(document: AuditDocument, dataset: Dataset, out: "Path", *, pi
     write_arrays(path, {"sample_id": np.array(names), "image": pixels})
 
 
-def predictive_values(points: list[OperatingPoint], prevalence: Mapping[str, float]) -> list[PredictiveValue]:
+def predictive_values(
+    points: list[schemas.OperatingPoint], prevalence: Mapping[str, float]
+) -> list[schemas.PredictiveValue]:
     """Return PPV and NPV of each operating point whose class has a prevalence, clean and under each attack.
 
     By Bayes: the odds before the test times a likelihood ratio. The ends of an interval are those of the ratio's.
     """
-    rows = []
+    rows, about = [], {"finding", "attack", "epsilon", "steps", "queries", "aimed_at", "n"}
     for point in (point for point in points if point.finding in prevalence):
         before = prevalence[point.finding]
         odds = before / (1 - before)
@@ -155,26 +151,20 @@ def predictive_values(points: list[OperatingPoint], prevalence: Mapping[str, flo
             continue
         hits, false = odds * sensitivity, 1 - specificity
         cleared, missed = specificity, odds * (1 - sensitivity)
-        ppv_ends = [_chance(end, odds) for end in _ratio_ends(point.likelihood_positive)]
-        npv_ends = [1 - _chance(end, odds) for end in reversed(_ratio_ends(point.likelihood_negative))]
+        ppv = [_chance(end, odds) for end in _ratio_ends(point.likelihood_positive)] or None
+        npv = [1 - _chance(end, odds) for end in reversed(_ratio_ends(point.likelihood_negative))] or None
         rows.append(
-            PredictiveValue(
-                finding=point.finding,
-                attack=point.attack,
-                epsilon=point.epsilon,
-                steps=point.steps,
-                queries=point.queries,
-                aimed_at=point.aimed_at,
+            schemas.PredictiveValue(
+                **point.model_dump(include=about),
                 prevalence=before,
-                n=point.n,
-                ppv=Share(value=hits / (hits + false) if hits + false else None, ci=_pair(ppv_ends)),
-                npv=Share(value=cleared / (cleared + missed) if cleared + missed else None, ci=_pair(npv_ends)),
+                ppv=schemas.Share(value=hits / (hits + false) if hits + false else None, ci=ppv),
+                npv=schemas.Share(value=cleared / (cleared + missed) if cleared + missed else None, ci=npv),
             )
         )
     return rows
 
 
-def _ratio_ends(ratio: Share) -> list[float]:
+def _ratio_ends(ratio: schemas.Share) -> list[float]:
     """Return both ends of a likelihood ratio's interval; a missing upper end is infinite."""
     low, high = ratio.ci or (None, None)
     return [] if low is None else [low, float("inf") if high is None else high]
@@ -184,5 +174,40 @@ def _chance(ratio: float, odds: float) -> float:
     return 1.0 if ratio == float("inf") else odds * ratio / (1 + odds * ratio)
 
 
-def _pair(ends: list[float]) -> tuple[float, float] | None:
-    return (ends[0], ends[1]) if ends else None
+def find_smallest_changes(
+    audit: Audit, report: EntryReport, table: pd.DataFrame, out: Path
+) -> list[schemas.SmallestChange]:
+    """Find the smallest change that flips each of a few right answers, and write the images into `out`.
+
+    PGD searches it, so a smaller one may exist. `epsilon` is None if nothing up to HIGHEST flips the answer. Models of
+    several findings and models without gradients have no such images.
+    """
+    path = out / layout.SMALLEST_CHANGES_FILE
+    path.unlink(missing_ok=True)
+    if report.model is None or report.traits is None or not report.gradients or is_multilabel(audit.subject):
+        return []
+    clean = table[(table["attack"] == CLEAN).to_numpy()]
+    right = logits_of(clean).argmax(1) == clean["label"].to_numpy()
+    row_of = {name: row for row, name in enumerate(audit.dataset.sample_ids)}
+    rows = np.array([row_of[name] for name in clean["sample_id"].to_numpy()[right]], dtype=int)
+    if not len(rows):
+        return []
+    rows = rows[balanced_rows(np.asarray(audit.dataset.labels)[rows], SMALLEST_CHANGES)]
+    images = load_pixels(audit.dataset, rows, audit.subject.device)
+    labels = images.new_tensor(np.asarray(audit.dataset.labels)[rows]).long()
+    view = report.traits.variants(report.model)[-1]
+    sizes, changed = nearest(view, images, labels, highest=HIGHEST, tolerance=_TOLERANCE, steps=_STEPS)
+    with preserve_state(view), torch.no_grad():
+        answers = view(changed).argmax(1)
+    names = [str(audit.dataset.sample_ids[row]) for row in rows]
+    arrays = {"sample_id": np.array(names), "image": images[:, 0].cpu().numpy(), "changed": changed[:, 0].cpu().numpy()}
+    write_arrays(path, arrays)
+    return [
+        schemas.SmallestChange(
+            sample_id=name,
+            label=audit.subject.classes[int(label)],
+            answer=audit.subject.classes[int(answer)],
+            epsilon=float(size),
+        )
+        for name, label, answer, size in zip(names, labels, answers, sizes, strict=True)
+    ]

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from trustcxr.attacks.adaptive import wrong_share
 from trustcxr.attacks.pgd import pgd
 from trustcxr.audit.attack_runner import AttackRunner
-from trustcxr.audit.audit_data import load_pixels
+from trustcxr.audit.audit_data import OneFinding, load_pixels
 from trustcxr.audit.entry_checks import STRONGER, Check
-from trustcxr.audit.multilabel import OneFinding
 from trustcxr.console import Progress
 from trustcxr.data.dataset import Dataset
 from trustcxr.evaluation.gradient_masking import ABOUT_ZERO
@@ -35,11 +34,11 @@ _STEPS = 20  # of PGD
 
 @dataclass(frozen=True)
 class Guards:
-    """Counts of images. Those of several findings add up.
+    """Counts of images, which add up over findings. `left`: right after all attacks, of `total`.
 
-    `left`: right after all attacks, of `total`. `by_square` of `searched` and `by_surrogate` of `transferred` of these
-    were broken. `agreeing` of `compared`: answered by the surrogate as by the model. `large`: right without an attack;
-    `large_pgd` and `large_square`: of these, right at the large epsilon.
+    Of these, `by_square` of `searched` and `by_surrogate` of `transferred` were broken; `agreeing` of `compared`:
+    answered by the surrogate as by the model. `large_pgd` and `large_square` of `large` stayed right at the large
+    epsilon.
     """
 
     total: int = 0

@@ -95,7 +95,9 @@ def check_entries(board: Path, models: Path | None = None) -> tuple[int, int, li
         except UserError as problem:
             faults.append(str(problem))
             continue
-        faults += [f"{path}: {fault}" for fault in (*_misplaced(path, entries[path]), *_list_faults(entries[path]))]
+        if f"{path.parent.resolve().name}/{path.name}" != (expected := entries[path].file_name):
+            faults.append(f"{path}: file name: it does not fit data, name and sha256. Rename it to {expected}.")
+        faults += [f"{path}: {fault}" for fault in _list_faults(entries[path])]
     faults += _find_duplicates(entries)
     matched = 0
     if models is not None:
@@ -111,13 +113,6 @@ def _list_faults(entry: LeaderboardEntry) -> list[str]:
     protocols = list_exams()
     unknown = f"audit.protocol: {entry.audit.protocol!r} is unknown. Audit the model by one of {', '.join(protocols)}."
     return [*([] if entry.audit.protocol in protocols else [unknown]), *entry.faults]
-
-
-def _misplaced(path: Path, entry: LeaderboardEntry) -> list[str]:
-    expected = entry.file_name
-    if f"{path.parent.resolve().name}/{path.name}" == expected:
-        return []
-    return [f"file name: it does not fit data, name and sha256. Rename it to {expected}."]
 
 
 def _find_duplicates(entries: dict[Path, LeaderboardEntry]) -> list[str]:

@@ -12,13 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from trustcxr.attacks.bpda import probe_gradients
-from trustcxr.audit import declaration_check, multilabel, one_vs_rest, subgroups
+from trustcxr.audit import attack_runner, declaration_check, multilabel, subgroups
 from trustcxr.audit.attack_runner import AttackRunner
-from trustcxr.audit.audit_data import Audit, AuditImages, load_pixels, match_scores
+from trustcxr.audit.audit_data import Audit, AuditImages, ImageRows, OneFinding, load_pixels, match_scores
 from trustcxr.audit.entry_checks import PROBED, Check, EntryReport, check_memory, describe_declaration
 from trustcxr.audit.formats import ExternalModel
 from trustcxr.audit.guards import Guards, try_guards
-from trustcxr.audit.image_rows import ImageRows
 from trustcxr.audit.second_instance import ASKED, AskedImages
 from trustcxr.audit.submitted import worst_with_submitted
 from trustcxr.data.dataset import Dataset
@@ -26,8 +25,8 @@ from trustcxr.errors import UserError
 from trustcxr.evaluation import operating_points
 from trustcxr.evaluation import predictions as evaluation
 from trustcxr.evaluation.operating_points import Threshold
+from trustcxr.evaluation.predictions import OverDraws
 from trustcxr.evaluation.run_figures import describe
-from trustcxr.evaluation.stochastic import OverDraws
 from trustcxr.evaluation.trained_run import ModelUnderTest
 from trustcxr.models.preserve_state import preserve_state
 from trustcxr.recipes.evaluation_recipe import AttackRecipe
@@ -54,14 +53,72 @@ class Measured:
     guards: Guards = field(default_factory=Guards)
 
 
+@dataclass(frozen=True)
+class _Predictor:
+    """Predicts the images of an audit; `shown`: those of the entry checks; `parts`: the folder of finished batches."""
+
+    audit: Audit
+    report: EntryReport
+    shown: Tensor
+    parts: Path
+
+    @property
+    def attacks(self) -> Sequence[AttackRecipe]:
+        """Return the protocol's attacks on this model."""
+        return self.audit.attacks(gradients=self.report.gradients)
+
+    def under_test(self, model: nn.Module, classes: tuple[str, ...]) -> ModelUnderTest:
+        """Return a form of the audited model as evaluation takes it."""
+        return ModelUnderTest(self.audit.subject.name, model, classes, self.audit.subject.device)
+
+    def predict(
+        self, examined: ModelUnderTest, data: Dataset | ImageRows, attacks: Sequence[AttackRecipe] = (), **options: Any
+    ) -> pd.DataFrame:
+        """Predict images in the protocol's batches."""
+        options |= {"batch_size": self.audit.exam.batch_size, "at_once": self.audit.parallel}
+        return evaluation.predict(examined, data, attacks, **options)  # type: ignore[arg-type]
+
+    def choose_attacked(self) -> ImageRows:
+        """Return the examined images that the protocol attacks."""
+        dataset = self.audit.dataset
+        return ImageRows(dataset, self.audit.rows_to_attack(np.arange(len(dataset)), np.asarray(dataset.labels)))
+
+    def predict_some_attacked(
+        self, examined: ModelUnderTest, *, parts: Path, views: bool = True, **options: Any
+    ) -> pd.DataFrame:
+        """Predict all examined images, those that the protocol chooses with `options`: attacks and corruptions."""
+        dataset, chosen = self.audit.dataset, self.choose_attacked()
+        if len(chosen) == len(dataset):
+            return self.predict(examined, dataset, views=views, parts=parts, **options)
+        title = f"evaluating {examined.name} without attacks"
+        some = self.predict(examined, chosen, views=False, parts=parts / "attacked", **options)
+        whole = self.predict(examined, dataset, views=views, parts=parts / "unperturbed", title=title)
+        twice = (whole["attack"] == CLEAN) & whole["sample_id"].isin(chosen.sample_ids)
+        return pd.concat([whole[~twice], some], ignore_index=True)
+
+    def predict_validation(self, examined: ModelUnderTest) -> pd.DataFrame | None:
+        """Predict the clean validation images; None if there are none."""
+        images, title = self.audit.images.validation, f"evaluating {examined.name} for its thresholds"
+        if images is None:
+            return None
+        return evaluation.predict(examined, images, views=False, at_once=self.audit.parallel, title=title)
+
+    def make_runner(self, model: nn.Module, attacks: Sequence[AttackRecipe]) -> AttackRunner:
+        """Prepare attacks on one decision, with climbs that go on after it has changed."""
+        traits = probe_gradients(model, self.shown[:PROBED], random=self.report.random)
+        load, gradients = self.audit.load_surrogate_images, self.report.gradients
+        runner = AttackRunner(model, traits, gradients, self.shown, whole_climb=True, load_surrogate_images=load)
+        return runner.prepare(attacks)
+
+
 def measure_classes(audit: Audit, report: EntryReport, shown: Tensor, parts: Path) -> Measured:
     """Measure a model that answers the highest of its classes.
 
     `shown` are the images of the entry checks, `parts` the folder for rows of finished batches.
     """
-    subject, exam = audit.subject, audit.exam
+    subject, exam, predictor = audit.subject, audit.exam, _Predictor(audit, report, shown, parts)
     model: nn.Module = report.evaluated_model or nn.Identity()
-    examined = ModelUnderTest(subject.name, model, subject.classes, subject.device)
+    examined = predictor.under_test(model, subject.classes)
     guards = Guards()
     if report.model is None:
         assert isinstance(subject, ExternalModel)
@@ -70,21 +127,20 @@ def measure_classes(audit: Audit, report: EntryReport, shown: Tensor, parts: Pat
         validation = _match_validation_scores(subject, audit.images)
     else:
         assert report.traits is not None  # every model that can be queried has traits
-        attacks = audit.attacks(gradients=report.gradients)
-        runner = AttackRunner(
-            report.model, report.traits, report.gradients, shown, load_surrogate_images=audit.load_surrogate_images
-        ).prepare(attacks)
+        attacks, load = predictor.attacks, audit.load_surrogate_images
+        runner = AttackRunner(report.model, report.traits, report.gradients, shown, load_surrogate_images=load)
         keep = AskedImages(parts / ASKED, len(audit.dataset))
-        options: dict[str, Any] = {"attacks": attacks, "corruptions": exam.corruptions, "carry_out": runner}
-        table = _predict_some_attacked(audit, examined, parts=parts, keep=keep, **options)
+        options: dict[str, Any] = {"attacks": attacks, "corruptions": exam.corruptions}
+        options["carry_out"] = runner.prepare(attacks)
+        table = predictor.predict_some_attacked(examined, parts=parts, keep=keep, **options)
         guards = try_guards(runner, audit.dataset, table, exam.guards, subject.device)
         checks = [check for check in [_check_class_order(audit, table)] if check.remedied]
-        validation = _predict_validation(audit, examined)
+        validation = predictor.predict_validation(examined)
     table, submitted = _add_submitted(audit, table, model)
     table, divisions = _divide(audit, table, subject.classes)
     declared = subject.output.thresholds if isinstance(subject, ExternalModel) else None
     thresholds = operating_points.choose(validation, subject.classes, declared)
-    attacked = _attack_thresholds(audit, examined, report, thresholds, shown, parts)
+    attacked = _attack_thresholds(predictor, examined, thresholds)
     return Measured(
         table,
         validation,
@@ -137,83 +193,21 @@ def _match_validation_scores(subject: ExternalModel, images: AuditImages) -> pd.
     return None
 
 
-def _predict(
-    audit: Audit,
-    examined: ModelUnderTest,
-    *,
-    data: Dataset | ImageRows | None = None,
-    attacks: Sequence[AttackRecipe] = (),
-    **options: Any,
-) -> pd.DataFrame:
-    """Predict the examined images (or other `data`) in the protocol's batches."""
-    images = audit.dataset if data is None else data
-    options |= {"batch_size": audit.exam.batch_size, "at_once": audit.parallel}
-    return evaluation.predict(examined, images, attacks, **options)  # type: ignore[arg-type]
-
-
-def _predict_some_attacked(
-    audit: Audit, examined: ModelUnderTest, *, parts: Path, views: bool = True, **options: Any
-) -> pd.DataFrame:
-    """Predict all examined images, those that the protocol chooses with `options`: attacks and corruptions."""
-    dataset, every = audit.dataset, np.arange(len(audit.dataset))
-    rows = audit.rows_to_attack(every, np.asarray(dataset.labels))
-    if len(rows) == len(every):
-        return _predict(audit, examined, views=views, parts=parts, **options)
-    chosen, title = ImageRows(dataset, rows), f"evaluating {examined.name} without attacks"
-    some = _predict(audit, examined, data=chosen, views=False, parts=parts / "attacked", **options)
-    whole = _predict(audit, examined, views=views, parts=parts / "unperturbed", title=title)
-    twice = (whole["attack"] == CLEAN) & whole["sample_id"].isin(chosen.sample_ids)
-    return pd.concat([whole[~twice], some], ignore_index=True)
-
-
-def _predict_validation(audit: Audit, examined: ModelUnderTest) -> pd.DataFrame | None:
-    """Predict the clean validation images; None if there are none."""
-    images, title = audit.images.validation, f"evaluating {examined.name} for its thresholds"
-    if images is None:
-        return None
-    return evaluation.predict(examined, images, views=False, at_once=audit.parallel, title=title)
-
-
-def _decision_runner(
-    audit: Audit, report: EntryReport, decision: nn.Module, shown: Tensor, attacks: Sequence[AttackRecipe]
-) -> AttackRunner:
-    """Prepare attacks on one decision, with climbs that go on after it has changed."""
-    traits = probe_gradients(decision, shown[:PROBED], random=report.random)
-    load = audit.load_surrogate_images
-    runner = AttackRunner(decision, traits, report.gradients, shown, whole_climb=True, load_surrogate_images=load)
-    return runner.prepare(attacks)
-
-
 def _attack_thresholds(
-    audit: Audit,
-    examined: ModelUnderTest,
-    report: EntryReport,
-    thresholds: Mapping[str, Threshold],
-    shown: Tensor,
-    parts: Path,
+    predictor: _Predictor, examined: ModelUnderTest, thresholds: Mapping[str, Threshold]
 ) -> pd.DataFrame | None:
     """Predict under attacks on each class at its threshold; None if the protocol has no worst-case."""
-    attacks = one_vs_rest.attacks(audit.attacks(gradients=report.gradients), gradients=report.gradients)
-    if report.model is None or not attacks:
+    model, gradients = predictor.report.model, predictor.report.gradients
+    attacks = attack_runner.threshold_attacks(predictor.attacks, gradients=gradients)
+    if model is None or not attacks:
         return None
-    every = np.arange(len(audit.dataset))
-    chosen = ImageRows(audit.dataset, audit.rows_to_attack(every, np.asarray(audit.dataset.labels)))
-    pieces, count = [], len(examined.classes)
+    chosen, pieces, count = predictor.choose_attacked(), [], len(examined.classes)
     targets = examined.classes[: 1 if count == 2 else count]  # both decisions of two classes are the same
     for index, name in enumerate(targets):
-        decision = one_vs_rest.decision(report.model, index, thresholds[name])
-        runner = _decision_runner(audit, report, decision, shown, attacks)
-        table = _predict(
-            audit,
-            examined,
-            data=chosen,
-            attacks=attacks,
-            views=False,
-            clean=False,
-            carry_out=one_vs_rest.with_class_labels(runner, index),
-            parts=parts / f"class{index}",
-            title=_title(name, index, len(targets)),
-        )
+        runner = predictor.make_runner(attack_runner.decision(model, index, thresholds[name]), attacks)
+        options = {"carry_out": attack_runner.with_class_labels(runner, index), "views": False, "clean": False}
+        options |= {"parts": predictor.parts / f"class{index}", "title": _title(name, index, len(targets))}
+        table = predictor.predict(examined, chosen, attacks, **options)
         pieces.append(table.assign(target_class=name))
     return pd.concat(pieces, ignore_index=True)
 
@@ -226,8 +220,8 @@ def measure_findings(audit: Audit, report: EntryReport, shown: Tensor, parts: Pa
     """Measure a model with one sigmoid a finding: each finding at its own operating point."""
     subject, exam = audit.subject, audit.exam
     assert isinstance(subject, ExternalModel)
-    names = subject.classes
-    answers, validation, checks = _predict_findings(audit, report, parts)
+    names, predictor = subject.classes, _Predictor(audit, report, shown, parts)
+    answers, validation, checks = _predict_findings(predictor)
     truth = multilabel.labelled_findings(audit.dataset.table, names)
     labelled = label_answers(audit.images.validation, validation, names)
     answered = np.isin(audit.dataset.sample_ids, answers["sample_id"].to_numpy(dtype=str))
@@ -247,9 +241,7 @@ def measure_findings(audit: Audit, report: EntryReport, shown: Tensor, parts: Pa
         by_image = dict(zip(audit.dataset.sample_ids, labels, strict=True))
         table = multilabel.as_decisions(answers, name, index, threshold.value, by_image)
         if report.model is not None:
-            attacked, decision, tried = _attack_finding(
-                audit, report, index, threshold.value, labels, shown, parts, not guards.total
-            )
+            attacked, decision, tried = _attack_finding(predictor, index, threshold.value, labels, not guards.total)
             guards += tried
             table = pd.concat([table, multilabel.add_finding(attacked, name, threshold.value)], ignore_index=True)
             table, more = _add_submitted(audit, table, decision)
@@ -266,7 +258,7 @@ def measure_findings(audit: Audit, report: EntryReport, shown: Tensor, parts: Pa
     if audit.submitted is not None and not submitted:
         raise UserError(f"{audit.submitted.path}: holds no image of a finding that is judged on these images")
     table, divisions = _divide(audit, pd.concat(pieces, ignore_index=True), multilabel.STATES, names)
-    examined = ModelUnderTest(subject.name, report.model or nn.Identity(), multilabel.STATES, subject.device)
+    examined = predictor.under_test(report.model or nn.Identity(), multilabel.STATES)
     figures = describe(examined, table, resamples=exam.bootstrap)
     figures.classes = list(names)
     remedies = _find_remedies(audit, report, answers, truth, findings)
@@ -302,22 +294,19 @@ def _add_submitted(audit: Audit, table: pd.DataFrame, model: nn.Module) -> tuple
     return table, [] if result is None else [result]
 
 
-def _predict_findings(
-    audit: Audit, report: EntryReport, parts: Path
-) -> tuple[pd.DataFrame, pd.DataFrame | None, list[Check]]:
+def _predict_findings(predictor: _Predictor) -> tuple[pd.DataFrame, pd.DataFrame | None, list[Check]]:
     """Return logits of all findings, clean and corrupted, those of validation images, and checks of scores."""
-    subject = audit.subject
-    assert isinstance(subject, ExternalModel)
-    if report.model is None:
-        table, checks = match_scores(subject, audit.dataset, audit.images.ambiguous_names)
-        return table, _match_validation_scores(subject, audit.images), checks
-    model = report.evaluated_model or report.model
-    examined = ModelUnderTest(subject.name, model, subject.classes, subject.device)
-    keep = AskedImages(parts / ASKED, len(audit.dataset))
-    options: dict[str, Any] = {"corruptions": audit.exam.corruptions, "views": False, "parts": parts / "all"}
-    table = _predict_some_attacked(audit, examined, keep=keep, **options)
+    audit, model = predictor.audit, predictor.report.evaluated_model
+    assert isinstance(audit.subject, ExternalModel)
+    if model is None:
+        table, checks = match_scores(audit.subject, audit.dataset, audit.images.ambiguous_names)
+        return table, _match_validation_scores(audit.subject, audit.images), checks
+    examined = predictor.under_test(model, audit.subject.classes)
+    keep = AskedImages(predictor.parts / ASKED, len(audit.dataset))
+    options = {"corruptions": audit.exam.corruptions, "views": False, "parts": predictor.parts / "all"}
+    table = predictor.predict_some_attacked(examined, keep=keep, **options)  # type: ignore[arg-type]
     table = table.drop(columns=RIGHT_SHARE, errors="ignore")  # of the highest class, which means nothing here
-    return table, _predict_validation(audit, examined), []
+    return table, predictor.predict_validation(examined), []
 
 
 def label_answers(
@@ -350,34 +339,25 @@ def _describe_finding(name: str, labels: np.ndarray, threshold: Threshold) -> Fi
 
 
 def _attack_finding(
-    audit: Audit,
-    report: EntryReport,
-    index: int,
-    threshold: float,
-    labels: np.ndarray,
-    shown: Tensor,
-    parts: Path,
-    surrogate: bool,
+    predictor: _Predictor, index: int, threshold: float, labels: np.ndarray, surrogate: bool
 ) -> tuple[pd.DataFrame, nn.Module, Guards]:
     """Predict one finding's decision under every attack and on masked views; return it and the guards' counts too."""
+    audit, report, attacks = predictor.audit, predictor.report, predictor.attacks
     assert report.model is not None
     decision, names = multilabel.Decision(report.model, index, threshold), audit.subject.classes
     evaluated = OverDraws(decision) if report.random else decision
-    labelled, attacks = np.flatnonzero(np.isfinite(labels)), audit.attacks(gradients=report.gradients)
+    labelled = np.flatnonzero(np.isfinite(labels))
     rows = audit.rows_to_attack(labelled, labels[labelled])
-    data = multilabel.OneFinding(audit.dataset, rows, labels[rows])
-    runner = _decision_runner(audit, report, decision, shown, attacks)
-    table = _predict(
-        audit,
-        ModelUnderTest(audit.subject.name, evaluated, multilabel.STATES, audit.subject.device),
-        data=data,
-        attacks=attacks,
-        clean=not attacks,
-        carry_out=runner,
-        parts=parts / f"finding{index}",
-        keep=AskedImages(parts / ASKED, len(rows), (index, operating_points.cut(threshold))),
-        title=_title(names[index], index, len(names)),
-    )
+    data, runner = OneFinding(audit.dataset, rows, labels[rows]), predictor.make_runner(decision, attacks)
+    keep = AskedImages(predictor.parts / ASKED, len(rows), (index, operating_points.cut(threshold)))
+    options = {
+        "clean": not attacks,
+        "carry_out": runner,
+        "keep": keep,
+        "title": _title(names[index], index, len(names)),
+    }
+    options["parts"] = predictor.parts / f"finding{index}"
+    table = predictor.predict(predictor.under_test(evaluated, multilabel.STATES), data, attacks, **options)
     guards, few = audit.exam.guards, max(FEWEST_GUARDED, audit.exam.guards.images // len(names))
     guards = guards.model_copy(update={"images": min(few, guards.images)})
     tried = try_guards(runner, data, table, guards, audit.subject.device, surrogate=surrogate)

@@ -6,23 +6,18 @@ present, with the logit above the threshold as margin. So every attack works on 
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from torch import Tensor, nn
 
 from trustcxr.audit.formats import OutputSpec
 from trustcxr.audit.formats.wrapper import as_states
-from trustcxr.audit.image_rows import ImageRows
 from trustcxr.errors import UserError, unknown
 from trustcxr.evaluation.operating_points import CHOSEN, GIVEN, Threshold, chosen, cut
 from trustcxr.registry import VIEWS, WORST_CASE, is_linf
 from trustcxr.statistics import Floats
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from trustcxr.data.dataset import Dataset
 
 STATES = ("absent", "present")
 NOTHING = ("normal", "no finding", "none")  # labels of images that have none of the findings
@@ -30,7 +25,7 @@ _STATES = {"1": 1.0, "1.0": 1.0, "true": 1.0, "yes": 1.0, "present": 1.0}
 _STATES |= {"0": 0.0, "0.0": 0.0, "false": 0.0, "no": 0.0, "absent": 0.0}
 
 
-def labelled_findings(table: "pd.DataFrame", findings: Sequence[str]) -> Floats:
+def labelled_findings(table: pd.DataFrame, findings: Sequence[str]) -> Floats:
     """Return the labels of each image, (N, F): 1 present, 0 absent, NaN unknown.
 
     They come from a column with the finding's name, as in CheXpert: 1, 0, and anything else (-1, blank) is unknown.
@@ -74,16 +69,7 @@ class Decision(nn.Module):
         return as_states(self.model(images), self.index, self.offset)
 
 
-class OneFinding(ImageRows):
-    """The images with a label of one finding as a data set of two classes: those with it are explained."""
-
-    def __init__(self, dataset: "Dataset", rows: np.ndarray, labels: np.ndarray) -> None:
-        super().__init__(dataset, rows, labels)
-        self.classes, self.explained = STATES, self.labels == 1
-        self.healthy = ~self.explained & self.table["class"].str.strip().str.lower().isin(NOTHING).to_numpy()
-
-
-def as_decisions(table: "pd.DataFrame", name: str, index: int, threshold: float, labels: Mapping[str, float]) -> Any:
+def as_decisions(table: pd.DataFrame, name: str, index: int, threshold: float, labels: Mapping[str, float]) -> Any:
     """Return one finding's rows of the predictions of all findings, with `labels` by sample id; NaN is left out.
 
     Logits become 0 and the margin.
@@ -96,14 +82,14 @@ def as_decisions(table: "pd.DataFrame", name: str, index: int, threshold: float,
     return add_finding(rows, name, threshold)
 
 
-def add_finding(table: "pd.DataFrame", name: str, threshold: float) -> "pd.DataFrame":
+def add_finding(table: pd.DataFrame, name: str, threshold: float) -> pd.DataFrame:
     """Add the columns of one finding: name, threshold, image, state, and sample ids that include the finding."""
     states, images = [STATES[k] for k in table["label"]], table["sample_id"].astype(str)
     table = table.assign(finding=name, threshold=threshold, image=images)
     return table.assign(**{"class": states, "sample_id": images + "#" + name})  # type: ignore[arg-type]
 
 
-def worst_scores(attacked: "pd.DataFrame") -> "pd.DataFrame":
+def worst_scores(attacked: pd.DataFrame) -> pd.DataFrame:
     """Give the worst-case rows of one finding the worst margin under any attack within epsilon.
 
     An attack that stops once the decision has changed leaves a score just beyond the threshold, which would flatter the

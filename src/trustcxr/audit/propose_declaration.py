@@ -61,8 +61,10 @@ def propose_declaration(
     rows = _one_per_patient(dataset)
     images, truth = load_pixels(dataset, rows, external.device), np.asarray(dataset.labels)[rows]
     in_file = draft.range is not None  # told by the file itself
-    inputs = [external.input.model_copy(update={"range": draft.range}) for _ in range(in_file)]
-    readings = try_readings(network, images, truth, len(dataset.classes), inputs or list_inputs(external.input))
+    inputs = list_inputs(external.input)
+    if in_file:
+        inputs = [external.input.model_copy(update={"range": draft.range})]
+    readings = try_readings(network, images, truth, len(dataset.classes), inputs)
     where = f"{len(rows)} images of {split}" if split else f"{len(rows)} images, which an audit should not examine too"
     draft.remarks.append(f"tried on {where}, one of each patient: {len(readings)} declarations")
     draft.table = _format_table(readings, dataset.classes)

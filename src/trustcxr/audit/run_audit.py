@@ -1,8 +1,12 @@
-"""Audit any model on a folder of images and write audit.json: the command `trustcxr audit`."""
+"""Audit any model on images and write audit.json: the command `trustcxr audit`, and `tx.audit.run` from Python."""
 
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from torch import nn
 
 from trustcxr.audit import facts, measure, multilabel, verdict
 from trustcxr.audit.audit_data import Audit, check_out_folder, first_images, open_images
@@ -10,8 +14,7 @@ from trustcxr.audit.criteria import apply_criteria, choose_criteria
 from trustcxr.audit.entry_checks import Check, check_afterwards, compare_black_box, run_entry_checks
 from trustcxr.audit.guards import describe_guards
 from trustcxr.audit.second_instance import ASKED, copy_subject, judge_again
-from trustcxr.audit.smallest_changes import find_smallest_changes
-from trustcxr.audit.subject import Subject, describe_model, is_another, is_multilabel, open_model
+from trustcxr.audit.subject import Subject, describe_model, is_another, is_multilabel, load_subject, open_model
 from trustcxr.audit.submitted import SubmittedImages, check_radius, read_submitted
 from trustcxr.console import log
 from trustcxr.data.dataset import Dataset
@@ -155,7 +158,7 @@ def _compute(audit: Audit, out: Path, key: str, model: str | Path | Subject | No
     checks += [*afterwards, *compare_black_box(document)]
     document.entry_checks = [check.document() for check in checks]
     document.verdict = verdict.judge(document)
-    document.smallest_changes = find_smallest_changes(audit, report, measured.table, out)
+    document.smallest_changes = facts.find_smallest_changes(audit, report, measured.table, out)
     (out / layout.AUDIT_FILE).unlink(missing_ok=True)  # never next to the tables of another audit
     tables = {
         layout.PREDICTIONS_FILE: measured.table,
@@ -184,10 +187,7 @@ def _without_figures(row: AttackResult) -> AttackResult:
 
 
 def _merge_checks(entry: Sequence[Check], measured: Sequence[Check]) -> list[Check]:
-    """Join the entry checks and those on all images.
-
-    The declaration on all images replaces that of the entry checks, which see fewer images, unless they have a remedy.
-    """
+    """Join both: the declaration is checked on all images, unless the entry checks found a remedy."""
     remedied = any(check.check == "declaration" and check.remedied for check in entry)
     repeated = any(check.check == "declaration" for check in measured)
     first = [check for check in entry if check.check != "declaration" or remedied or not repeated]
@@ -199,3 +199,65 @@ def _describe_surrogate_images(audit: Audit, shown: int) -> str:
     if (images := audit.images.surrogate) is not None:
         return f"{len(images.rows)} images of the split {images.training.split}, none of a patient who is examined"
     return f"{shown} of the images that are examined, since these data have no training images of other patients"
+
+
+def run(
+    model: str | Path | nn.Module | Run,
+    data: str | Path | Dataset,
+    *,
+    out: str | Path | None = None,
+    protocol: str = NEWEST,
+    attacks: Sequence[str] = (),
+    epsilons: Sequence[float] = (),
+    **options: Any,
+) -> AuditDocument:
+    """Audit a model on a data set and return the document of audit.json; a notebook shows it as a table.
+
+    Args:
+        model: a trained model's name, a run or its folder, a model file (.yaml), or a torch module from images
+            (B, 1, H, W) in [0, 1] to logits. A module needs `classes` and `size`, as attributes or from a Dataset.
+        data: folder of images, a list (CSV), or a Dataset of the model's size and classes.
+        out: folder for audit.json, tables and pictures, where an interrupted audit resumes. None keeps nothing.
+        protocol: exam-1, or exam-quick-1 for minutes.
+        attacks: in place of the protocol's; then the audit compares with no other.
+        epsilons: in place of the protocol's.
+        options: split, labels, listing, trust_code, adversarial, criteria and pictures, as of `audit`.
+
+    Raises UserError if the model or the data cannot be opened, or `out` holds other results.
+
+    Example:
+        >>> import tempfile
+        >>> import torch
+        >>> import trustcxr as tx
+        >>> data = tx.data.phantom.write(tempfile.mkdtemp() + "/images", {"Test": 8}, size=32)
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(32 * 32, 3))
+        >>> images = tx.load_dataset(data, split="Test", size=32)
+        >>> audit = tx.audit.run(model, images, attacks=["fgsm"], epsilons=[0.02])
+        >>> print(*audit.table().condition.head(2))
+        clean fgsm
+    """
+    subject = _as_subject(model, data) if isinstance(model, nn.Module | Run) else model
+    images = data if isinstance(data, Dataset) else Path(data)
+    settings = {"protocol": protocol, "attacks": attacks, "epsilons": epsilons, **options}
+    if out is not None:
+        document = audit(subject, images, Path(out), **settings)
+        document._folder = Path(out)
+        return document
+    with tempfile.TemporaryDirectory() as folder:
+        return audit(subject, images, Path(folder), **settings)
+
+
+def _as_subject(model: nn.Module | Run, data: str | Path | Dataset) -> Subject:
+    """Return a module as the subject of an audit; UserError if its classes or size are unknown."""
+    if isinstance(model, Run):
+        return model
+    dataset = data if isinstance(data, Dataset) else None
+    classes = getattr(model, "classes", None) or (dataset.classes if dataset else None)
+    size = getattr(model, "size", None) or (dataset.size if dataset else None)
+    if classes is None or size is None:
+        raise UserError(
+            f"{type(model).__name__}: its classes or image size are unknown. Set model.classes and model.size, or "
+            "give a Dataset: tx.load_dataset(path, size=224)"
+        )
+    name = getattr(model, "name", None) or type(model).__name__
+    return load_subject(model, classes=list(classes), size=int(size), name=str(name))

@@ -33,9 +33,8 @@ _NUMBERS = 0.9  # share of numbers in a column that is cut into bands
 def columns_of(table: "pd.DataFrame", findings: Iterable[str] = ()) -> "pd.DataFrame":
     """Return the columns of a data set's table that divide its images, as text, named with PREFIX.
 
-    Columns of `findings` (in any case) are labels and do not divide. Numbers with more than MANY values become bands:
-    ages of 20 years, others quarters of the images. Whole numbers that are mostly unique, such as seeds, do not divide,
-    nor do columns with one value, with nearly unique values, or those of `left_out`.
+    Numbers with more than MANY values become bands: ages of 20 years, others quarters of the images. Columns of
+    `findings` (in any case), with one value, with nearly unique values, or of `left_out` do not divide.
     """
     import pandas as pd
 
@@ -104,10 +103,9 @@ def describe(
 ) -> list[Division]:
     """Return the part `subgroups` of audit.json, from clean predictions with columns of `columns_of`.
 
-    A group's gap is its accuracy less that of all other images of the column. Its p-value permutes whole patients, and
-    is corrected for the comparisons of all columns (Holm 1979). Groups of the same images count once, and so do the two
-    of a column with two values. Columns that divide the images in the same way are one division. `without`: the result
-    of `left_out`.
+    A group's gap is its accuracy less that of all other images. Its p-value permutes whole patients, and is corrected
+    over all columns (Holm 1979); groups of the same images, and both of a column with two values, count once. Columns
+    that divide the images in the same way are one division. `without`: the result of `left_out`.
     """
     equal: dict[bytes, list[str]] = {}
     for column in (str(name) for name in clean if str(name).startswith(PREFIX)):

@@ -75,7 +75,7 @@ def is_multilabel(subject: Subject) -> bool:
 def describe_model(subject: Subject) -> AuditedModel:
     """Return the part `model` of audit.json."""
     if isinstance(subject, Run):
-        defence = subject.trained_by.defence
+        defence = subject.recipe.defence
         against = f", L-infinity {defence.epsilon:g}" if DEFENCES[defence.name].attacks else ""
         reported = {"threat_model": f"{defence.name}{against}", "training_data": training_data_name(subject)}
     else:

@@ -8,27 +8,24 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import nn
 
 from trustcxr import statistics
+from trustcxr.data.dataset import Dataset
 from trustcxr.data.loader import to_pixels
 from trustcxr.errors import UserError
-from trustcxr.evaluation.stochastic import predict_logits
+from trustcxr.evaluation.predictions import predict_logits
 from trustcxr.models.preserve_state import preserve_state
 from trustcxr.recipes.protocol import ExamRecipe
 from trustcxr.registry import WORST_CASE
 from trustcxr.storage import atomic
 from trustcxr.storage.prediction_table import RIGHT_SHARE
 from trustcxr.storage.schemas import Share, Submitted
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from trustcxr.data.dataset import Dataset
 
 _ROUNDING = 1e-6
 
@@ -43,7 +40,7 @@ class SubmittedImages:
     images: dict[str, torch.Tensor]
 
 
-def read_submitted(path: Path, dataset: "Dataset", findings: Sequence[str] = ()) -> SubmittedImages:
+def read_submitted(path: Path, dataset: Dataset, findings: Sequence[str] = ()) -> SubmittedImages:
     """Read a file of adversarial images; UserError if one is not in [0, 1] and within its epsilon of its original.
 
     `findings`: the names that may follow an image's id, for a model of findings.
@@ -90,8 +87,8 @@ def _read_file(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
 
 def worst_with_submitted(
-    table: "pd.DataFrame", submitted: SubmittedImages, model: nn.Module, device: torch.device
-) -> "tuple[pd.DataFrame, Submitted | None]":
+    table: pd.DataFrame, submitted: SubmittedImages, model: nn.Module, device: torch.device
+) -> tuple[pd.DataFrame, Submitted | None]:
     """Replace worst-case rows by submitted images that the model misclassifies if ours did not succeed.
 
     They count at every worst-case radius that is not below theirs, and `broken_by` has the submitter. Returns the table
@@ -135,9 +132,7 @@ def check_radius(submitted: SubmittedImages, exam: ExamRecipe) -> None:
     radii = sorted({e for attack in exam.attacks if attack.name == WORST_CASE for e in attack.epsilons})
     if not radii or submitted.epsilon > radii[-1] + 1e-9:
         listed = ", ".join(f"{radius:g}" for radius in radii) or "no epsilon"
-        raise UserError(
-            f"{submitted.path}: images for epsilon {submitted.epsilon:g}, but worst-case is tried at {listed}"
-        )
+        raise UserError(f"{submitted.path}: images at epsilon {submitted.epsilon:g}; worst-case is tried at {listed}")
 
 
 def _image_id(name: Any) -> str:
@@ -145,7 +140,7 @@ def _image_id(name: Any) -> str:
 
 
 def _predict(
-    model: nn.Module, images: list[torch.Tensor], rows: "pd.DataFrame", device: torch.device
+    model: nn.Module, images: list[torch.Tensor], rows: pd.DataFrame, device: torch.device
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Return logits (N, C) as under worst-case, and for a random model the share of draws that are right (N,)."""
     logits, shares = list[np.ndarray](), list[np.ndarray]()

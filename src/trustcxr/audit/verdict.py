@@ -72,10 +72,7 @@ def _reasons(document: AuditDocument) -> Iterator[str]:
 
 
 def _constant_reasons(document: AuditDocument) -> Iterator[str]:
-    """Yield a reason if the answers are not shown to be better than a constant answer.
-
-    Findings are compared by AUROC: a constant "absent" often has the higher accuracy for a rare finding.
-    """
+    """Yield a reason if the answers, of findings their AUROC, are not shown to be better than a constant answer."""
     if not document.findings:
         yield from (alarm.text for alarm in document.alarms if alarm.kind == CONSTANT)
         return
@@ -85,10 +82,7 @@ def _constant_reasons(document: AuditDocument) -> Iterator[str]:
 
 
 def _gradient_reasons(document: AuditDocument, *, constant: bool) -> Iterator[str]:
-    """Yield each sign of failing gradients, or why these were not checked. Without attacks there is nothing to check.
-
-    No gradients are checked of a `constant` model, since no attack can change its answers.
-    """
+    """Yield signs of failing gradients, or why none were sought; a `constant` model cannot be attacked."""
     if document.withdrawn:
         yield f"figures under attack withdrawn: {document.withdrawn}"
     masking, signs = document.masking, list[str]()

@@ -24,9 +24,8 @@ from trustcxr.version import __version__
 def build(name: str, data: Path, out: Path, *, description: Path | None = None) -> ZooEntry:
     """Train a model of the zoo again and audit it; write `out`/NAME.json and the run `out`/NAME; return the entry.
 
-    `description`: a YAML file for a model that is not in the zoo yet, with the keys summary, recipe, licence,
-    data_licence, not_for and training_data. An interrupted build resumes. Raises UserError for an unknown name, or data
-    that do not fit the recipe.
+    `description`: a YAML file for a model that is not in the zoo yet. An interrupted build resumes. Raises UserError
+    for an unknown name, a missing key, or data that do not fit the recipe.
     """
     entry = trained_models.entry(name) if description is None else _read_description(name, description)
     recipe = validate(RunRecipe, entry.recipe, f"{name}: recipe")
@@ -73,19 +72,15 @@ def _complete(entry: ZooEntry, folder: Path, document: AuditDocument, certified:
     run, weights = load_run(folder, on="cpu"), folder / layout.WEIGHTS_FILE
     with torch.no_grad():
         logits = run.model(trained_models.synthetic_images(run.size)).double()
-    entry.architecture = run.trained_by.model.name
+    entry.architecture = run.recipe.model.name
     entry.parameters = sum(parameter.numel() for parameter in run.model.parameters())
     entry.input = ZooInput(size=run.size, channels=1, range=(0.0, 1.0), resize=run.resize)
     entry.classes, entry.sha256, entry.bytes = list(run.classes), atomic.checksum(weights), weights.stat().st_size
     entry.expected_logits = [[round(float(value), 5) for value in row] for row in logits]
     clean = document.clean
     rows = [ZooFigure(attack="clean", epsilon=0.0, n=clean.n, accuracy=clean.accuracy)]
-    rows += [
-        ZooFigure(
-            attack=row.attack, epsilon=row.epsilon, steps=row.steps, queries=row.queries, n=row.n, accuracy=row.accuracy
-        )
-        for row in document.attacks
-    ]
+    figures = {"attack", "epsilon", "steps", "queries", "n", "accuracy"}
+    rows += [ZooFigure(**row.model_dump(include=figures)) for row in document.attacks]
     rows += [ZooFigure(attack=CERTIFIED, epsilon=row.epsilon, n=row.n, accuracy=row.accuracy) for row in certified]
     entry.audit = ZooAudit(
         protocol=document.protocol,

@@ -3,9 +3,6 @@
 from typing import TYPE_CHECKING
 
 from trustcxr._lazy import attach
-from trustcxr.certify import affine_graph, crown, ibp
-from trustcxr.certify.ibp import Interval
-from trustcxr.certify.verify import Effort, effort, least_margins, prove
 
 if TYPE_CHECKING:
     from trustcxr.certify import affine_graph, crown, ibp

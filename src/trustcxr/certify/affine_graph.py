@@ -72,9 +72,8 @@ Layer = Affine | ReLU
 def layers(model: nn.Module) -> list[Layer]:
     """Return the layers of a model from pixel space to logits, in order, in the precision of its weights.
 
-    `model` is a Classifier whose network is a chain of layers (by its `chain()`, or a Sequential), or such a chain. The
-    layers share the model's weights, so gradients reach them. Raises UserError with the name of the first layer that is
-    neither affine nor a ReLU.
+    `model` is a Classifier whose network is a chain of layers (by its `chain()`, or a Sequential), or such a chain.
+    Gradients reach its weights. Raises UserError with the name of the first layer that is neither affine nor a ReLU.
     """
     return [layer for name, module in _chain(model) for layer in _layer(name, module)]
 
@@ -87,10 +86,8 @@ def exact(model: nn.Module) -> list[Layer]:
     """
     for name, module in model.named_modules():
         if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
-            raise UserError(
-                f"certify: module '{name or type(module).__name__}' has forward hooks or a replaced forward, which no "
-                "proof sees. Remove them"
-            )
+            where = name or type(module).__name__
+            raise UserError(f"certify: module '{where}' has forward hooks or its own forward, which no proof sees")
     return layers(deepcopy(model).double().eval().requires_grad_(False))
 
 
@@ -150,10 +147,7 @@ def _side_by_side(name: str, ensemble: Ensemble) -> list[Layer]:
     ]
     count, kinds = len(each), {tuple(type(x) for x in chain) for chain in each}
     if len(kinds) > 1 or len(set(zip(ensemble.means, ensemble.stds, strict=True))) > 1:
-        raise UserError(
-            f"certify: the networks of the ensemble '{name}' differ, so they cannot be bounded together. Use several "
-            "members of one network (model.members)"
-        )
+        raise UserError(f"certify: networks of the ensemble '{name}' differ. Use members of one (model.members)")
 
     def shared(images: Tensor) -> Tensor:
         return torch.cat([images] * count, 1)

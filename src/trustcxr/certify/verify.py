@@ -87,18 +87,14 @@ def least_margins(layers: Sequence[Layer], images: Tensor, answers: Tensor, epsi
     """
     at = ibp.Interval.from_ends(*box(images.double(), epsilon, nudge=NUDGE))
     intervals = ibp.intervals(layers, at)
-    allowed = _allowance(ibp.rounding(layers, intervals), answers)
+    error = ibp.rounding(layers, intervals)
+    allowed = error + error.gather(1, answers[:, None])  # of the margin over each class, (B, C)
     best = _over_others(ibp.last_margins(layers, intervals, answers) - allowed, answers)
     if effort.crown and len(rows := (best <= 0).nonzero()[:, 0]):
         alone = ibp.Interval(at.centre[rows], at.radius[rows])
         bounds = crown.least_margins(layers, alone, answers[rows], neurons=effort.neurons, steps=effort.steps)
         best[rows] = torch.maximum(best[rows], _over_others(bounds - allowed[rows], answers[rows]))
     return best
-
-
-def _allowance(error: Tensor, answers: Tensor) -> Tensor:
-    """Return how far (B, C) the margin over each class may be off, from the error of each logit (B, C)."""
-    return error + error.gather(1, answers[:, None])
 
 
 def _over_others(margins: Tensor, answers: Tensor) -> Tensor:

@@ -171,12 +171,12 @@ def recipe(
     name: Annotated[str, Argument(metavar="[NAME]", help="Name of a recipe; without it, all are listed.")] = "",
 ) -> None:
     """Print a recipe of the package, each key with its meaning, as a start for your own."""
-    from trustcxr.recipes import template
+    from trustcxr.recipes import study_recipe
 
     if name:
-        print(template.format_recipe(name), end="")
+        print(study_recipe.format_recipe(name), end="")
         return
-    for recipe_name, title in template.recipe_titles().items():
+    for recipe_name, title in study_recipe.recipe_titles().items():
         print(f"{recipe_name:<16}{title}")
 
 

@@ -75,7 +75,9 @@ def _applied(
     changed = torch.empty_like(images, requires_grad=False)
     mask = torch.empty(images[:, 0].shape, dtype=torch.bool, device=images.device) if corruption.artefact else None
     function = registry.load_function("corruptions", corruption.where)
-    size = _chunk_size(images)
+    size = max(len(images), 1)
+    if images.device.type == "cpu" and len(images):  # as many at a time as fit the cache
+        size = max(_IN_CACHE // max(images[0].numel(), 1), 1)
     for part in (slice(first, first + size) for first in range(0, len(images), size)):
         draws, pixels = ImageRandom(corruption.name, seed, names[part]), images[part].detach().float()
         if mask is None:
@@ -84,13 +86,6 @@ def _applied(
             pixels, mask[part] = artefacts.paint(function, pixels, severity, draws)
         changed[part] = pixels.clamp_(0, 1)
     return changed, mask
-
-
-def _chunk_size(images: Tensor) -> int:
-    """Return the number of images to process at a time: all on a GPU, as many as fit the cache on a CPU."""
-    if images.device.type != "cpu":
-        return max(len(images), 1)
-    return max(_IN_CACHE // max(images[0].numel() if len(images) else 1, 1), 1)
 
 
 def _check(images: Tensor) -> None:

@@ -40,9 +40,8 @@ def gaussian_noise(images: Tensor, severity: int, draws: ImageRandom) -> Tensor:
 
 def poisson_noise(images: Tensor, severity: int, draws: ImageRandom) -> Tensor:
     """Add quantum noise in its normal approximation: mean x, variance x / quanta of a white pixel."""
-    quanta = (
-        QUANTA[severity - 1] / relative_size(images) ** 2
-    )  # a pixel of a smaller image is larger, and collects more
+    # A pixel of a smaller image is larger, and collects more.
+    quanta = QUANTA[severity - 1] / relative_size(images) ** 2
     noise = draws.normal(*images.shape[-2:]).to(images.device)
     return torch.addcmul(images, images.sqrt(), noise, value=quanta**-0.5)
 
@@ -80,12 +79,8 @@ def jpeg(images: Tensor, severity: int, draws: ImageRandom) -> Tensor:
     levels = padded.mul(255).round_().sub_(128)
     blocks = levels.reshape(-1, rows, 8, columns, 8).transpose(2, 3).reshape(-1, 64)
     coefficients = (blocks @ (cosines / steps[:, None]).T).round_()
-    levels = (
-        (coefficients @ (steps[:, None] * cosines))
-        .reshape(-1, rows, columns, 8, 8)
-        .transpose(2, 3)
-        .reshape(padded.shape)
-    )
+    blocks = (coefficients @ (steps[:, None] * cosines)).reshape(-1, rows, columns, 8, 8)
+    levels = blocks.transpose(2, 3).reshape(padded.shape)
     return levels[..., :height, :width].round_().add_(128).div_(255)
 
 

@@ -2,7 +2,7 @@
 
 Shared options:
     epsilon: radius, or a tensor of radii.
-    clean_share: loss = clean_share * clean loss + (1 - clean_share) * adversarial loss.
+    clean_weight: loss = clean_weight * clean loss + (1 - clean_weight) * adversarial loss.
     attack_precision: "bf16" runs the attack's passes in bfloat16.
     weight_perturbation: size of the move of `weights_against`; 0 for none.
     label_smoothing: of the cross-entropy.
@@ -25,63 +25,54 @@ from trustcxr.models.preserve_state import uncached
 NOISE = 2.0  # half-width of N-FGSM's noise in radii, as in the paper
 
 
-def fgsm(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    epsilon: Radius,
-    clean_weight: float = 0.0,
-    attack_precision: Precision = "same",
-    weight_perturbation: float = 0.0,
-    label_smoothing: float = 0.0,
-) -> tuple[Tensor, Tensor]:
+def _trains_on(attack: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, Tensor]]:
+    """Return the defence by the images of an attack (model, images, labels, epsilon), with the shared options."""
+
+    def defence(
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        epsilon: Radius,
+        clean_weight: float = 0.0,
+        attack_precision: Precision = "same",
+        weight_perturbation: float = 0.0,
+        label_smoothing: float = 0.0,
+    ) -> tuple[Tensor, Tensor]:
+        with _attacking(model, images, attack_precision):
+            adversarial = attack(model, images, labels, epsilon)
+        return _shared(model, images, adversarial, labels, clean_weight, weight_perturbation, label_smoothing)
+
+    defence.__name__, defence.__doc__ = attack.__name__, attack.__doc__
+    return defence
+
+
+@_trains_on
+def fgsm(model: nn.Module, images: Tensor, labels: Tensor, epsilon: Radius) -> Tensor:
     """FGSM adversarial training (Goodfellow et al. 2015): one gradient a step, in the images only."""
-    with _attacking(model, images, attack_precision):
-        adversarial = attacks.fgsm(model, images, labels, epsilon=epsilon)
-    return _shared(model, images, adversarial, labels, clean_weight, weight_perturbation, label_smoothing)
+    return attacks.fgsm(model, images, labels, epsilon=epsilon)
 
 
-def fgsm_rs(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    epsilon: Radius,
-    clean_weight: float = 0.0,
-    attack_precision: Precision = "same",
-    weight_perturbation: float = 0.0,
-    label_smoothing: float = 0.0,
-) -> tuple[Tensor, Tensor]:
+@_trains_on
+def fgsm_rs(model: nn.Module, images: Tensor, labels: Tensor, epsilon: Radius) -> Tensor:
     """FGSM training from a random start in the ball, one step of 1.25 epsilon, projected back (Wong et al. 2020)."""
     start = _random_start(images, epsilon)
-    with _attacking(model, images, attack_precision), attacks.preserve_state(model):
+    with attacks.preserve_state(model):
         gradient, _ = attacks.input_gradient(model, start, labels, check=True)
-    adversarial = _step(images, start, gradient, epsilon, 1.25)
-    return _shared(model, images, adversarial, labels, clean_weight, weight_perturbation, label_smoothing)
+    return _step(images, start, gradient, epsilon, 1.25)
 
 
-def n_fgsm(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    epsilon: Radius,
-    clean_weight: float = 0.0,
-    attack_precision: Precision = "same",
-    weight_perturbation: float = 0.0,
-    label_smoothing: float = 0.0,
-) -> tuple[Tensor, Tensor]:
+@_trains_on
+def n_fgsm(model: nn.Module, images: Tensor, labels: Tensor, epsilon: Radius) -> Tensor:
     """N-FGSM (de Jorge et al. 2022): a step of epsilon from noise twice as wide, not projected back.
 
     The training images lie up to three epsilons away (within [0, 1]), which prevents catastrophic overfitting.
     """
     noise = _as(epsilon, images) * NOISE * (2 * torch.rand_like(images) - 1)
     start = (images.detach() + noise).clamp(0, 1)
-    with _attacking(model, images, attack_precision), attacks.preserve_state(model):
+    with attacks.preserve_state(model):
         gradient, _ = attacks.input_gradient(model, start, labels, check=True)
-    adversarial = (start + _as(epsilon, images) * gradient.sign()).clamp(0, 1)
-    return _shared(model, images, adversarial, labels, clean_weight, weight_perturbation, label_smoothing)
+    return (start + _as(epsilon, images) * gradient.sign()).clamp(0, 1)
 
 
 def pgd(

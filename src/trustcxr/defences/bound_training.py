@@ -11,7 +11,8 @@ Shared options:
     grown: epsilon as a share of its final value.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,6 @@ from trustcxr.certify import affine_graph, crown
 from trustcxr.certify.ibp import Interval, intervals, last_margins
 from trustcxr.defences.base import Radius, smoothed_cross_entropy
 
-Bounded = Callable[..., tuple[Tensor, Tensor]]
 TOLERANCE = 0.5  # ratios above it have no penalty (Shi et al. 2021)
 
 
@@ -36,49 +36,16 @@ def ibp(
     regulariser: float = 0.0,
     grown: float = 1.0,
     label_smoothing: float = 0.0,
+    with_crown: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of the worst logits within interval bounds (Gowal et al. 2019)."""
-    options = (clean_weight, attack_share, regulariser, grown, label_smoothing)
-    return _bound_loss(model, images, labels, epsilon, *options, use_crown=False)
+    """Cross-entropy of the worst logits within interval bounds (Gowal et al. 2019).
 
-
-def crown_ibp(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    epsilon: Radius,
-    clean_weight: float = 0.0,
-    attack_share: float = 0.0,
-    regulariser: float = 0.0,
-    grown: float = 1.0,
-    label_smoothing: float = 0.0,
-) -> tuple[Tensor, Tensor]:
-    """CROWN-IBP (Zhang et al. 2020): the bound is (1 - grown) * CROWN's + grown * the intervals'.
-
-    CROWN is tighter early in training; the intervals' bound is the one that proofs use at the end.
+    `with_crown`: the bound is (1 - grown) * CROWN's + grown * the intervals' (CROWN-IBP; Zhang et al. 2020). CROWN is
+    tighter early in training; the intervals' bound is the one that proofs use at the end.
     """
-    options = (clean_weight, attack_share, regulariser, grown, label_smoothing)
-    return _bound_loss(model, images, labels, epsilon, *options, use_crown=True)
-
-
-def _bound_loss(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    epsilon: Radius,
-    clean_weight: float,
-    attack_share: float,
-    regulariser: float,
-    grown: float,
-    label_smoothing: float,
-    *,
-    use_crown: bool,
-) -> tuple[Tensor, Tensor]:
-    """Return the loss and the worst logits; `use_crown` mixes in CROWN's bound while epsilon grows."""
     layers, bounds = _bounded(model, images, epsilon)
     worst = -last_margins(layers, bounds, labels)
-    if use_crown and grown < 1:
+    if with_crown and grown < 1:
         rows = affine_graph.margins(worst.shape[1], labels, worst)
         worst = grown * worst - (1 - grown) * crown.backward(layers, bounds, rows, crown.first_slopes(layers, bounds))
     loss = (1 - clean_weight - attack_share) * smoothed_cross_entropy(worst, labels, label_smoothing)
@@ -88,6 +55,9 @@ def _bound_loss(
         adversarial = attacks.fgsm(model, images, labels, epsilon=epsilon)
         loss = loss + attack_share * smoothed_cross_entropy(model(adversarial), labels, label_smoothing)
     return loss + regulariser * (1 - grown) * unevenness(layers, bounds), worst
+
+
+crown_ibp = partial(ibp, with_crown=True)
 
 
 def unevenness(layers: Sequence[affine_graph.Layer], bounds: Sequence[Interval]) -> Tensor:

@@ -18,8 +18,8 @@ CONTROL = 0.75  # controls for each counterfactual image; they keep the label
 class LesionBatch:
     """A training batch: pixels, lung, lesion (B, 1, H, W), labels (B,).
 
-    edited (B,) bool: images that are counterfactuals or their controls; None if none were made. shares (2,): shares of
-    the whole batch's images with a lesion, and with lungs, if this is a part of it.
+    edited (B,) bool: counterfactuals and their controls, if any. shares (2,): of the whole batch's images with a
+    lesion, and with lungs, if this is a part of it.
     """
 
     pixels: Tensor

@@ -6,7 +6,7 @@ evidence must lie in the lungs.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
 import torch
@@ -60,17 +60,14 @@ def followed(model: nn.Module, on: str = "evidence", *, layer: int = -1, wanted:
         if learns(module):
             passes.append(Pass(read[0], output, on, module))
 
-    hooks = [model.register_forward_hook(answer)]
-    if on == "gradients":
-        hooks.append(model.register_forward_pre_hook(images))
-    else:
-        explained_layer = find_layer(model, layer if on == "cam" else "head")
-        hooks.append(explained_layer.register_forward_hook(features))
-    try:
+    with ExitStack() as hooks:
+        hooks.enter_context(model.register_forward_hook(answer))
+        if on == "gradients":
+            hooks.enter_context(model.register_forward_pre_hook(images))
+        else:
+            explained_layer = find_layer(model, layer if on == "cam" else "head")
+            hooks.enter_context(explained_layer.register_forward_hook(features))
         yield passes
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def guidance(forward_pass: Pass, batch: LesionBatch, *, loss: str = "energy", depth: float = 0.0) -> Tensor:

@@ -11,8 +11,7 @@ def mixup(
 ) -> tuple[Tensor, Tensor]:
     """Mixup (Zhang et al. 2018) in pixel space: two images and their losses with weights s and 1 - s.
 
-    s is drawn from Beta(alpha, alpha) once a batch. The logits are of the mixed images, so the training accuracy is
-    lower than on clean images.
+    s is drawn from Beta(alpha, alpha) once a batch. The logits are of the mixed images.
     """
     share = float(torch.distributions.Beta(alpha, alpha).sample())
     other = torch.randperm(len(images)).to(images.device)

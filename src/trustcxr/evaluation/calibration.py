@@ -22,12 +22,10 @@ def describe(
 ) -> Calibration:
     """Return "calibration" of metrics.json, from the predictions of one run on its test and validation images.
 
-    The temperature is fitted on clean validation images (Guo et al. 2017). It is applied to the test images, clean and
-    under each attack: calibration error as it is (`ece`) and scaled (`ece_scaled`), log loss, mean confidence, and the
-    bins of the reliability diagram (DeGroot and Fienberg 1983).
-
-    `refit`: the run was trained on validation images too, so no images are left to fit a temperature. Temperature and
-    scaled figures stay empty then, and without clean validation images.
+    The temperature is fitted on clean validation images (Guo et al. 2017), and applied to the test images, clean and
+    under each attack: calibration error as it is (`ece`) and scaled, log loss, confidence, and the bins of the
+    reliability diagram (DeGroot and Fienberg 1983). It stays empty without validation images, or if the run was `refit`
+    on them.
     """
     fitted = validation[validation["attack"] == prediction_table.CLEAN]
     temperature = (

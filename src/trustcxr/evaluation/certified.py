@@ -4,7 +4,6 @@ The accuracy under the strongest possible attack lies between it and accuracy un
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -13,6 +12,7 @@ import torch
 from trustcxr.certify import affine_graph
 from trustcxr.certify.verify import Effort, least_margins
 from trustcxr.console import Progress
+from trustcxr.data.dataset import Dataset
 from trustcxr.data.loader import loader, to_pixels
 from trustcxr.evaluation import metrics
 from trustcxr.evaluation.predictions import about_images
@@ -21,14 +21,11 @@ from trustcxr.models.preserve_state import preserve_state, without_tf32
 from trustcxr.statistics import Bootstraps, share_interval
 from trustcxr.storage.schemas import CertifiedResult, Share
 
-if TYPE_CHECKING:
-    from trustcxr.data.dataset import Dataset
-
 EPSILONS = (0.005, 0.01, 0.02)
 
 
 def prove(
-    run: Run, dataset: "Dataset", epsilons: Sequence[float] = EPSILONS, *, effort: Effort | None = None
+    run: Run, dataset: Dataset, epsilons: Sequence[float] = EPSILONS, *, effort: Effort | None = None
 ) -> pd.DataFrame:
     """Return the table of certified.parquet: a row per image and epsilon.
 
@@ -51,11 +48,6 @@ def prove(
                 bar.advance(note=f"epsilon {epsilon:g}")
     table = pd.concat(pieces).sort_values("epsilon", kind="stable", ignore_index=True)
     return table.assign(method="crown" if effort.crown else "ibp", tf32=False)
-
-
-def within(table: pd.DataFrame, radii: Sequence[float] | None) -> pd.DataFrame:
-    """Return the rows of these radii; all if `radii` is None."""
-    return table if radii is None else table[table["epsilon"].isin(radii)].reset_index(drop=True)
 
 
 def describe(table: pd.DataFrame, *, resamples: int = 2000) -> list[CertifiedResult]:

@@ -4,11 +4,10 @@ The signs are those of Athalye et al. 2018 (Obfuscated Gradients Give a False Se
 (On Evaluating Adversarial Robustness). L2 attacks are left out: their radius is another measure.
 """
 
-import math
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
@@ -16,13 +15,10 @@ from torch import Tensor, nn
 
 from trustcxr.models.preserve_state import preserve_state
 from trustcxr.registry import BLACK_BOX, ONE_STEP, PLAIN_STEP, WORST_CASE, is_linf
-from trustcxr.statistics import Bootstraps, interval, wilson
+from trustcxr.statistics import Bootstraps, difference_interval, interval, wilson
 from trustcxr.storage.prediction_table import CLEAN, right
 from trustcxr.storage.schemas import AttackResult, MaskingVerdict, RunDocument, Sign
 from trustcxr.storage.schemas.run_document import FGSM_OVERSTATES
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 LARGE = 0.3  # an epsilon at which any image can become any other, to a network
 ABOUT_ZERO = 0.05  # accuracy that a sound attack must leave at most at LARGE
@@ -45,20 +41,14 @@ FAILING = (
 
 
 def from_intervals(first: AttackResult, second: AttackResult) -> tuple[float, float] | None:
-    """Return a `Gap` from the two intervals alone, as for different images (square and add, Newcombe 1998).
-
-    It is wider than `paired_gap`.
-    """
+    """Return a `Gap` from the two intervals alone, as for different images: wider than `paired_gap`."""
     ends, other_ends = first.accuracy.interval, second.accuracy.interval
     if ends is None or other_ends is None:
         return None
-    one, other = _accuracy(first), _accuracy(second)
-    between = one - other
-    lower = math.hypot(one - ends[0], other_ends[1] - other)
-    return between - lower, between + math.hypot(ends[1] - one, other - other_ends[0])
+    return difference_interval(_accuracy(first), ends, _accuracy(second), other_ends)
 
 
-def paired_gap(predictions: "pd.DataFrame", *, resamples: int = 2000) -> Gap:
+def paired_gap(predictions: pd.DataFrame, *, resamples: int = 2000) -> Gap:
     """Return a `Gap` over the same images, by bootstrap over groups; `from_intervals` if the images differ."""
     samples = Bootstraps(resamples=resamples)
 
@@ -73,7 +63,7 @@ def paired_gap(predictions: "pd.DataFrame", *, resamples: int = 2000) -> Gap:
     return gap
 
 
-def _predictions_of(predictions: "pd.DataFrame", row: AttackResult) -> "pd.DataFrame":
+def _predictions_of(predictions: pd.DataFrame, row: AttackResult) -> pd.DataFrame:
     rows = predictions[predictions["attack"] == row.attack]
     if row.attack == CLEAN:
         return rows
@@ -130,16 +120,12 @@ def verdict(document: RunDocument, gap: Gap = from_intervals) -> MaskingVerdict:
     failing = [sign.text for sign in signs if sign.kind in FAILING]
     overstates = [f"FGSM overstates: {sign.text}" for sign in signs if sign.kind == FGSM_OVERSTATES]
     if failing:
-        return _verdict(True, signs, looked, failing + overstates)
+        return MaskingVerdict(masked=True, reasons=failing + overstates, looked_for=looked, signs=signs)
     if why := _no_proof(looked, rows, clean, document):
-        return _verdict(None, signs, looked, [why, *overstates])
+        return MaskingVerdict(masked=None, reasons=[why, *overstates], looked_for=looked, signs=signs)
     missing = [name for name in checks if name not in looked]
     parts = [f"no sign of it in {', '.join(looked)}", *([f"not looked for: {', '.join(missing)}"] if missing else [])]
-    return _verdict(False, signs, looked, parts + overstates)
-
-
-def _verdict(masked: bool | None, signs: list[Sign], looked: list[str], reasons: list[str]) -> MaskingVerdict:
-    return MaskingVerdict(masked=masked, reasons=reasons, looked_for=looked, signs=signs)
+    return MaskingVerdict(masked=False, reasons=parts + overstates, looked_for=looked, signs=signs)
 
 
 def _no_proof(looked: list[str], rows: list[AttackResult], clean: AttackResult, document: RunDocument) -> str:
@@ -161,11 +147,6 @@ def _no_proof(looked: list[str], rows: list[AttackResult], clean: AttackResult, 
     return ""
 
 
-def label(row: AttackResult) -> str:
-    """Return an attack with its effort: PGD-20."""
-    return row.effort.name
-
-
 def _rows(document: RunDocument) -> list[AttackResult]:
     whole = [r for r in document.attacks if r.attack and r.epsilon is not None and r.accuracy.value is not None]
     # A random model has the worst of its draws under worst-case, else their mean: these do not compare.
@@ -174,6 +155,10 @@ def _rows(document: RunDocument) -> list[AttackResult]:
 
 def _accuracy(row: AttackResult) -> float:
     return row.accuracy.value or 0.0  # of `_rows` all have one
+
+
+def _under(row: AttackResult) -> str:
+    return f"{_accuracy(row):.1%} under {row.effort.name}"
 
 
 def _radius(row: AttackResult) -> float:
@@ -218,16 +203,13 @@ def _gradients(document: RunDocument, rows: list[AttackResult]) -> list[Sign] | 
         signs.append(Sign(kind="vanishing_gradients", text=f"{text}: an attack that follows it has no direction"))
     row = max(moved, key=lambda row: row.unmoved or 0.0, default=None)
     if row is not None and row.unmoved and row.unmoved > VANISHED:
-        text = f"{label(row)} left {row.unmoved:.1%} of the images unchanged at epsilon {_radius(row):g}"
+        text = f"{row.effort.name} left {row.unmoved:.1%} of the images unchanged at epsilon {_radius(row):g}"
         signs.append(Sign(kind="unmoved_attack", text=f"{text}: it found no direction"))
     return signs if measured is not None or moved else None
 
 
 def _surely_more(share: float, count: float) -> bool:
-    """Return whether more than VANISHED of all images have no gradient, by the score interval.
-
-    A few of a hundred are normal: an honest network may be too confident for float32.
-    """
+    """Return whether surely more than VANISHED have no gradient; a few of a hundred are only too confident."""
     return share > VANISHED and (not count or wilson(share, count)[0] > VANISHED)
 
 
@@ -244,7 +226,7 @@ def _one_step(rows: list[AttackResult], gap: Gap) -> list[Sign] | None:
         for strong, sizes, by in ((_worst(many), flatters, OVERSTATES), (_worst(_single_attacks(here)), weak, RISE)):
             pair = (one, strong) if sizes is flatters else (strong, one)
             if _beyond(*pair, by, gap):
-                under = f"{_accuracy(one):.1%} under {label(one)} but {_accuracy(strong):.1%} under {label(strong)}"
+                under = f"{_under(one)} but {_under(strong)}"
                 size = abs(_accuracy(one) - _accuracy(strong))
                 sizes.append((size, f"at epsilon {epsilon:g} accuracy is {under}"))
     if not compared:
@@ -260,7 +242,7 @@ def _rising(rows: list[AttackResult], clean: AttackResult, gap: Gap) -> list[Sig
     """Find the largest rise of accuracy under an iterated attack above that at smaller epsilons; None without one."""
     sweeps: dict[str, list[AttackResult]] = {}
     for row in _iterated(rows):
-        sweeps.setdefault(label(row), []).append(row)
+        sweeps.setdefault(row.effort.name, []).append(row)
     rises: list[tuple[float, str]] = []
     for name, sweep in sweeps.items():
         lowest = None if clean.accuracy.value is None else clean
@@ -286,7 +268,7 @@ def _left(rows: list[AttackResult]) -> list[Sign] | None:
     low = row.accuracy.ci[0] if row.accuracy.ci else None
     if _accuracy(row) <= ABOUT_ZERO or (low is not None and low <= ABOUT_ZERO):
         return []
-    text = f"accuracy is still {_accuracy(row):.1%} under {label(row)} at epsilon {_radius(row):g}, but must be about 0"
+    text = f"accuracy is still {_under(row)} at epsilon {_radius(row):g}, but must be about 0"
     return [Sign(kind="left_at_large_epsilon", text=text)]
 
 
@@ -300,15 +282,15 @@ def _black_box(rows: list[AttackResult], gap: Gap) -> list[Sign] | None:
         if black and white:
             compared, blind, seeing = True, _worst(black), _worst(white)
             if _beyond(seeing, blind, RISE, gap):
-                figures = f"{_accuracy(blind):.1%} under {label(blind)}, {_accuracy(seeing):.1%} under {label(seeing)}"
+                figures = f"{_under(blind)}, {_under(seeing)}"
                 text = f"an attack without gradients is the stronger at epsilon {epsilon:g}: {figures}"
                 wins.append((_accuracy(seeing) - _accuracy(blind), text))
         for row in here:
             if (share := _alone(row)) is not None:
                 compared = True
                 if wilson(share, float(row.n or 1))[0] > RISE:
-                    text = f"within {label(row)} at epsilon {epsilon:g} Square alone broke {share:.1%} of the images"
-                    wins.append((share, f"{text}, after every attack by gradient had failed on them"))
+                    text = f"within {row.effort.name} at epsilon {epsilon:g} Square alone broke {share:.1%} of"
+                    wins.append((share, f"{text} the images, after every attack by gradient had failed on them"))
     if not compared:
         return None
     return [Sign(kind="black_box_wins", text=max(wins)[1])] if wins else []

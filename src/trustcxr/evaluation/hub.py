@@ -49,8 +49,7 @@ def fetch(address: str | Path) -> Path:
 def push(run: Path, target: str, card: str, *, private: bool = True) -> str:
     """Upload a run and its model `card` to a hub's repository, or copy it to a new or empty folder; return the target.
 
-    The repository is created if it is missing. Its files of another training are deleted, so that no figures of other
-    weights remain. Training images are listed by checksum only: their names may be patients' names.
+    Files of another training are deleted there. Training images are listed by checksum only: names may be patients'.
     """
     layout.check_run(run)
     if not is_address(target):

@@ -202,8 +202,7 @@ def _macro(values: Floats) -> Floats:
 def from_predictions(predictions: "pd.DataFrame", classes: tuple[str, ...], *, resamples: int = 2000) -> RunDocument:
     """Return all of metrics.json that comes from the predictions of one run and one split.
 
-    `by_source` and `by_group` divide the clean images by a column. `shortcuts` are the views. `without_lungs` is the
-    view of hidden lungs with the highest accuracy. Raises NotFiniteError for a NaN logit.
+    `without_lungs` is the view of hidden lungs with the highest accuracy. Raises NotFiniteError for a NaN logit.
     """
     _check_numbers(logits_of(predictions))
     samples = Bootstraps(resamples=resamples)
@@ -356,10 +355,7 @@ def _add_details(result: AttackResult, rows: "pd.DataFrame", was_right: NDArray[
 def _corruptions(
     rows: "pd.DataFrame", shown: "pd.DataFrame", samples: Bootstraps
 ) -> tuple[list[CorruptionResult], CorruptionsMean]:
-    """Return accuracy and flip rate for each corruption and severity, and their mean over all within each image.
-
-    A flip is an answer other than that of the clean image.
-    """
+    """Return accuracy and flips (answers unlike the clean one) for each corruption, and their mean over all."""
     before = shown["answer"].loc[rows["sample_id"]].to_numpy()
     table = rows.assign(right=right(rows), flipped=logits_of(rows).argmax(1) != before)
     results = []

@@ -77,7 +77,8 @@ def calibration_totals(table: "pd.DataFrame", bootstrap: Bootstrap) -> Floats:
 
     They are of the probability as the model states it, regardless of thresholds.
     """
-    present = special.expit(_margins(table) + _cuts(table))
+    cuts = {value: cut(value) for value in table["threshold"].unique()}
+    present = special.expit(_margins(table) + table["threshold"].map(cuts).to_numpy(dtype=float))
     shares = calibration.calibration_bins(np.stack([1 - present, present], axis=1), table["label"])
     parts = []
     for rows in _parts(table):
@@ -93,10 +94,3 @@ def _margins(table: "pd.DataFrame") -> Floats:
     """Return each score minus its finding's threshold, as a logit, (N,)."""
     logits = logits_of(table)
     return np.asarray(logits[:, 1] - logits[:, 0])
-
-
-def _cuts(table: "pd.DataFrame") -> Floats:
-    """Return the logits of the thresholds, (N,)."""
-    values = table["threshold"].to_numpy(dtype=float)
-    logits = {value: cut(value) for value in np.unique(values)}
-    return np.array([logits[value] for value in values])

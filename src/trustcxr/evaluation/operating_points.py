@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
 from trustcxr import statistics
-from trustcxr.evaluation import roc
 from trustcxr.registry import VIEWS, WORST_CASE, is_linf
 from trustcxr.statistics import Bootstrap, Floats, area_interval, interval, is_rare, ratio_interval, share_interval
 from trustcxr.storage.prediction_table import CLEAN, efforts_of, logits_of, severities
@@ -27,6 +26,9 @@ SPECIFICITY = 0.9  # at which sensitivity is read off the ROC curve
 CHOSEN = "chosen on validation images (Youden 1950)"
 GIVEN = "of the model file"
 HIGHEST = "the highest class is the answer"
+FALSE_POSITIVES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of the ROC curve
+RECALLS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)  # of the precision-recall curve
+_CHUNK = 64  # resamples at a time
 _ROUNDING = 2.0**-22  # relative, of a probability or logit
 ANSWER, THRESHOLD = "answer", "threshold"  # targets of an attack
 
@@ -100,8 +102,8 @@ def measure_classes(
 ) -> list[OperatingPoint]:
     """Return `operating_points` of each class against the rest, on clean images and under every attack.
 
-    Attacks target the answer. Under worst-case, an image counts with its worst score for the class under any attack
-    within the radius. Those include `aimed`: predictions under attacks on the thresholds.
+    Under worst-case, an image counts with its worst score for the class under any attack within the radius, also
+    `aimed`: predictions under attacks on the thresholds.
     """
     import pandas as pd
 
@@ -214,17 +216,17 @@ class _PointMeasure:
     def _curves(self, groups: Any, scores: Floats, positive: NDArray[np.bool_]) -> dict[str, Any]:
         bootstrap = self._over("all", groups)
         weights = bootstrap.row_weights()
-        curves = roc.curves(scores, positive, weights)
+        curves = roc_curves(scores, positive, weights)
         area = statistics.auroc(scores, positive, weights)
-        sensitivity = curves.sensitivity[:, roc.FALSE_POSITIVES.index(round(1 - SPECIFICITY, 9))]
+        sensitivity = curves.sensitivity[:, FALSE_POSITIVES.index(round(1 - SPECIFICITY, 9))]
         ends, precision = share_interval(bootstrap, sensitivity, of=positive), curves.average_precision
         return {
             "at_specificity": SPECIFICITY,
             "auroc": {"value": float(area[0]), "ci": area_interval(bootstrap, area, positive)},
             "average_precision": {"value": float(precision[0]), "ci": interval(precision)},
             "sensitivity_at_specificity": {"value": float(sensitivity[0]), "ci": ends},
-            "roc": _curve(roc.FALSE_POSITIVES, curves.sensitivity),
-            "precision_recall": _curve(roc.RECALLS, curves.precision),
+            "roc": _curve(FALSE_POSITIVES, curves.sensitivity),
+            "precision_recall": _curve(RECALLS, curves.precision),
         }
 
     def _rate(self, name: str, groups: Any, selected: NDArray[np.bool_], right: NDArray[np.bool_]) -> Floats:
@@ -269,3 +271,46 @@ def _curve(along: Sequence[float], values: Floats) -> dict[str, list[float]]:
         "low": [low for low, _ in ends],
         "high": [high for _, high in ends],
     }
+
+
+@dataclass(frozen=True)
+class Curves:
+    """In each resample: `sensitivity` (R, len(FALSE_POSITIVES)), `precision` (R, len(RECALLS)), `average_precision`."""
+
+    sensitivity: Floats
+    precision: Floats
+    average_precision: Floats
+
+
+def roc_curves(scores: ArrayLike, positive: ArrayLike, weights: ArrayLike) -> Curves:
+    """Return the curves of `scores` (N,) against `positive` (N,) bool, with row `weights` (R, N).
+
+    Sensitivity is the highest of any threshold with at most that share of false positives. Precision is that of the
+    highest threshold that reaches the recall. Nothing is interpolated. Average precision sums precision over steps of
+    recall, as in scikit-learn. NaN if a resample has only positive rows, or none.
+    """
+    score, is_positive, weight = np.asarray(scores, dtype=float), np.asarray(positive, dtype=bool), np.asarray(weights)
+    order = np.argsort(-score, kind="stable")
+    ends = np.flatnonzero(np.append(np.diff(score[order]) != 0, True)) if len(score) else np.zeros(0, np.intp)
+    parts = [
+        _chunk(weight[first : first + _CHUNK][:, order].astype(float), is_positive[order], ends)
+        for first in range(0, len(weight), _CHUNK)
+    ]
+    return Curves(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+
+
+def _chunk(weights: Floats, positive: NDArray[np.bool_], ends: NDArray[np.intp]) -> tuple[Floats, Floats, Floats]:
+    none = np.zeros((len(weights), 1))
+    hits, alarms = (np.cumsum(weights * counted, axis=1)[:, ends] for counted in (positive, ~positive))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        recall = np.hstack([none, hits / hits[:, -1:]]) if len(ends) else none * np.nan
+        false = np.hstack([none, alarms / alarms[:, -1:]]) if len(ends) else none * np.nan
+        precision = np.hstack([none + 1, hits / (hits + alarms)]) if len(ends) else none * np.nan
+    average = np.nansum(np.diff(recall, axis=1) * precision[:, 1:], axis=1)
+    average[~np.isfinite(recall[:, -1]) | ~np.isfinite(false[:, -1])] = np.nan
+    sensitivity = np.full((len(weights), len(FALSE_POSITIVES)), np.nan)
+    precise = np.full((len(weights), len(RECALLS)), np.nan)
+    for row in np.flatnonzero(np.isfinite(recall[:, -1]) & np.isfinite(false[:, -1])):
+        sensitivity[row] = recall[row][np.searchsorted(false[row], np.array(FALSE_POSITIVES) + 1e-12, "right") - 1]
+        precise[row] = precision[row][np.searchsorted(recall[row], np.array(RECALLS) - 1e-12, "left")]
+    return sensitivity, precise, average

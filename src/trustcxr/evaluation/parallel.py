@@ -43,8 +43,7 @@ def parallel_map(
 ) -> Iterator[Done]:
     """Apply `work` to each item in `threads` threads, and yield the results in order.
 
-    If one fails or the caller stops, the others end at their next pass through `model`. Torch's number of threads and
-    random state are restored.
+    If one fails or the caller stops, the others end at their next pass through `model`. Torch's state is restored.
     """
     if threads < 2:
         yield from map(work, items)
@@ -76,8 +75,7 @@ def parallel_map(
 def keep_freed_memory() -> bool:
     """Let glibc keep the memory of freed tensors for the next ones; return whether this C library can.
 
-    glibc returns blocks of the size of activations to the system, and gets them back filled with zeros. For VGG16 at 96
-    pixels that takes a third of a training step on a processor.
+    Else it returns blocks to the system, and gets them back filled with zeros: a third of a step of VGG16 at 96 pixels.
     """
     with suppress(AttributeError, OSError):
         mallopt = ctypes.CDLL(None).mallopt

@@ -1,23 +1,21 @@
 """Test reliance on planted shortcuts: redraw synthetic images with a shortcut removed or moved to another class."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
+from PIL import Image
 
 from trustcxr import attacks
 from trustcxr.data.loader import to_pixels
 from trustcxr.errors import UserError
+from trustcxr.evaluation.trained_run import Run
 from trustcxr.statistics import Bootstrap, share_interval
 from trustcxr.storage.schemas import Accuracy, PlantedShortcut, Share
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from trustcxr.evaluation.trained_run import Run
 
 _COLUMN = "shortcut_"
 HOW = ("as_is", "removed", "moved")
@@ -33,14 +31,13 @@ class Shortcut:
 
 
 def audit(
-    run: "Run", data: Path, *, split: str, batch_size: int = 64, resamples: int = 2000
+    run: Run, data: Path, *, split: str, batch_size: int = 64, resamples: int = 2000
 ) -> dict[str, PlantedShortcut]:
-    """Return "planted_shortcuts" of metrics.json: {kind: accuracy as is, removed and moved}.
+    """Return "planted_shortcuts" of metrics.json: {kind: accuracy as is, removed, and moved to another class only}.
 
-    `data` is a folder of `trustcxr data phantom`, and its images are redrawn from their seeds. "as_is" has what was
-    planted, "removed" lacks this shortcut, "moved" has it on another class only. "follows" is the share of images with
-    the moved shortcut that are predicted as the class it came from; "follows_before" is that share without it. Raises
-    UserError for data that are not synthetic or without planted shortcuts.
+    `data` is a folder of `trustcxr data phantom`, redrawn from its seeds. "follows" is the share of images with the
+    moved shortcut that are predicted as the class it came from, "follows_before" without it. Raises UserError for data
+    that are not synthetic or without planted shortcuts.
     """
     table, shortcuts = _planted(data, run.classes)
     images = table[table["split"] == split]
@@ -48,7 +45,8 @@ def audit(
         raise UserError(f"{data}: no split '{split}'. Choose from: {', '.join(sorted(set(table['split'])))}")
     labels = np.array([run.classes.index(name) for name in images["class"]])
     bootstrap = Bootstrap.over(images["group_id"], resamples=resamples)
-    side = _side(data / images["path"].iloc[0])
+    with Image.open(data / images["path"].iloc[0]) as image:
+        side = image.size[0]
     results = {}
     for shortcut in shortcuts:
         answers = {how: _answers(run, images, side, _marks(images, shortcut, how), batch_size) for how in HOW}
@@ -90,7 +88,7 @@ def _planted(data: Path, classes: Sequence[str]) -> "tuple[pd.DataFrame, list[Sh
     return table, shortcuts
 
 
-def _marks(images: "pd.DataFrame", shortcut: Shortcut, how: str) -> list[tuple[str, ...]]:
+def _marks(images: pd.DataFrame, shortcut: Shortcut, how: str) -> list[tuple[str, ...]]:
     """Return the shortcuts on each image."""
     kinds = [str(c).removeprefix(_COLUMN) for c in images.columns if str(c).startswith(_COLUMN)]
     marks = []
@@ -105,31 +103,22 @@ def _marks(images: "pd.DataFrame", shortcut: Shortcut, how: str) -> list[tuple[s
 
 
 def _answers(
-    run: "Run", images: "pd.DataFrame", side: int, marks: Sequence[tuple[str, ...]], batch_size: int
+    run: Run, images: pd.DataFrame, side: int, marks: Sequence[tuple[str, ...]], batch_size: int
 ) -> np.ndarray:
     rows, answers = images.to_dict("records"), []
     for first in range(0, len(rows), batch_size):
         part = slice(first, first + batch_size)
-        pixels = torch.from_numpy(np.stack(list(_drawn(rows[part], side, marks[part], run))))[:, None]
+        drawn = [_draw(row, side, planted, run.size) for row, planted in zip(rows[part], marks[part], strict=True)]
+        pixels = torch.from_numpy(np.stack(drawn))[:, None]
         # Not inference_mode: TorchScript refuses its tensors after an attack.
         with torch.no_grad(), attacks.preserve_state(run.model):
             answers.append(run.model(to_pixels(pixels.to(run.device))).argmax(1).cpu().numpy())
     return np.concatenate(answers)
 
 
-def _drawn(
-    rows: Sequence[Mapping[Any, Any]], side: int, marks: Sequence[tuple[str, ...]], run: "Run"
-) -> Iterator[np.ndarray]:
+def _draw(row: Mapping[Any, Any], side: int, planted: Sequence[str], size: int) -> np.ndarray:
     from trustcxr.data.images.read import resize_image
     from trustcxr.data.phantom.render_image import render
 
-    for row, planted in zip(rows, marks, strict=True):
-        image = render(row["class"], int(row["seed"]), side, planted, conspicuity=float(row["conspicuity"]))
-        yield np.array(resize_image(image.image, run.size))
-
-
-def _side(path: Path) -> int:
-    from PIL import Image
-
-    with Image.open(path) as image:
-        return image.size[0]
+    image = render(row["class"], int(row["seed"]), side, tuple(planted), conspicuity=float(row["conspicuity"]))
+    return np.array(resize_image(image.image, size))

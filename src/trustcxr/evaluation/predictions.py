@@ -1,4 +1,7 @@
-"""Predict a data set: clean, attacked, corrupted and masked images."""
+"""Predict a data set: clean, attacked, corrupted and masked images.
+
+A random model is judged by the mean over draws, in the worst case by the worst draw: an attacker may try repeatedly.
+"""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -6,31 +9,30 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trustcxr import attacks
 from trustcxr.attacks import base
+from trustcxr.attacks.bpda import AttackView
 from trustcxr.console import Progress, log
 from trustcxr.corruptions import corrupt
+from trustcxr.data.dataset import Dataset
 from trustcxr.data.loader import loader, to_pixels
 from trustcxr.errors import NotFiniteError, UserError
-from trustcxr.evaluation import gradient_masking, parallel, stochastic
+from trustcxr.evaluation import gradient_masking, parallel
 from trustcxr.evaluation.masked_views import generate_views
 from trustcxr.evaluation.trained_run import ModelUnderTest, Run, load_run
 from trustcxr.models.preserve_state import is_randomised
 from trustcxr.recipes.evaluation_recipe import AttackRecipe, CorruptionsRecipe, check_repeats
 from trustcxr.recipes.parsing import validate
-from trustcxr.registry import ATTACKS, BLACK_BOX, GROUPINGS, VIEWS, WORST_CASE
+from trustcxr.registry import ATTACKS, BLACK_BOX, GROUPINGS, STOCHASTIC_DRAWS, VIEWS, WORST_CASE
 from trustcxr.storage import atomic, layout
 from trustcxr.storage.prediction_table import CLEAN, RIGHT_SHARE, Condition
-
-if TYPE_CHECKING:
-    from trustcxr.data.dataset import Dataset
 
 Options = dict[str, Any]  # of an attack, by name
 Keep = Callable[[Condition, np.ndarray, Tensor, np.ndarray], None]  # condition, rows of the data, pixels, logits
@@ -38,6 +40,22 @@ CarryOut = Callable[[AttackRecipe, Tensor, Tensor, float, Options], Tensor]  # r
 PROBED = 128  # most images whose input gradient is measured
 _SEED = 2_311_142_270  # of the first batch of a random model
 SWEEP = (0.0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3)  # epsilons of a whole curve
+
+
+class OverDraws(AttackView):
+    """A random model that returns the mean of STOCHASTIC_DRAWS draws."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model, draws=STOCHASTIC_DRAWS)
+
+    def each(self, images: Tensor) -> Tensor:
+        """Return the logits of each draw, (draws, B, C), for images (B, 1, H, W) in [0, 1].
+
+        The seed is derived from torch's random state, so an attack that starts from the same state has not seen the
+        draws.
+        """
+        torch.manual_seed(int(torch.randint(2**31, ())))
+        return torch.stack([self.model(images).float() for _ in range(self.draws)])
 
 
 @dataclass(frozen=True)
@@ -69,7 +87,7 @@ class _BatchPlan:
     """Conditions of each batch: attacks, corruptions at their severities, views."""
 
     run: Run | ModelUnderTest
-    dataset: "Dataset"
+    dataset: Dataset
     about: pd.DataFrame
     attacks: Sequence[AttackRecipe]
     corruptions: Sequence[tuple[str, int]]
@@ -135,7 +153,7 @@ class _BatchPlan:
 
 def predict(
     run: Run | ModelUnderTest,
-    dataset: "Dataset",
+    dataset: Dataset,
     conditions: Sequence[AttackRecipe] = (),
     *,
     corruptions: CorruptionsRecipe | None = None,
@@ -153,7 +171,7 @@ def predict(
     Further columns: `moved` (largest change of a pixel), `broken_by` (worst-case: the attack that succeeded),
     `gradient` (size of the input gradient, on a part of the clean images), `surrogate` (transfer: its run), `queries`
     (of Square, in the worst case too), `rounded` (whether the worse of floats and of 8-bit files counts). A random
-    model (`stochastic.OverDraws`) has `right_share`, the share of correct draws; its logits are the mean, but those of
+    model (`OverDraws`) has `right_share`, the share of correct draws; its logits are the mean, but those of
     the worst draw under worst-case.
 
     `corruptions` are in the column `attack` too, at epsilon 0, with their `severity`. So are the `views` of
@@ -168,7 +186,7 @@ def predict(
     batches, pieces = loader(dataset, batch_size), dict[Any, list[pd.DataFrame]]()
     first = plan.pixels(torch.from_numpy(dataset.batch(np.arange(min(batch_size, len(dataset))))))
     plan = replace(plan, random=is_randomised(run.model, first[:1]))
-    if plan.random and conditions and not isinstance(run.model, stochastic.OverDraws):
+    if plan.random and conditions and not isinstance(run.model, OverDraws):
         log(f"{run.name} has random outputs: attack and test see the same draw, so its robustness is overestimated")
     threads = parallel.threads_for(run.model, first, len(batches)) if at_once else 1
     title = f"{title or f'evaluating {run.name}'} on {len(dataset)} images"
@@ -197,7 +215,7 @@ def predict(
 _CONDITION = ("attack", "epsilon", "steps", "severity")
 
 
-def about_images(dataset: "Dataset") -> pd.DataFrame:
+def about_images(dataset: Dataset) -> pd.DataFrame:
     """Describe every image: sample_id, group, source, split, class, label, and other columns that divide the data."""
     also = [name for name in GROUPINGS if name in dataset.table and dataset.table[name].notna().any()]
     groupings = {name: dataset.table[name].fillna("").astype(str).to_numpy() for name in also if name != "source"}
@@ -275,13 +293,10 @@ def _loaded(folder: str, on: str) -> Run:
 def _final_logits(
     run: Run | ModelUnderTest, images: Tensor, labels: Tensor, *, at_worst: bool
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return logits (B, C) in float32, and for a random model the share of correct draws (`stochastic.predict_logits`).
-
-    UserError if the model returns NaN or infinity.
-    """
+    """Return logits (B, C), and for a random model the share of correct draws; UserError for NaN or infinity."""
     # Not inference_mode: TorchScript refuses its tensors after an attack.
     with torch.no_grad(), attacks.preserve_state(run.model):
-        logits, right_share = stochastic.predict_logits(run.model, images, labels.to(run.device), at_worst=at_worst)
+        logits, right_share = predict_logits(run.model, images, labels.to(run.device), at_worst=at_worst)
     try:
         base.check_finite(logits)
     except NotFiniteError as problem:
@@ -318,3 +333,23 @@ def conditions(
         options = {k: v for k, v in typed.items() if k in ATTACKS[name].options}
         recipes.append(validate(AttackRecipe, {"name": name, "epsilons": radii, **options}, f"attack {name}"))
     return tuple(recipes)
+
+
+def predict_logits(
+    model: nn.Module, images: Tensor, labels: Tensor, *, at_worst: bool
+) -> tuple[Tensor, np.ndarray | None]:
+    """Return the logits (B, C) to judge a model by and, for a random model, the share of correct draws.
+
+    `at_worst`: of each image, take the draw with the lowest lead of the label (B,); else the mean. Call it with the
+    model in evaluation mode and without gradients.
+    """
+    if not isinstance(model, OverDraws):
+        return model(images).float(), None
+    drawn = model.each(images)
+    right = (drawn.argmax(2) == labels).float().mean(0).cpu().numpy()
+    if not at_worst:
+        return drawn.mean(0), right
+    label_logits = drawn.gather(2, labels.expand(len(drawn), -1)[..., None])[..., 0]
+    others = drawn.scatter(2, labels.expand(len(drawn), -1)[..., None], -torch.inf).amax(2)
+    worst = (label_logits - others).nan_to_num(nan=-torch.inf).argmin(0)
+    return drawn[worst, torch.arange(len(labels), device=drawn.device)], right

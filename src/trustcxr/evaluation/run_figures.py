@@ -1,6 +1,8 @@
-"""Compute the document of metrics.json from predictions of one split: figures, verdict, alarms."""
+"""Compute the document of metrics.json from predictions: figures, verdict, alarms, the fall on other data."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from typing import Any
 
 import pandas as pd
 import torch
@@ -9,7 +11,10 @@ from trustcxr.console import plural
 from trustcxr.evaluation import calibration, gradient_masking, metrics
 from trustcxr.evaluation.trained_run import About, ModelUnderTest, Run
 from trustcxr.models.preserve_state import is_randomised
-from trustcxr.storage.schemas import VERSION, Alarm, RunDocument, TrainingDocument
+from trustcxr.registry import VIEWS
+from trustcxr.statistics import Bootstraps, interval
+from trustcxr.storage.prediction_table import CLEAN, IMAGES, efforts_of, right, severities
+from trustcxr.storage.schemas import VERSION, Alarm, Drop, RunDocument, Share, TrainingDocument
 from trustcxr.storage.schemas.run_document import CONSTANT, OVERFITTING
 
 AT_RANDOM = "its outputs are random, and attack and test see the same draw: its robust accuracy is overestimated"
@@ -33,7 +38,7 @@ def describe(
         predictions,
         validation=validation if trained is not None else None,
         resamples=resamples,
-        refit=trained is not None and trained.recipe is not None and trained.recipe.training.refit,
+        refit=trained is not None and trained.recipe.training.refit,
         training=trained.training if trained is not None else TrainingDocument(),
         at_random=lambda: trained is not None and is_randomised(trained.model, _noise(trained)),
     )
@@ -52,21 +57,10 @@ def figures(
 ) -> RunDocument:
     """Return all of `describe` that comes from tables; only `at_random` needs the network."""
     document = metrics.from_predictions(predictions, classes, resamples=resamples)
-    document = document.model_copy(
-        update={
-            "version": VERSION,
-            "run": what.name,
-            "model": what.model,
-            "defence": what.defence,
-            "label": what.label,
-            "background": what.background,
-            "seed": what.seed,
-            "origin": what.origin,
-            "classes": list(classes),
-            "split": "+".join(sorted(predictions["split"].unique())),
-            "saliency": {},
-        }
-    )
+    identity = asdict(what)
+    identity |= {"run": identity.pop("name"), "classes": list(classes), "version": VERSION, "saliency": {}}
+    identity["split"] = "+".join(sorted(predictions["split"].unique()))
+    document = document.model_copy(update=identity)
     document.masking = gradient_masking.verdict(document, gradient_masking.paired_gap(predictions, resamples=resamples))
     if document.attacks and at_random():
         document.masking.at_random = True
@@ -104,3 +98,39 @@ def _constant(document: RunDocument) -> Iterator[Alarm]:
     if document.clean.findings:  # for a rare finding, even a useful threshold is seldom as often right as "absent"
         same, so = "the commoner answer to each finding", "this is about its thresholds, not how it ranks images"
     yield Alarm(kind=CONSTANT, text=f"accuracy on clean images is {figures}; {same} has {constant:.1%}: {so}")
+
+
+def compare_with_internal(internal: pd.DataFrame, external: pd.DataFrame, *, resamples: int = 2000) -> list[Drop]:
+    """Return the loss of accuracy from the run's own test images to others, clean and under each attack in both tables.
+
+    Both are resampled alone; the interval is that of the difference. Empty if both are the same images.
+    """
+    if IMAGES in internal and IMAGES in external and set(internal[IMAGES]) == set(external[IMAGES]):
+        return []
+    ours, theirs = Bootstraps(resamples=resamples, seed=0), Bootstraps(resamples=resamples, seed=1)
+    drops = []
+    for (attack, epsilon, _), (here, there) in _in_both(internal, external).items():
+        within, outside = ours.over(here["group"]).means(right(here)), theirs.over(there["group"]).means(right(there))
+        change = within - outside
+        drop = Drop(
+            attack=attack,
+            epsilon=epsilon,
+            internal=float(within[0]),
+            external=float(outside[0]),
+            drop=Share(value=change[0], ci=interval(change)),
+            n_internal=len(here),
+            n_external=len(there),
+            **efforts_of(here),
+        )
+        drops.append(drop)
+    return drops
+
+
+def _in_both(first: pd.DataFrame, second: pd.DataFrame) -> dict[tuple[str, float, int], Any]:
+    """Return the rows of both tables under the same attack, epsilon and steps; clean first."""
+    parts = []
+    for table in (first, second):
+        rows = table[(severities(table) == 0) & ~table["attack"].isin(VIEWS)]
+        parts.append({(str(a), float(e), int(s)): r for (a, e, s), r in rows.groupby(["attack", "epsilon", "steps"])})
+    shared = sorted(set(parts[0]) & set(parts[1]), key=lambda key: (key[0] != CLEAN, key))
+    return {key: (parts[0][key], parts[1][key]) for key in shared}

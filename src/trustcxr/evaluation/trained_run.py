@@ -53,7 +53,7 @@ class About:
 
 @dataclass
 class Run:
-    """A model in a run's folder; `recipe` if it was trained here.
+    """A trained model in a run's folder.
 
     `metrics`: its figures on its own test images, by its study or by the newest evaluation.
     """
@@ -61,11 +61,9 @@ class Run:
     folder: Path
     model: classifier.Classifier
     classes: tuple[str, ...]
-    recipe: RunRecipe | None
+    recipe: RunRecipe
     metrics: RunDocument | None = None
     training: TrainingDocument = field(default_factory=TrainingDocument)
-    origin: About | None = None  # of a model that was given, which has no recipe
-    image_size: int = 224
 
     def __repr__(self) -> str:
         return f"Run({self.name}, {self.size} pixels, classes {', '.join(self.classes)}, in {self.folder})"
@@ -73,32 +71,23 @@ class Run:
     @property
     def about(self) -> About:
         """Identity and origin of the model."""
-        if self.recipe is not None:
-            about = About.trained(self.recipe)
-            return replace(about, name=trained_models.name_of(self.folder) or about.name)
-        return self.origin or About(self.folder.name, self.folder.name)
-
-    @property
-    def trained_by(self) -> RunRecipe:
-        """Recipe of the run; UserError if the model was not trained here."""
-        if self.recipe is None:
-            raise UserError(f"{self.name}: was not trained here, so how and on what is not known")
-        return self.recipe
+        about = About.trained(self.recipe)
+        return replace(about, name=trained_models.name_of(self.folder) or about.name)
 
     @property
     def name(self) -> str:
-        """Name of the run: <model>-<defence>-s<seed>, or an external model's name."""
+        """Name of the run: <model>-<defence>-s<seed>, or of the trained model."""
         return self.about.name
 
     @property
     def size(self) -> int:
         """Side in pixels of its training images."""
-        return self.recipe.data.size if self.recipe is not None else self.image_size
+        return self.recipe.data.size
 
     @property
     def resize(self) -> str:
         """Return how its training images became squares: squeeze or pad."""
-        return self.recipe.data.resize if self.recipe is not None else "squeeze"
+        return self.recipe.data.resize
 
     @property
     def device(self) -> torch.device:
@@ -125,7 +114,9 @@ def load_run(folder: str | Path, *, on: torch.device | str | None = None) -> Run
     content = atomic.read_yaml(path / layout.RUN_FILE)
     try:
         recipe = validate(RunRecipe, content["recipe"], str(path / layout.RUN_FILE))
-        classes = tuple(str(name) for name in _listed(content["classes"]))
+        if not isinstance(names := content["classes"], list):
+            raise TypeError("a list of classes")
+        classes = tuple(map(str, names))
     except (KeyError, TypeError) as problem:
         raise UserError(f"{path / layout.RUN_FILE}: not the file of a run ({problem} is missing)") from None
     layout.check_sums(path, content)
@@ -144,19 +135,13 @@ def load_run(folder: str | Path, *, on: torch.device | str | None = None) -> Run
     )
 
 
-def _listed(classes: object) -> list[object]:
-    if not isinstance(classes, list):
-        raise TypeError("a list of classes")
-    return classes
-
-
 def load_before_refit(run: Run) -> Run:
     """Load the run with the weights that validation judged; they differ if it was refit on validation images too.
 
     Raises UserError if they are missing.
     """
     folder = layout.before_refit(run.folder)
-    if folder == run.folder and run.trained_by.training.refit:
+    if folder == run.folder and run.recipe.training.refit:
         raise UserError(
             f"{folder / layout.BEFORE_REFIT}: not there: the weights that validation judged; the run's own were "
             "trained on the validation images too. Restore the folder, or train again"

@@ -81,10 +81,6 @@ def _score(measure: Measure, maps: Tensor, masks: Masks, threshold: float | None
     return measures.chance(function, maps, mask, **options) if chance else function(maps, mask, **options)
 
 
-def _without_null(scores: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value for name, value in scores.items() if name != "null_map"}
-
-
 class SortedValues:
     """Values of maps (B, H, W) in ascending order, in the whole image and in the lungs alone."""
 
@@ -134,7 +130,7 @@ class BatchBaselines:
         maps |= {grid: baselines.random_maps(images, grid) for grid in set(cells.values()) if grid is not None}
         levels = {CENTRE: thresholds.get(CENTRE), "lung": 0.5}
         self.scores = {
-            key: self._leave_out(key, _without_null(score_maps(baseline, masks, levels.get(str(key)))))
+            key: self._leave_out(key, score_maps(baseline, masks, levels.get(str(key))))
             for key, baseline in maps.items()
         }
         self.matched = {key: RankMatched(baseline, masks) for key, baseline in maps.items()}
@@ -154,7 +150,8 @@ class BatchBaselines:
         return plain | sharp
 
     def _leave_out(self, key: str | Grid, scores: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the scores with NaN for images without a lung mask, if the baseline needs one."""
+        """Return the scores, without the null maps, and with NaN without a lung mask, if the baseline needs one."""
+        scores.pop("null_map", None)
         if key == CENTRE or not isinstance(key, str):
             return scores
         without = ~self.masks.lung.flatten(1).any(1)
@@ -164,12 +161,9 @@ class BatchBaselines:
 class RandomWeightsBaseline(NamedTuple):
     """Scores of maps of networks with random weights, mean over DRAWS."""
 
-    rows: np.ndarray
-    """(N,): the images, as rows of the data set, ascending."""
-    figures: dict[str, dict[str, Tensor]]
-    """By method and measure, (N,)."""
-    spread: dict[str, dict[str, float]]
-    """By method and measure, the standard deviation between the draws of their means over the images."""
+    rows: np.ndarray  # (N,): the images, as rows of the data set, ascending
+    figures: dict[str, dict[str, Tensor]]  # by method and measure, (N,)
+    spread: dict[str, dict[str, float]]  # the same: standard deviation between the draws' means over the images
 
     def select(self, name: str, rows: np.ndarray) -> dict[str, Tensor]:
         """Return one method's scores of some rows, (B,): NaN for images that were not drawn."""
@@ -193,8 +187,7 @@ def make_random_baseline(
 ) -> RandomWeightsBaseline:
     """Explain at most CONTROLLED of the images with random weights, the lung gate as trained: one network a draw.
 
-    `batches`: rows -> images, labels and masks, a batch at a time. A null map counts for no draw: a network without a
-    map is no easier to beat.
+    `batches`: rows -> images, labels and masks, a batch at a time. A null map counts for no draw.
     """
     chosen = np.sort(np.random.default_rng(0).permutation(rows)[:CONTROLLED])
     wanted = select_model_methods(names)

@@ -83,47 +83,11 @@ def layer_cam(model: nn.Module, x: Tensor, target: Target = None, *, layer: Laye
     return cam_of(_layer_cam_map, model, x, target, layer)
 
 
-def activation_map(model: nn.Module, x: Tensor, target: Target = None, *, layer: Layer = None) -> Tensor:
-    """Return the layer's positive activations, summed over channels: a baseline for LayerCAM, without the gradient.
-
-    All else as `grad_cam`; `target` is checked and changes nothing.
-
-    >>> import torch, trustcxr as tx
-    >>> model = tx.models.build("resnet10t", classes=3).eval()
-    >>> tx.explain.method("activation")(model, torch.rand(2, 1, 32, 32)).shape
-    torch.Size([2, 32, 32])
-    """
-    return cam_of(_activation_map, model, x, target, layer)
-
-
-def smooth_layer_cam(model: nn.Module, x: Tensor, target: Target = None, *, layer: Layer = None) -> Tensor:
-    """LayerCAM, then a Gaussian whose standard deviation is SMOOTHING of the longer side.
-
-    For layers as fine as the image, whose maps are grainy (after Zhang et al. 2018). All else as `grad_cam`.
-
-    >>> import torch, trustcxr as tx
-    >>> model = tx.models.build("resnet10t", classes=3).eval()
-    >>> tx.explain.method("layercam-smooth")(model, torch.rand(2, 1, 32, 32)).shape
-    torch.Size([2, 32, 32])
-    """
-    return smoothed(layer_cam(model, x, target, layer=layer))
-
-
-def smooth_activation_map(model: nn.Module, x: Tensor, target: Target = None, *, layer: Layer = None) -> Tensor:
-    """Return the baseline of `smooth_layer_cam`: `activation_map`, then the same Gaussian.
-
-    >>> import torch, trustcxr as tx
-    >>> model = tx.models.build("resnet10t", classes=3).eval()
-    >>> tx.explain.method("activation-smooth")(model, torch.rand(2, 1, 32, 32)).shape
-    torch.Size([2, 32, 32])
-    """
-    return smoothed(activation_map(model, x, target, layer=layer))
-
-
 def smoothed(saliency: Tensor) -> Tensor:
     """Smooth saliency (B, H, W) by a Gaussian of SMOOTHING of the longer side, and scale its maximum to 1.
 
-    Null maps, and maps too small for the filter, stay unchanged.
+    It is for layers as fine as the image, with grainy maps (after Zhang et al. 2018). Null maps, and maps too small for
+    the filter, stay unchanged.
     """
     sigma = SMOOTHING * max(saliency.shape[-2:])
     size = 2 * math.ceil(3 * sigma) + 1
@@ -201,9 +165,7 @@ def _in_one_pass(model: nn.Module, x: Tensor, target: Target, layer: nn.Module) 
         if threading.get_ident() != caller:  # another thread may use the same model
             return None
         if not isinstance(output, Tensor) or not output.is_floating_point():
-            raise UserError(
-                f"the layer's output is not one feature map but {type(output).__name__}: choose another layer"
-            )
+            raise UserError(f"the layer's output is {type(output).__name__}, not one feature map: choose another layer")
         leaf = output.detach().float().requires_grad_()
         leaves[:] = [leaf]
         torch.set_grad_enabled(True)
@@ -211,12 +173,9 @@ def _in_one_pass(model: nn.Module, x: Tensor, target: Target, layer: nn.Module) 
         return leaf.to(output.dtype, copy=True)
 
     with preserve_state(model, autocast_cache=False), torch.inference_mode(False), torch.no_grad():
-        handle = layer.register_forward_hook(start_gradient)
-        try:
+        with layer.register_forward_hook(start_gradient):
             # A copy: an inference tensor cannot be differentiated, and some models work in place on what they get.
             logits = model(x.clone())
-        finally:
-            handle.remove()
         if not leaves:
             raise UserError("the layer is not run in the model's forward pass: choose another layer")
         if not isinstance(logits, Tensor) or logits.ndim != 2:
@@ -248,11 +207,8 @@ def cells_of(model: nn.Module, x: Tensor, layer: nn.Module) -> tuple[int, int]:
         seen[:] = [output]
 
     with preserve_state(model, autocast_cache=False), torch.no_grad():
-        handle = layer.register_forward_hook(note)
-        try:
+        with layer.register_forward_hook(note):
             model(x[:1].clone())
-        finally:
-            handle.remove()
         if not seen or not isinstance(seen[0], Tensor):
             raise UserError("the layer puts out no feature map: choose another layer")
         height, width = x.shape[-2:]

@@ -1,10 +1,12 @@
-"""Explain one image: maps with baselines, the smallest perturbation that flips the prediction, corruptions."""
+"""Explain one image: maps with baselines, the smallest perturbation that flips the prediction, corruptions, doubts."""
 
 import math
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -13,8 +15,8 @@ from trustcxr import attacks, corruptions
 from trustcxr.errors import UserError
 from trustcxr.evaluation.trained_run import Run
 from trustcxr.explain import baselines, methods
-from trustcxr.explain.probabilities import predict_labels
 from trustcxr.registry import CORRUPTIONS, USUAL_ATTACKS, Method
+from trustcxr.statistics import softmax
 
 MAPS = ("gradcam", "layercam@-2", "hirescam", "gradcam++", "evidence")  # of these, those that the network has
 SPOILT_BY = ("gaussian_noise", "defocus_blur", "contrast", "exposure", "rotation", "letters")
@@ -23,6 +25,10 @@ HIGHEST = 0.3  # the largest perturbation that is tried
 _TOWARDS = 10  # steps of FAB toward the border
 _STEPS, _ATTEMPTS, _SECONDS = (20, 10, 5, 3), 4, 1.0  # steps of PGD; radii tried; their time limit
 FEW_CELLS = 32  # a map of at most so many cells a side is drawn as cells
+SHOWN = "gradcam"  # the method of the heatmap
+CHILD = "the patient is a child, and it is not known that the network was trained on images of children"
+SMALL = 0.005  # a smaller change than this must not flip an answer
+ALIKE = 0.9  # correlation from which a map shows no more than its baseline map
 _CLOSE = 1 / 8  # tolerance of the radius, as a share of FAB's
 
 
@@ -80,15 +86,12 @@ class Spoilt:
 def find_methods(run: Run) -> list[str]:
     """Return the methods that this network supports, Grad-CAM first; each takes a pass."""
     x = torch.full((1, 1, run.size, run.size), 0.5, device=run.device)
-    return [name for name in MAPS if _has(run, x, name)]
-
-
-def _has(run: Run, x: Tensor, name: str) -> bool:
-    try:
-        methods.maps(run.model, x, 0, [name])
-    except UserError:
-        return False
-    return True
+    names = []
+    for name in MAPS:
+        with suppress(UserError):
+            methods.maps(run.model, x, 0, [name])
+            names.append(name)
+    return names
 
 
 def make_maps(run: Run, pixels: Tensor, predicted: int, names: Sequence[str]) -> list[Map]:
@@ -136,8 +139,7 @@ def find_flip(
 ) -> Flip | None:
     """Find a small perturbation of an image (1, 1, H, W) that changes its prediction; None if none up to HIGHEST does.
 
-    FAB goes to the border, then PGD tries smaller radii. `searched`: a faster copy of the model, whose result counts if
-    it also changes the model's prediction.
+    FAB goes to the border, then PGD tries smaller radii. `searched`: a faster copy of the model to try first.
     """
     label = torch.tensor([predicted], device=run.device)
     for model in (searched, run.model) if searched is not None else (run.model,):
@@ -161,3 +163,61 @@ def corrupt_image(
     images = torch.cat([corruptions.corrupt(pixels, name, severity, keys=["image"]) for name in names])
     answers = zip(names, images, predict_labels(run, images), strict=True)
     return [Spoilt(name, image[0], answer, float(shares[answer])) for name, image, (answer, shares) in answers]
+
+
+def predict_labels(run: Run, images: Tensor) -> list[tuple[int, np.ndarray]]:
+    """Return the class of each image (B, 1, H, W) and its probabilities (C,), scaled by the run's temperature."""
+    with torch.inference_mode():
+        logits = run.model(images).float().cpu().numpy()
+    probabilities = softmax(logits / (temperature(run) or 1.0))
+    return [(int(row.argmax()), shares) for row, shares in zip(logits, probabilities, strict=True)]
+
+
+def temperature(run: Run) -> float | None:
+    """Return the run's temperature (Guo et al. 2017); None if it has none."""
+    fitted = run.metrics.calibration if run.metrics else None
+    value = fitted.temperature if fitted else None
+    return value if value is not None and value > 0 else None
+
+
+def describe_maps(maps: Sequence[Map], run: Run) -> list[str]:
+    """Return why maps are no better than their baseline maps, for this image or for the run's test images.
+
+    The first map must have been measured on the test images; of others it is told if they were.
+    """
+    measured = run.metrics.saliency if run.metrics else {}
+    labels: dict[str, list[str]] = {}  # reason -> methods
+    for saliency in maps:
+        part = measured.get(saliency.method)
+        reasons = [_compare(each.likeness, each.label) for each in saliency.baselines]
+        if part is not None and (part.survives or not part.shows):
+            reasons.append(part.survives or part.verdict)
+        for text in dict.fromkeys(filter(None, reasons)):
+            labels.setdefault(text, []).append(Method.parse(saliency.method).label)
+    texts = [f"{', '.join(names)}: {text}" for text, names in labels.items()]
+    first = measured.get(maps[0].method)
+    if first is None or not (first.survives or first.verdict):
+        advice = "Measure them: trustcxr explain RUN --data PATH"
+        texts.append(f"it is not known that the maps of this run are better than baseline maps. {advice}")
+    return texts
+
+
+def _compare(likeness: float, label: str) -> str:
+    if not math.isfinite(likeness):
+        return "the map is even, so it shows nothing"
+    return f"the map shows no more than {label} (correlation {likeness:.2f})" if likeness >= ALIKE else ""
+
+
+def describe_changes(
+    flip: Flip | None, corrupted: Sequence[Spoilt], predicted: int, classes: Sequence[str]
+) -> list[str]:
+    """Return why the answer is not stable: a small change flips it, or noise and other corruptions do."""
+    texts = []
+    if flip is None:
+        texts.append(f"no change up to {HIGHEST:g} flips the answer: the attack may have failed, so nothing is known")
+    elif flip.epsilon < SMALL:
+        levels = f"{255 * flip.epsilon:.1f} grey levels of 255"
+        texts.append(f"a change of at most {levels} (epsilon {flip.epsilon:.4f}) flips it to {classes[flip.predicted]}")
+    if changed := [CORRUPTIONS[each.name].label for each in corrupted if each.predicted != predicted]:
+        texts.append(f"it changes under {', '.join(changed)} (severity {SEVERITY} of 5)")
+    return texts

@@ -3,49 +3,28 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trustcxr import attacks, corruptions
 from trustcxr.console import Progress, log, track
-from trustcxr.data.dataset import has_filled_mask
+from trustcxr.data.dataset import Dataset, has_filled_mask
 from trustcxr.data.lesion_edits import EditInputs
 from trustcxr.data.loader import to_pixels
 from trustcxr.errors import UserError
-from trustcxr.explain import baselines, faithfulness, lesion_effect, measures, randomisation
+from trustcxr.evaluation.trained_run import ModelUnderTest, Run
+from trustcxr.explain import baseline_scores, baselines, faithfulness, lesion_effect, measures, randomisation
 from trustcxr.explain import methods as methods_by_name
 from trustcxr.explain.base import ALL_DONE, LeftOut
-from trustcxr.explain.baseline_scores import (
-    CEILING,
-    CENTRE,
-    SHARPENED,
-    SIMILARITY,
-    SPREAD,
-    BatchBaselines,
-    Grid,
-    Masks,
-    RandomWeightsBaseline,
-    RankMatched,
-    SortedValues,
-    make_random_baseline,
-    score_ceiling,
-    score_chance,
-    score_maps,
-    select_model_methods,
-)
 from trustcxr.explain.evidence import check_evidence
 from trustcxr.explain.stability import CLEAN, STABILITY_ATTACK, Change, list_changes
 from trustcxr.models import feature_maps
 from trustcxr.recipes.evaluation_recipe import ExplanationRecipe
 from trustcxr.registry import ACTIVATION, HIT_RATE, RANDOM_MAP, RANDOMISED, REFERENCES, SHARP, Method
-
-if TYPE_CHECKING:
-    from trustcxr.data.dataset import Dataset
-    from trustcxr.evaluation.trained_run import ModelUnderTest, Run
 
 BY_CAUSE = "ranked_by_cause"  # a measure of the sample's clean images
 RANDOM = RANDOM_MAP  # always scored: a map without any knowledge of the model
@@ -82,7 +61,7 @@ class Rows:
         columns |= {"epsilon": change.epsilon if change else 0.0, "severity": change.severity if change else 0}
         columns["measure"] = np.repeat(list(scores), count)
         columns["value"] = _stacked(scores, scores, count)
-        for name in (*REFERENCES, SPREAD, *SHARPENED):
+        for name in (*REFERENCES, baseline_scores.SPREAD, *baseline_scores.SHARPENED):
             columns[name] = _stacked(scores, (references or {}).get(name, {}), count)
         columns["threshold"] = np.where(columns["measure"] == "infection_iou_tuned", threshold, np.nan)
         self.tables.append(pd.DataFrame(columns))
@@ -91,8 +70,8 @@ class Rows:
 class RunBaselines(NamedTuple):
     """Baselines of a run: the grid of each method's map, random weights, the mean lesion mask of training (H, W)."""
 
-    cells: Mapping[str, Grid | None]
-    weights: RandomWeightsBaseline
+    cells: Mapping[str, baseline_scores.Grid | None]
+    weights: baseline_scores.RandomWeightsBaseline
     mean_mask: Tensor | None = None
 
 
@@ -101,7 +80,7 @@ def _stacked(names: Mapping[str, Tensor], values: Mapping[str, Tensor], count: i
     return np.concatenate(columns) if columns else np.empty(0)
 
 
-def find_annotated(dataset: "Dataset") -> np.ndarray:
+def find_annotated(dataset: Dataset) -> np.ndarray:
     """Return the rows of images with a non-empty infection mask; if no image has one, with a lung mask.
 
     For the images of one finding, only rows of images that have it. Raises UserError if no image has a mask.
@@ -114,27 +93,9 @@ def find_annotated(dataset: "Dataset") -> np.ndarray:
     raise UserError(f"{dataset.where}: no infection or lung masks here, so saliency has nothing to be measured against")
 
 
-def score(
-    run: "Run | ModelUnderTest",
-    dataset: "Dataset",
-    options: ExplanationRecipe | None = None,
-    *,
-    thresholds: Mapping[str, float] | None = None,
-    batch_size: int = 32,
-) -> pd.DataFrame:
-    """Return the table of saliency.parquet: a row for each annotated image, method, condition and measure.
-
-    The class explained is the image's true class. `thresholds`: of each method's maps, from `tune_thresholds` on
-    validation; without them there is no `infection_iou_tuned`. For many images use `score_batches`.
-    """
-    return pd.concat(
-        score_batches(run, dataset, options, thresholds=thresholds, batch_size=batch_size), ignore_index=True
-    )
-
-
 def score_batches(
-    run: "Run | ModelUnderTest",
-    dataset: "Dataset",
+    run: Run | ModelUnderTest,
+    dataset: Dataset,
     options: ExplanationRecipe | None = None,
     *,
     thresholds: Mapping[str, float] | None = None,
@@ -142,12 +103,12 @@ def score_batches(
     left_out: LeftOut = ALL_DONE,
     mean_mask: Tensor | None = None,
 ) -> Iterator[pd.DataFrame]:
-    """Yield the table of `score` a batch at a time, so that memory does not grow with the number of images.
+    """Yield the table of saliency.parquet a batch at a time: a row an annotated image, method, condition and measure.
 
-    First, random weights explain a drawn part of the images. Then all are scored against the masks, clean and under
-    FGSM, and for stability under FGSM and every corruption. Then a sample, drawn by seed, is scored for stability under
-    PGD, faithfulness and sanity. `left_out`: parts that the model does not allow. `mean_mask` (H, W): the mean lesion
-    mask of training images.
+    The image's true class is explained. Random weights explain a drawn part of the images first. Then all are scored
+    against the masks, clean and under FGSM, and for stability; then a drawn sample for PGD, faithfulness and sanity.
+    `thresholds`: of each method's maps (`tune_thresholds`), for `infection_iou_tuned`. `left_out`: parts that the model
+    does not allow. `mean_mask` (H, W): the mean lesion mask of training images.
     """
     options = options or ExplanationRecipe()
     methods = add_random_map(options.methods)
@@ -161,22 +122,22 @@ def score_batches(
     log_masks(dataset, len(rows))
     with Progress(f"explaining {run.name} on {len(rows)} images", len(rows) + len(sample)) as bar:
 
-        def drawn(some: np.ndarray) -> Iterator[tuple[Tensor, Tensor, Masks]]:
+        def drawn(some: np.ndarray) -> Iterator[tuple[Tensor, Tensor, baseline_scores.Masks]]:
             for part in lesion_effect.slices(some, batch_size):
                 yield (*_images(run, dataset, part), _masks(dataset, part, run.device))
 
         image = _images(run, dataset, rows[:1])[0]
         baseline = RunBaselines(
             {name: methods_by_name.cells(run.model, image, name) for name in methods},
-            make_random_baseline(run.model, rows, drawn, randomised, levels),
+            baseline_scores.make_random_baseline(run.model, rows, drawn, randomised, levels),
             mean_mask,
         )
+        scorer = _Scorer(run, dataset, methods, ways, baseline)
         for some in lesion_effect.slices(rows, batch_size):
-            cheap = [way for way in ways if not way.expensive]
-            yield _against_masks_and_stability(run, dataset, some, methods, levels, cheap, baseline)
+            yield scorer.score_all(some, levels)
             bar.advance(len(some))
         for some in lesion_effect.slices(sample, batch_size):
-            yield _on_the_sample(run, dataset, some, methods, [w for w in ways if w.expensive], baseline, followed)
+            yield scorer.score_sample(some, followed)
             bar.advance(len(some))
 
 
@@ -188,7 +149,7 @@ def check_options(options: ExplanationRecipe) -> None:
         corruptions.get(name)
 
 
-def check_methods(run: "Run | ModelUnderTest", methods: Sequence[str]) -> None:
+def check_methods(run: Run | ModelUnderTest, methods: Sequence[str]) -> None:
     """Raise UserError for a method, or a layer in its name, that the model does not have."""
     for name in methods:
         base, layer = methods_by_name.parse(name)
@@ -203,18 +164,18 @@ def add_random_map(methods: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*(name.strip().lower() if "@" not in name else name for name in methods), RANDOM]))
 
 
-def _images(run: "Run | ModelUnderTest", dataset: "Dataset", rows: np.ndarray) -> tuple[Tensor, Tensor]:
+def _images(run: Run | ModelUnderTest, dataset: Dataset, rows: np.ndarray) -> tuple[Tensor, Tensor]:
     images = to_pixels(torch.from_numpy(dataset.batch(rows)).to(run.device))
     return images, torch.as_tensor(np.asarray(dataset.labels[rows]), device=run.device)
 
 
-def _masks(dataset: "Dataset", rows: np.ndarray, device: torch.device) -> Masks:
+def _masks(dataset: Dataset, rows: np.ndarray, device: torch.device) -> baseline_scores.Masks:
     kinds = (torch.from_numpy(np.array(dataset.masks(kind)[rows])).to(device) != 0 for kind in ("infection", "lung"))
-    return Masks(*kinds)
+    return baseline_scores.Masks(*kinds)
 
 
 def describe_images(
-    run: "Run | ModelUnderTest", dataset: "Dataset", rows: np.ndarray, masks: Masks
+    run: Run | ModelUnderTest, dataset: Dataset, rows: np.ndarray, masks: baseline_scores.Masks
 ) -> dict[str, np.ndarray]:
     """Return the columns (B,) that identify each image, and the share of the lungs that its lesion covers."""
     true = np.array([run.classes[k] for k in dataset.labels[rows]])
@@ -228,95 +189,104 @@ def describe_images(
     }
 
 
-def predict_classes(run: "Run | ModelUnderTest", images: Tensor) -> np.ndarray:
+def predict_classes(run: Run | ModelUnderTest, images: Tensor) -> np.ndarray:
     """Return the names of the predicted classes, (B,)."""
     # Not inference_mode: TorchScript that was attacked keeps its own graph, and refuses such tensors.
     with torch.no_grad(), attacks.preserve_state(run.model):
         return np.array([run.classes[k] for k in run.model(images).argmax(1).cpu().numpy()])
 
 
-def _against_masks_and_stability(
-    run: "Run | ModelUnderTest",
-    dataset: "Dataset",
-    rows: np.ndarray,
-    methods: Sequence[str],
-    thresholds: Mapping[str, float],
-    ways: Sequence[Change],
-    run_baselines: RunBaselines,
-) -> pd.DataFrame:
-    images, labels = _images(run, dataset, rows)
-    masks = _masks(dataset, rows, run.device)
-    table = Rows(describe_images(run, dataset, rows, masks), run_baselines.cells)
-    baseline = BatchBaselines(images, masks, thresholds, run_baselines.cells, run_baselines.mean_mask)
-    alone = {name: str(other) for name in methods if (other := Method.parse(name).baseline)}
-    shown = methods_by_name.maps(run.model, images, labels, list(dict.fromkeys([*methods, *alone.values()])))
-    clean, answers = {name: shown[name] for name in methods}, predict_classes(run, images)
-    for name, maps in clean.items():
-        level, random = thresholds.get(name), run_baselines.weights.select(name, rows)
-        similarity = {SIMILARITY: random.pop(SIMILARITY)} if random else {}
-        values = SortedValues(maps, masks)
-        references = baseline.compare(name, values)
-        references |= {"chance": score_chance(maps, masks, level), RANDOMISED: random}
-        references[SPREAD] = run_baselines.weights.spread_of(name, random)
-        if name in alone:
-            plain = shown[alone[name]]
-            references[ACTIVATION] = score_maps(plain, masks, thresholds.get(alone[name]))
-            references[ACTIVATION + SHARP] = RankMatched(plain, masks).score(values)
-        references["chance"] |= {CEILING: references["chance"][HIT_RATE]}
-        scores = score_maps(maps, masks, level) | score_ceiling(run_baselines.cells[name], masks) | similarity
-        table.add(name, CLEAN, scores, references, predicted=answers, threshold=level or np.nan)
-    looks = select_model_methods(methods)
-    for way in ways:
-        pixels, drawn = way.make(images, labels, table.about["sample_id"].tolist())
-        # Maps that ignore the model cannot be unstable: FGSM alone shows what they score.
-        chosen = methods if way.condition == STABILITY_ATTACK else looks
-        changed = methods_by_name.maps(run.model, pixels, labels, chosen)
-        attacked = predict_classes(run, pixels) if way.condition == STABILITY_ATTACK else None
-        for name, maps in changed.items():
-            add = partial(table.add, name, way.condition, change=way, predicted=attacked)
-            if way.condition == STABILITY_ATTACK:
-                level = thresholds.get(name)
-                references = baseline.compare(name) | {"chance": score_chance(maps, masks, level)}
-                add(score_maps(maps, masks, level), references, threshold=level or np.nan)
-            add(_stability(clean[name], maps))
-            if drawn is not None:
-                add(*_moved(clean[name], maps, drawn))
-    return pd.concat(table.tables, ignore_index=True)
+@dataclass(frozen=True)
+class _Scorer:
+    """Scores some rows of a data set, by these methods and under these changes of the images."""
 
+    run: Run | ModelUnderTest
+    dataset: Dataset
+    methods: Sequence[str]
+    ways: Sequence[Change]
+    baselines: RunBaselines
 
-def _on_the_sample(
-    run: "Run | ModelUnderTest",
-    dataset: "Dataset",
-    rows: np.ndarray,
-    methods: Sequence[str],
-    ways: Sequence[Change],
-    run_baselines: RunBaselines,
-    randomised: Sequence[str],
-) -> pd.DataFrame:
-    images, labels = _images(run, dataset, rows)
-    masks = _masks(dataset, rows, run.device)
-    table = Rows(describe_images(run, dataset, rows, masks), run_baselines.cells)
-    clean, looks = methods_by_name.maps(run.model, images, labels, methods), select_model_methods(methods)
-    for way in ways:
-        pixels, _ = way.make(images, labels, table.about["sample_id"].tolist())
-        for name, maps in methods_by_name.maps(run.model, pixels, labels, looks).items():
-            table.add(name, way.condition, _stability(clean[name], maps), change=way)
-    ends = faithfulness.ends(run.model, images, labels)
-    falls = lesion_effect.measure_causes(run.model, EditInputs(images, masks.lung, masks.infection), labels)
-    bright = {"brightness": {BY_CAUSE: _by_cause(images[:, 0] * masks.lung, falls)}}
-    for name, maps in clean.items():
-        curves = {
-            "insertion": faithfulness.insertion(run.model, images, maps, steps=_STEPS, curve_ends=ends).area,
-            "deletion": faithfulness.deletion(run.model, images, maps, steps=_STEPS, curve_ends=ends).area,
-            "road": faithfulness.road(run.model, images, maps, shares=_REMOVED, curve_ends=ends),
-            BY_CAUSE: _by_cause(maps, falls),
-        }
-        table.add(name, CLEAN, curves, bright)
-    for stages in randomisation.cascade(run.model, images, select_model_methods(randomised), labels):
-        for name, stage in stages.items():
-            scores = {f"randomised_{key}": value for key, value in stage._asdict().items() if key != "part"}
-            table.add(name, CASCADE + stage.part, scores)
-    return pd.concat(table.tables, ignore_index=True)
+    def load(self, rows: np.ndarray) -> tuple[Tensor, Tensor, baseline_scores.Masks, Rows]:
+        """Return images, labels and masks of the rows, and their table, still empty."""
+        images, labels = _images(self.run, self.dataset, rows)
+        masks = _masks(self.dataset, rows, self.run.device)
+        return images, labels, masks, Rows(describe_images(self.run, self.dataset, rows, masks), self.baselines.cells)
+
+    def score_all(self, rows: np.ndarray, thresholds: Mapping[str, float]) -> pd.DataFrame:
+        """Score maps against the masks, clean and attacked, and their stability under cheap changes."""
+        run, methods, weights = self.run, self.methods, self.baselines.weights
+        images, labels, masks, table = self.load(rows)
+        scores_of = partial(baseline_scores.score_maps, masks=masks)
+        baseline = baseline_scores.BatchBaselines(
+            images, masks, thresholds, self.baselines.cells, self.baselines.mean_mask
+        )
+        alone = {name: str(other) for name in methods if (other := Method.parse(name).baseline)}
+        shown = methods_by_name.maps(run.model, images, labels, list(dict.fromkeys([*methods, *alone.values()])))
+        clean, answers = {name: shown[name] for name in methods}, predict_classes(run, images)
+        for name, maps in clean.items():
+            level, random = thresholds.get(name), weights.select(name, rows)
+            similarity = {baseline_scores.SIMILARITY: random.pop(baseline_scores.SIMILARITY)} if random else {}
+            values = baseline_scores.SortedValues(maps, masks)
+            references = baseline.compare(name, values)
+            references |= {"chance": baseline_scores.score_chance(maps, masks, level), RANDOMISED: random}
+            references[baseline_scores.SPREAD] = weights.spread_of(name, random)
+            if name in alone:
+                plain = shown[alone[name]]
+                references[ACTIVATION] = scores_of(plain, threshold=thresholds.get(alone[name]))
+                references[ACTIVATION + SHARP] = baseline_scores.RankMatched(plain, masks).score(values)
+            references["chance"] |= {baseline_scores.CEILING: references["chance"][HIT_RATE]}
+            ceiling = baseline_scores.score_ceiling(self.baselines.cells[name], masks)
+            scores = scores_of(maps, threshold=level) | ceiling | similarity
+            table.add(name, CLEAN, scores, references, predicted=answers, threshold=level or np.nan)
+        looks = baseline_scores.select_model_methods(methods)
+        for way in (way for way in self.ways if not way.expensive):
+            pixels, drawn = way.make(images, labels, table.about["sample_id"].tolist())
+            # Maps that ignore the model cannot be unstable: FGSM alone shows what they score.
+            chosen = methods if way.condition == STABILITY_ATTACK else looks
+            changed = methods_by_name.maps(run.model, pixels, labels, chosen)
+            attacked = predict_classes(run, pixels) if way.condition == STABILITY_ATTACK else None
+            for name, maps in changed.items():
+                add = partial(table.add, name, way.condition, change=way, predicted=attacked)
+                if way.condition == STABILITY_ATTACK:
+                    level = thresholds.get(name)
+                    references = baseline.compare(name) | {"chance": baseline_scores.score_chance(maps, masks, level)}
+                    add(scores_of(maps, threshold=level), references, threshold=level or np.nan)
+                add(_stability(clean[name], maps))
+                if drawn is not None:
+                    add(*_moved(clean[name], maps, drawn))
+        return pd.concat(table.tables, ignore_index=True)
+
+    def score_sample(self, rows: np.ndarray, randomised: Sequence[str]) -> pd.DataFrame:
+        """Score stability under expensive changes, faithfulness, and the cascade of the methods `randomised`."""
+        run, methods = self.run, self.methods
+        images, labels, masks, table = self.load(rows)
+        clean = methods_by_name.maps(run.model, images, labels, methods)
+        looks = baseline_scores.select_model_methods(methods)
+        for way in (way for way in self.ways if way.expensive):
+            pixels, _ = way.make(images, labels, table.about["sample_id"].tolist())
+            for name, maps in methods_by_name.maps(run.model, pixels, labels, looks).items():
+                table.add(name, way.condition, _stability(clean[name], maps), change=way)
+        ends = faithfulness.ends(run.model, images, labels)
+        falls = lesion_effect.measure_causes(run.model, EditInputs(images, masks.lung, masks.infection), labels)
+        bright = {"brightness": {BY_CAUSE: _by_cause(images[:, 0] * masks.lung, falls)}}
+        for name, maps in clean.items():
+            curves = {
+                "insertion": faithfulness.insertion(run.model, images, maps, steps=_STEPS, curve_ends=ends).area,
+                "deletion": faithfulness.deletion(run.model, images, maps, steps=_STEPS, curve_ends=ends).area,
+                "road": faithfulness.road(run.model, images, maps, shares=_REMOVED, curve_ends=ends),
+                BY_CAUSE: _by_cause(maps, falls),
+            }
+            table.add(name, CLEAN, curves, bright)
+        names = baseline_scores.select_model_methods(randomised)
+
+        def maps_of(network: nn.Module, classes: Tensor) -> list[Tensor]:
+            return list(methods_by_name.maps(network, images, classes, names).values())
+
+        for stages in randomisation.cascade(run.model, images, maps_of, labels) if names else ():
+            for name, stage in zip(names, stages, strict=True):
+                scores = {f"randomised_{key}": value for key, value in stage._asdict().items() if key != "part"}
+                table.add(name, CASCADE + stage.part, scores)
+        return pd.concat(table.tables, ignore_index=True)
 
 
 def _by_cause(maps: Tensor, falls: Tensor) -> Tensor:
@@ -345,7 +315,7 @@ def _moved(before: Tensor, after: Tensor, drawn: Tensor) -> tuple[dict[str, Tens
 
 
 def tune_thresholds(
-    run: "Run | ModelUnderTest", dataset: "Dataset", methods: Sequence[str], *, batch_size: int = 32
+    run: Run | ModelUnderTest, dataset: Dataset, methods: Sequence[str], *, batch_size: int = 32
 ) -> dict[str, float]:
     """Return the threshold with the best mean IoU on a (validation) split, for each method and the centre prior.
 
@@ -361,14 +331,15 @@ def tune_thresholds(
         if not infection.any():
             continue
         saliency = methods_by_name.maps(run.model, images, labels, names)
-        saliency[CENTRE] = baselines.centre_prior(*images.shape[-2:]).to(run.device).expand(infection.shape)
+        centre = baselines.centre_prior(*images.shape[-2:]).to(run.device)
+        saliency[baseline_scores.CENTRE] = centre.expand(infection.shape)
         for name, maps in saliency.items():
             sums = [float(measures.iou(maps, infection, float(level)).nansum()) for level in _LEVELS]
             totals[name] = totals.get(name, np.zeros(len(_LEVELS))) + sums
     return {name: float(_LEVELS[int(total.argmax())]) for name, total in totals.items()}
 
 
-def log_masks(dataset: "Dataset", measured: int) -> None:
+def log_masks(dataset: Dataset, measured: int) -> None:
     """Log how many images have no mask, and how many masks differ in size from their image."""
     images = len(lesion_effect.select_annotated(dataset, np.arange(len(dataset))))
     if measured < images:
@@ -377,7 +348,7 @@ def log_masks(dataset: "Dataset", measured: int) -> None:
         log(f"{other} masks are not of their image's size: resized by nearest neighbour")
 
 
-def masks_of_other_size(dataset: "Dataset") -> int:
+def masks_of_other_size(dataset: Dataset) -> int:
     """Count masks whose size differs from their image's; files that cannot be opened are not counted."""
     from PIL import Image
 

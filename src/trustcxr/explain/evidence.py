@@ -23,8 +23,7 @@ def evidence_map(model: nn.Module, x: Tensor, target: Target = None) -> Tensor:
     >>> tx.explain.method("evidence")(model, torch.rand(2, 1, 64, 64)).shape
     torch.Size([2, 64, 64])
     """
-    evidence, classes = _evidence_and_classes(model, x, target)
-    return to_saliency(evidence[torch.arange(len(evidence), device=x.device), classes], x.shape[-2], x.shape[-1])
+    return to_saliency(signed_evidence(model, x, target), x.shape[-2], x.shape[-1])
 
 
 def features_map(model: nn.Module, x: Tensor, target: Target = None) -> Tensor:
@@ -59,16 +58,18 @@ def _record_inputs(layer: nn.Module) -> Iterator[list[Tensor]]:
         if threading.get_ident() == caller:  # another thread may use the same model
             seen.append(inputs[0])
 
-    hook = layer.register_forward_pre_hook(note)
-    try:
+    with layer.register_forward_pre_hook(note):
         yield seen
-    finally:
-        hook.remove()
 
 
 def signed_evidence(model: nn.Module, x: Tensor, target: Target = None) -> Tensor:
     """Return the signed evidence (B, h, w), float32, which sums to the target's logit."""
-    evidence, classes = _evidence_and_classes(model, x, target)
+    check_images(x)
+    check_evidence(model)
+    layer: nn.Module = model.cam_layer  # type: ignore[assignment]  # an identity: what enters it leaves it
+    with _record_inputs(layer) as seen, preserve_state(model, autocast_cache=False), torch.no_grad():
+        classes = target_classes(target, model(x))
+    evidence = evidence_networks.evidence_per_class(model, seen[-1]).float()
     return evidence[torch.arange(len(evidence), device=x.device), classes]
 
 
@@ -76,12 +77,3 @@ def check_evidence(model: nn.Module) -> None:
     """Raise UserError unless the model is an evidence network."""
     if not evidence_networks.reads_evidence(model) or not hasattr(model, "cam_layer"):
         raise UserError("saliency method evidence is of evidence networks (evidence-33 and its like); choose a CAM")
-
-
-def _evidence_and_classes(model: nn.Module, x: Tensor, target: Target) -> tuple[Tensor, Tensor]:
-    check_images(x)
-    check_evidence(model)
-    layer: nn.Module = model.cam_layer  # type: ignore[assignment]  # an identity: what enters it leaves it
-    with _record_inputs(layer) as seen, preserve_state(model, autocast_cache=False), torch.no_grad():
-        logits = model(x)
-    return evidence_networks.evidence_per_class(model, seen[-1]).float(), target_classes(target, logits)

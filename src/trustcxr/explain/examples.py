@@ -1,32 +1,28 @@
 """Choose the images of the report: drawn at random, and the best and worst by each main measure."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import torch
 
+from trustcxr.data.dataset import Dataset
 from trustcxr.data.loader import to_pixels
+from trustcxr.evaluation.trained_run import Run
 from trustcxr.explain import measures, methods
 from trustcxr.explain.evaluate import find_annotated, predict_classes
 from trustcxr.explain.stability import CLEAN
-
-if TYPE_CHECKING:
-    from trustcxr.data.dataset import Dataset
-    from trustcxr.evaluation.trained_run import Run
 
 MAIN = ("infection_energy", "infection_iou_area", "infection_auroc")
 AT_RANDOM = "drawn at random"
 
 
 def choose_images(
-    dataset: "Dataset", tables: Sequence[pd.DataFrame], *, count: int, method: str, seed: int = 0
+    dataset: Dataset, tables: Sequence[pd.DataFrame], *, count: int, method: str, seed: int = 0
 ) -> dict[int, str]:
     """Return rows to show, and why: `count` drawn by `seed`, then the best and worst by each of MAIN above chance.
 
-    `tables`: saliency.parquet of every run that is shown. An image's figure is its mean over all of them, so that all
-    runs show the same images.
+    An image's figure is its mean over `tables` (saliency.parquet) of all runs, so that all show the same images.
     """
     rows = find_annotated(dataset)
     reasons = {int(row): [AT_RANDOM] for row in np.sort(np.random.default_rng(seed).permutation(rows)[:count])}
@@ -42,7 +38,7 @@ def choose_images(
     return {row: "; ".join(why) for row, why in reasons.items()}
 
 
-def make_panels(run: "Run", dataset: "Dataset", chosen: Mapping[int, str], *, method: str) -> dict[str, np.ndarray]:
+def make_panels(run: Run, dataset: Dataset, chosen: Mapping[int, str], *, method: str) -> dict[str, np.ndarray]:
     """Return arrays for the report's panels of the rows `chosen`: images, masks, saliency, predictions, figures."""
     rows = np.array(list(chosen), dtype=int)
     images = to_pixels(torch.from_numpy(dataset.batch(rows)).to(run.device))

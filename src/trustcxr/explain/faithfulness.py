@@ -3,7 +3,7 @@
 No mask is needed. Compare each figure with that of `baselines.random_map`.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,25 +18,18 @@ from trustcxr.models.preserve_state import preserve_state
 class Curve(NamedTuple):
     """The probability of a class as more and more of the image is shown or hidden."""
 
-    share: Tensor
-    """(S,): the share of pixels shown or hidden, from 0 to 1."""
-    probability: Tensor
-    """(B, S): the probability of the class explained."""
-    area: Tensor
-    """(B,): the area under the curve, [0, 1]."""
+    share: Tensor  # (S,): the share of pixels shown or hidden, from 0 to 1
+    probability: Tensor  # (B, S): the probability of the class explained
+    area: Tensor  # (B,): the area under the curve, [0, 1]
 
 
 class Ends(NamedTuple):
     """Start and end of every curve of the same images, for any map."""
 
-    classes: Tensor
-    """(B,): the classes explained."""
-    blurred: Tensor
-    """(B, 1, H, W): the blurred images."""
-    of_whole: Tensor
-    """(B,): the probability of the class for the whole image."""
-    of_blurred: Tensor
-    """(B,): the probability of the class for the blurred image."""
+    classes: Tensor  # (B,): the classes explained
+    blurred: Tensor  # (B, 1, H, W): the blurred images
+    of_whole: Tensor  # (B,): the probability of the class for the whole image
+    of_blurred: Tensor  # (B,): the probability of the class for the blurred image
 
 
 def ends(model: nn.Module, x: Tensor, target: Target = None, *, blur: float | None = None) -> Ends:
@@ -62,34 +55,41 @@ def insertion(
     steps: int = 20,
     blur: float | None = None,
     curve_ends: Ends | None = None,
+    show: bool = True,
 ) -> Curve:
     """Show the most salient pixels first, from a blurred image on: a high area is good (Petsiuk et al. 2018, RISE).
 
     `x`: images (B, 1, H, W) in [0, 1]. `saliency`: (B, H, W). `target`: as in `grad_cam`, by default the class
     predicted on the whole image. `steps`: a forward pass each. `blur`: standard deviation in pixels, by default a tenth
-    of the shorter side. `curve_ends`: the `ends` of these images, which then set `target` and `blur`.
+    of the shorter side. `curve_ends`: the `ends` of these images, which then set `target` and `blur`. `show` False
+    blurs them first instead: `deletion`.
 
     Equally salient pixels come in a fixed random order. The model's state is preserved. Raises UserError for shapes
     that do not fit and for an unknown class.
     """
-    return _curve(model, x, saliency, steps, curve_ends or ends(model, x, target, blur=blur), show=True)
+    _check(x, saliency)
+    if steps < 1:
+        raise UserError(f"steps must be 1 or more; got {steps}")
+    ends_ = curve_ends or ends(model, x, target, blur=blur)
+    with preserve_state(model, autocast_cache=False), torch.no_grad():
+        before, after = (ends_.blurred, x) if show else (x, ends_.blurred)
+        first, last = (ends_.of_blurred, ends_.of_whole) if show else (ends_.of_whole, ends_.of_blurred)
+        rank = _most_salient_first(saliency).argsort(dim=1).reshape(len(x), 1, *x.shape[-2:])
+        share = torch.linspace(0, 1, steps + 1, device=x.device)
+        between = [
+            _class_probability(model(torch.where(rank < part * saliency[0].numel(), after, before)), ends_.classes)
+            for part in share.tolist()[1:-1]
+        ]
+        probability = torch.stack([first, *between, last], dim=1)
+        return Curve(share, probability, torch.trapezoid(probability, share, dim=1))
 
 
-def deletion(
-    model: nn.Module,
-    x: Tensor,
-    saliency: Tensor,
-    target: Target = None,
-    *,
-    steps: int = 20,
-    blur: float | None = None,
-    curve_ends: Ends | None = None,
-) -> Curve:
+def deletion(model: nn.Module, x: Tensor, saliency: Tensor, target: Target = None, **options: Any) -> Curve:
     """Measure deletion (blurred): blur the most salient pixels first; a low area is good. All else as `insertion`.
 
     Petsiuk et al. 2018 (RISE) use a constant instead, so figures do not compare.
     """
-    return _curve(model, x, saliency, steps, curve_ends or ends(model, x, target, blur=blur), show=False)
+    return insertion(model, x, saliency, target, show=False, **options)
 
 
 def road(
@@ -175,23 +175,6 @@ def _harmonic_fill(image: np.ndarray, hole: np.ndarray) -> np.ndarray:
     i, j, values = (np.concatenate(part) for part in zip(*entries, strict=True))
     system = coo_matrix((values, (i, j)), shape=(len(rows), len(rows))).tocsc()
     return spsolve(system, constants).reshape(constants.shape)
-
-
-def _curve(model: nn.Module, x: Tensor, saliency: Tensor, steps: int, ends: Ends, *, show: bool) -> Curve:
-    _check(x, saliency)
-    if steps < 1:
-        raise UserError(f"steps must be 1 or more; got {steps}")
-    with preserve_state(model, autocast_cache=False), torch.no_grad():
-        before, after = (ends.blurred, x) if show else (x, ends.blurred)
-        first, last = (ends.of_blurred, ends.of_whole) if show else (ends.of_whole, ends.of_blurred)
-        rank = _most_salient_first(saliency).argsort(dim=1).reshape(len(x), 1, *x.shape[-2:])
-        share = torch.linspace(0, 1, steps + 1, device=x.device)
-        between = [
-            _class_probability(model(torch.where(rank < part * saliency[0].numel(), after, before)), ends.classes)
-            for part in share.tolist()[1:-1]
-        ]
-        probability = torch.stack([first, *between, last], dim=1)
-        return Curve(share, probability, torch.trapezoid(probability, share, dim=1))
 
 
 def _check(x: Tensor, saliency: Tensor) -> None:

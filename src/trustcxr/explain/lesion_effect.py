@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from itertools import pairwise, product
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -25,9 +24,10 @@ from torch import Tensor, nn
 from trustcxr import attacks
 from trustcxr.console import track
 from trustcxr.data import lesion_edits
-from trustcxr.data.dataset import has_filled_mask
+from trustcxr.data.dataset import Dataset, has_filled_mask
 from trustcxr.data.lesion_edits import EditInputs, Pair
 from trustcxr.errors import UserError
+from trustcxr.evaluation.trained_run import ModelUnderTest, Run
 from trustcxr.explain.base import target_classes
 from trustcxr.explain.stability import CLEAN, PGD_STEPS
 from trustcxr.models.preserve_state import preserve_state
@@ -36,10 +36,6 @@ from trustcxr.registry import USUAL_ATTACKS
 from trustcxr.statistics import Bootstrap, interval, share_interval
 from trustcxr.storage.schemas import LesionDocument, Share
 from trustcxr.storage.schemas.run_document import LesionSize, LesionsWithoutControl
-
-if TYPE_CHECKING:
-    from trustcxr.data.dataset import Dataset
-    from trustcxr.evaluation.trained_run import ModelUnderTest, Run
 
 CONTROLS = ("lung", "background")
 HEALTHY_IMAGE = "healthy image"
@@ -115,13 +111,9 @@ def pairs(images: EditInputs) -> dict[str, Pair]:
 def _changed(
     images: EditInputs, pair: Pair, fill: str, *, refilled: bool, others: EditInputs | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Return images without the lesion's part, and with the control changed: `refilled`, or by the same change.
-
-    The control lies in the same images, or in `others`. Mirrored lung is used only if part and control both have it:
-    the other side of a control is often the lesion.
-    """
+    """Return images without the lesion's part, and with the control changed: `refilled`, or by the same change."""
     only, others = None, others or images
-    if fill == "mirror" and refilled:
+    if fill == "mirror" and refilled:  # only if part and control both have it: a control's other side may be the lesion
         usable, there = (lesion_edits.mirror_lungs(x.images, x.lung, x.lesion)[1] for x in (images, others))
         only = usable & pair.move_to_lesion(there)
     without = lesion_edits.fill_region(images.images, pair.lesion, images.lung, images.lesion, fill=fill, only=only)
@@ -212,22 +204,22 @@ def _cover(images: EditInputs) -> np.ndarray:
 # --- a run -----------------------------------------------------------------------------------------------------------
 
 
-def find_lesion_rows(dataset: "Dataset") -> np.ndarray:
+def find_lesion_rows(dataset: Dataset) -> np.ndarray:
     """Return the rows of images with a non-empty lesion mask; empty if the data has no such masks."""
     if not {"lung", "infection"} <= set(dataset.mask_kinds):
         return np.zeros(0, int)
     return np.flatnonzero([bool(mask.any()) for mask in dataset.masks("infection")])
 
 
-def select_annotated(dataset: "Dataset", rows: np.ndarray) -> np.ndarray:
+def select_annotated(dataset: Dataset, rows: np.ndarray) -> np.ndarray:
     """Return the rows that can be explained: all, or for the images of one finding those that have it."""
     explained = getattr(dataset, "explained", None)
     return rows if explained is None else rows[explained[rows]]
 
 
 def lesion_effects(
-    run: "Run | ModelUnderTest",
-    dataset: "Dataset",
+    run: Run | ModelUnderTest,
+    dataset: Dataset,
     *,
     fills: Sequence[str] = FILLS,
     batch_size: int = 32,
@@ -236,11 +228,9 @@ def lesion_effects(
 ) -> pd.DataFrame:
     """Return the table of lesion_effects.parquet: `remove_lesions` of every image with a lesion, for its own class.
 
-    Each is compared with a healthy image too (`compare_with_healthy`), drawn by a fixed seed, if there are any.
-
-    `sample` images, drawn by a fixed seed, are also inpainted (if scikit-image is installed), edited under PGD at
-    `epsilon`, and transplanted: each lesion into another, healthy image, clean and under PGD. Columns condition and
-    epsilon say which are attacked. Empty if no image has a lesion mask.
+    Each is compared with a drawn healthy image too (`compare_with_healthy`). A drawn `sample` is also inpainted (with
+    scikit-image), edited under PGD at `epsilon`, and transplanted into healthy images, clean and under PGD. Empty if no
+    image has a lesion mask.
     """
     rows = select_annotated(dataset, find_lesion_rows(dataset))
     drawn = np.sort(np.random.default_rng(0).permutation(rows)[:sample])
@@ -266,9 +256,9 @@ def slices(rows: np.ndarray, size: int) -> list[np.ndarray]:
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
-def _healthy(run: "Run | ModelUnderTest", dataset: "Dataset") -> np.ndarray:
+def _healthy(run: Run | ModelUnderTest, dataset: Dataset) -> np.ndarray:
     """Return the rows of the healthy class with lungs and without a lesion; empty if no class is healthy."""
-    recipe = getattr(run, "trained_by", None)  # None for an external model
+    recipe = getattr(run, "recipe", None)  # None for an external model
     name = (TrainingRecipe() if recipe is None else recipe.training).counterfactuals.healthy_class
     healthy = getattr(dataset, "healthy", None)  # of the images of one finding
     if healthy is None:
@@ -280,7 +270,7 @@ def _healthy(run: "Run | ModelUnderTest", dataset: "Dataset") -> np.ndarray:
 
 
 def _removed(
-    run: "Run | ModelUnderTest", dataset: "Dataset", rows: np.ndarray, fills: Sequence[str], epsilon: float = 0.0
+    run: Run | ModelUnderTest, dataset: Dataset, rows: np.ndarray, fills: Sequence[str], epsilon: float = 0.0
 ) -> pd.DataFrame:
     """Run `remove_lesions` on some images, clean or under PGD."""
     labels = torch.from_numpy(dataset.labels[rows]).to(run.device)
@@ -289,7 +279,7 @@ def _removed(
 
 
 def _compared_with_healthy(
-    run: "Run | ModelUnderTest", dataset: "Dataset", partners: np.ndarray, fills: Sequence[str]
+    run: Run | ModelUnderTest, dataset: Dataset, partners: np.ndarray, fills: Sequence[str]
 ) -> pd.DataFrame:
     """Run `compare_with_healthy` on pairs of rows, (N, 2): an image with a lesion, and a healthy one."""
     images, healthy = (lesion_edits.make_edit_inputs(dataset, rows, run.device) for rows in partners.T)
@@ -298,11 +288,8 @@ def _compared_with_healthy(
     return _add_columns(table, dataset, partners[:, 0], 0.0)
 
 
-def _put_in(run: "Run | ModelUnderTest", dataset: "Dataset", trios: np.ndarray, epsilon: float = 0.0) -> pd.DataFrame:
-    """Run `transplant_lesions` on trios of rows, (N, 3): recipient, donor of a lesion, healthy donor.
-
-    PGD attacks the recipient before the edit, away from its own class.
-    """
+def _put_in(run: Run | ModelUnderTest, dataset: Dataset, trios: np.ndarray, epsilon: float = 0.0) -> pd.DataFrame:
+    """Run `transplant_lesions` on trios of rows, (N, 3): attacked recipient, donor of a lesion, healthy donor."""
     into, ill, well = (lesion_edits.make_edit_inputs(dataset, rows, run.device) for rows in trios.T)
     healthy_labels, labels = (torch.from_numpy(dataset.labels[rows]).to(run.device) for rows in trios.T[:2])
     into = attack_inputs(run.model, into, healthy_labels, epsilon)
@@ -318,7 +305,7 @@ def attack_inputs(model: nn.Module, images: EditInputs, labels: Tensor, epsilon:
     )
 
 
-def _add_columns(table: pd.DataFrame, dataset: "Dataset", rows: np.ndarray, epsilon: float) -> pd.DataFrame:
+def _add_columns(table: pd.DataFrame, dataset: Dataset, rows: np.ndarray, epsilon: float) -> pd.DataFrame:
     """Add the images' rows in the data set, their ids and groups, and the attack."""
     image = rows[table["image"].to_numpy()]
     about = {"image": image, "sample_id": dataset.sample_ids[image], "group": dataset.groups[image]}
@@ -415,7 +402,8 @@ def measure_causes(model: nn.Module, radiographs: EditInputs, target: int | Tens
         before = logits.float().log_softmax(1).gather(1, labels)[:, 0]
         falls = torch.full((len(images), cells, cells), torch.nan, device=images.device)
         for row, column in product(range(cells), repeat=2):
-            cell = _cell(row, column, cells, size).to(images.device).expand(len(images), *size)
+            cell = torch.zeros(len(images), *size, dtype=torch.bool, device=images.device)
+            cell[:, _part(row, cells, size[0]), _part(column, cells, size[1])] = True
             has_lung = (cell & radiographs.lung).flatten(1).any(1)
             if has_lung.any():
                 edited = lesion_edits.fill_region(images, cell, radiographs.lung, radiographs.lesion)
@@ -424,22 +412,15 @@ def measure_causes(model: nn.Module, radiographs: EditInputs, target: int | Tens
     return falls
 
 
-def _cell(row: int, column: int, cells: int, size: Sequence[int]) -> Tensor:
-    mask = torch.zeros(*size, dtype=torch.bool)
-    mask[_part(row, cells, size[0]), _part(column, cells, size[1])] = True
-    return mask
-
-
 def _part(index: int, cells: int, side: int) -> slice:
     """Return the pixels along a side that belong to one of the cells."""
     return slice(round(index * side / cells), round((index + 1) * side / cells))
 
 
 def rank_by_cause(saliency: Tensor, falls: Tensor) -> np.ndarray:
-    """Return Spearman's rank correlation of a map and the falls, over the cells of each image, (B,).
+    """Return Spearman's rank correlation of maps (B, H, W), averaged over cells, and falls (B, cells, cells), (B,).
 
-    `saliency` (B, H, W) is averaged over the cells of `falls` (B, cells, cells). NaN for fewer than three cells or
-    equal falls; 0 for a map that is the same in all cells.
+    NaN for fewer than three cells or equal falls; 0 for a map that is the same in all cells.
     """
     cells, (height, width) = falls.shape[-1], saliency.shape[-2:]
     rows, columns = ([_part(index, cells, side) for index in range(cells)] for side in (height, width))

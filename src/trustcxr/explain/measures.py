@@ -159,9 +159,6 @@ def measure_function(entry: registry.Measure) -> Callable[..., Tensor]:
 
 
 # By the function's name: measures that differ in mask or field share it.
-MEASURES: dict[str, Callable[..., Tensor]] = {
-    measure_function(m).__name__: measure_function(m) for m in registry.MEASURES.values() if m.function
-}
 _CHANCE = {measure_function(m).__name__: m.chance for m in registry.MEASURES.values() if m.function}
 
 
@@ -180,8 +177,8 @@ def chance(
     empty mask. Compare also with `centre_prior` and the lung mask.
     """
     name = measure if isinstance(measure, str) else getattr(measure, "__name__", str(measure))
-    if name not in MEASURES:
-        raise unknown("measure", name, MEASURES)
+    if name not in _CHANCE:
+        raise unknown("measure", name, _CHANCE)
     inside = _pair(saliency, mask)[1]
     field = torch.ones_like(inside) if within is None else _pair(saliency, within)[1]
     inside = inside & field
@@ -291,9 +288,7 @@ def _maps(saliency: Tensor) -> Tensor:
 
 def _pair(saliency: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     if mask.shape != saliency.shape:
-        raise UserError(
-            f"masks {tuple(mask.shape)} do not fit saliency {tuple(saliency.shape)}: resize them to it by nearest first"
-        )
+        raise UserError(f"masks {tuple(mask.shape)} do not fit maps {tuple(saliency.shape)}: resize them by nearest")
     return _maps(saliency), (mask != 0).flatten(1).to(saliency.device)
 
 

@@ -20,13 +20,13 @@ COMBINE: dict[str, Combine] = {
 }
 
 
-def _plain_cam(combine: Combine, model: nn.Module, x: Tensor, target: Target = None, *, layer: Layer = None) -> Tensor:
-    """Return the CAM of a combination of features and gradient."""
-    return cam_of(combine, model, x, target, layer)
+def _cam(name: str, model: nn.Module, x: Tensor, target: Target = None, *, layer: Layer = None) -> Tensor:
+    saliency = cam_of(COMBINE[name], model, x, target, layer)
+    return smoothed(saliency) if name.endswith("-smooth") else saliency
 
 
 METHODS: dict[str, SaliencyMethod] = {
-    name: registry.load_function("explain", entry.function) if entry.function else partial(_plain_cam, COMBINE[name])
+    name: registry.load_function("explain", entry.function) if entry.function else partial(_cam, name)
     for name, entry in SALIENCY.items()
 }
 

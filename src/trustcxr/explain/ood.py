@@ -8,9 +8,9 @@ images' spread; the threshold accepts ACCEPTED of these. Classes, masks and othe
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trustcxr.console import track
+from trustcxr.data.dataset import Dataset, JoinedDataset
 from trustcxr.data.images.density import Components, fit_components
 from trustcxr.errors import UserError
 from trustcxr.evaluation.trained_run import Run
@@ -27,13 +28,9 @@ from trustcxr.models.feature_maps import arrangement, find_layer
 from trustcxr.models.preserve_state import preserve_state
 from trustcxr.storage import atomic, layout
 
-if TYPE_CHECKING:
-    from trustcxr.data.dataset import Dataset, JoinedDataset
-
 ACCEPTED = 0.95  # of validation images
 SIDE = 32  # pixels of the small image
 COMPONENTS = {"network": 256, "image": 64}  # at most; and no more than a quarter of the training images
-SIGNS = ("spread", "sharpness", "dark", "bright")  # of quality; see `signs`
 EXTREME = 0.005  # share of training images beyond each limit of a sign
 _TENSORS = ("middle", "spread", "scores", "low", "high")
 _BATCH = 128
@@ -71,16 +68,16 @@ class Familiarity:
         return float((self.scores < score).double().mean())
 
 
-def fit(run: Run, train: "Dataset | JoinedDataset", val: "Dataset") -> Familiarity:
+def fit(run: Run, train: Dataset | JoinedDataset, val: Dataset) -> Familiarity:
     """Fit the densities on training images, and set the threshold on validation images."""
-    followed = track(batches(train), f"training images of {run.name}", _count(train))
+    followed = track(batches(train), f"training images of {run.name}", -(-len(train) // _BATCH))
     rows = [(_features(run, images), _small(images), signs(images)) for images in followed]
     features, radiographs, quality = (torch.cat(column) for column in zip(*rows, strict=True))
     network, radiograph = (
         fit_components(features, COMPONENTS["network"]),
         fit_components(radiographs, COMPONENTS["image"]),
     )
-    followed = track(batches(val), f"validation images of {run.name}", _count(val))
+    followed = track(batches(val), f"validation images of {run.name}", -(-len(val) // _BATCH))
     distances = torch.cat([_distances(run, images, network, radiograph) for images in followed])
     quartiles = torch.quantile(distances, _shares(0.25, 0.5, 0.75), dim=0)
     middle, spread = quartiles[1], (quartiles[2] - quartiles[0]).clamp(min=1e-6)
@@ -91,15 +88,10 @@ def fit(run: Run, train: "Dataset | JoinedDataset", val: "Dataset") -> Familiari
     return Familiarity(network, radiograph, middle, spread, scores, threshold, low, high, about)
 
 
-def batches(data: "Dataset | JoinedDataset") -> Iterator[Tensor]:
+def batches(data: Dataset | JoinedDataset) -> Iterator[Tensor]:
     """Yield the images of a data set, (B, 1, H, W) in [0, 1]."""
     for first in range(0, len(data), _BATCH):
         yield torch.from_numpy(data.batch(range(first, min(first + _BATCH, len(data))))).float().div_(255)
-
-
-def _count(data: "Dataset | JoinedDataset") -> int:
-    """Return the number of `batches`."""
-    return -(-len(data) // _BATCH)
 
 
 def save(familiarity: Familiarity, folder: Path) -> None:
@@ -195,16 +187,10 @@ def _features(run: Run, images: Tensor) -> Tensor:
     def note(stage: int, output: Tensor) -> None:
         seen[stage] = arrangement(output, height, width, run.model)(output).detach().float().mean((2, 3))
 
-    handles = [
-        layer.register_forward_hook(lambda _, __, output, stage=stage: note(stage, output))
-        for stage, layer in enumerate(_stages(run.model))
-    ]
-    try:
-        with torch.no_grad(), preserve_state(run.model, autocast_cache=False):
-            run.model(images.to(run.device))
-    finally:
-        for handle in handles:
-            handle.remove()
+    with torch.no_grad(), preserve_state(run.model, autocast_cache=False), ExitStack() as hooks:
+        for stage, layer in enumerate(_stages(run.model)):
+            hooks.enter_context(layer.register_forward_hook(lambda _, __, output, stage=stage: note(stage, output)))
+        run.model(images.to(run.device))
     return torch.cat([seen[stage] for stage in sorted(seen)], 1).cpu().double()
 
 

@@ -16,9 +16,9 @@ from trustcxr.data.images import read as reading
 from trustcxr.data.images import read as squares
 from trustcxr.errors import CannotWrite
 from trustcxr.evaluation.trained_run import Run, load_run
-from trustcxr.explain import counterfactual_view, doubts, heatmap_io, ood
+from trustcxr.explain import counterfactual_view, heatmap_io, ood
+from trustcxr.explain.counterfactual_view import predict_labels, temperature
 from trustcxr.explain.ood import Familiarity
-from trustcxr.explain.probabilities import predict_labels, temperature
 from trustcxr.registry import USUAL_ATTACKS
 from trustcxr.storage.atomic import atomic_write
 from trustcxr.storage.os_errors import Source, check_present, check_writable, escaped, is_full, reason
@@ -35,11 +35,11 @@ _FULL = "no heatmap: not looked at, since the disk is full"
 def predict(
     folder: Path, paths: Sequence[Path], *, epsilon: float = 0.02, out: Path = OUT, anyway: bool = False
 ) -> list[ImageAnswer]:
-    """Predict each image; an unreadable image, or a heatmap that cannot be written, gives an "error" for that image.
+    """Predict each image; one that is unreadable, or whose heatmap cannot be written, has an "error".
 
-    After a full disk every further image has an "error". "left_out" are heatmaps of this package and, unless `anyway`,
-    images that are no upright frontal chest radiographs. No heatmap overwrites one of another image or run, or any
-    other file.
+    After a full disk, all others have one too. "left_out" are heatmaps of this package and, unless `anyway`, images
+    that are no upright frontal chest radiographs. No other file, and no heatmap of another image or run, is
+    overwritten.
     """
     attacks.check_epsilon(epsilon)
     check_present(paths)
@@ -114,7 +114,9 @@ def read_source(source: Source, *, anyway: bool = False) -> LoadedImage:
     if refusals and not anyway:
         raise NoChestImage(refusals[0])
     age = dicom_files.read_age(source) if reading.is_dicom(source) else None
-    return LoadedImage(pixels, (*refusals, *([doubts.CHILD] if age is not None and age < dicom_files.ADULT else [])))
+    return LoadedImage(
+        pixels, (*refusals, *([counterfactual_view.CHILD] if age is not None and age < dicom_files.ADULT else []))
+    )
 
 
 def describe_own_output(source: Source) -> str | None:
@@ -139,13 +141,13 @@ def add_doubts(
     """
     pixels = as_input(image.pixels, run.size, run.resize).to(run.device)
     predicted = run.classes.index(result.predicted)
-    (saliency,) = counterfactual_view.make_maps(run, pixels, predicted, [doubts.SHOWN])
+    (saliency,) = counterfactual_view.make_maps(run, pixels, predicted, [counterfactual_view.SHOWN])
     add_warnings(result, run, familiarity, image)
-    result.warnings += doubts.describe_maps([saliency], run)
+    result.warnings += counterfactual_view.describe_maps([saliency], run)
     flip = counterfactual_view.find_flip(run, pixels, predicted, steps=steps, searched=searched)
     result.smallest_change = flip.epsilon if flip else None
     corrupted = counterfactual_view.corrupt_image(run, pixels)
-    result.warnings += doubts.describe_changes(flip, corrupted, predicted, run.classes)
+    result.warnings += counterfactual_view.describe_changes(flip, corrupted, predicted, run.classes)
     return saliency
 
 
@@ -181,10 +183,9 @@ def predict_image(
     epsilon: float,
     searched: nn.Module | None = None,
 ) -> ImageAnswer:
-    """Predict one image (H, W) uint8.
+    """Predict one image (H, W) uint8, with probabilities scaled by the run's temperature, if it has one ("calibrated").
 
-    Probabilities are scaled by the run's temperature, if it has one ("calibrated"). `searched`: a faster copy of the
-    model for PGD, whose results the model confirms.
+    `searched`: a faster copy of the model for PGD, whose results the model confirms.
     """
     pixels = as_input(image, run.size, run.resize).to(run.device)
     ((predicted, probabilities),) = predict_labels(run, pixels)

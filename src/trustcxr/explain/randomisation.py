@@ -5,7 +5,7 @@ the end. The networks of an ensemble go in step. A random network keeps only the
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from itertools import count, zip_longest
 from typing import Any, NamedTuple
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from trustcxr.errors import UserError
-from trustcxr.explain import measures, methods
-from trustcxr.explain.base import SaliencyMethod, Target, target_classes
+from trustcxr.explain import measures
+from trustcxr.explain.base import Target, target_classes
 from trustcxr.models.classifier import Ensemble
 from trustcxr.models.lung_gate import LungGate
 from trustcxr.models.preserve_state import preserve_state
@@ -40,38 +40,22 @@ class Part(NamedTuple):
     parameters: list[nn.Parameter]
 
 
-def cascading_randomisation(
-    model: nn.Module, x: Tensor, method: SaliencyMethod, target: Target = None, *, depth: int = 1, seed: int = 0
-) -> Iterator[Stage]:
-    """Make a copy of the network random part by part, from the logits to the pixels, and compare maps; yield a `Stage`.
-
-    A method whose maps stay does not explain the model. `x`: images (B, 1, H, W) in [0, 1]. `target`: None for the
-    class that the trained model predicts. `depth` of dotted names of the parts (1: stages; 2: blocks). Weights are
-    drawn from a normal distribution with the mean and spread of each tensor; BatchNorm statistics stay. Raises
-    UserError for a model whose weights torch does not see.
-    """
-    for (stage,) in _cascade(model, x, lambda network, classes: [method(network, x, classes)], target, depth, seed):
-        yield stage
-
-
-def cascade(model: nn.Module, x: Tensor, names: Sequence[str], target: Target = None) -> Iterator[dict[str, Stage]]:
-    """Run `cascading_randomisation` of several methods by name together; yield their stages for each part."""
-
-    def maps(network: nn.Module, classes: Tensor) -> list[Tensor]:
-        return list(methods.maps(network, x, classes, names).values())
-
-    for stages in _cascade(model, x, maps, target, 1, 0) if names else ():
-        yield dict(zip(names, stages, strict=True))
-
-
-def _cascade(
+def cascade(
     model: nn.Module,
     x: Tensor,
     maps: Callable[[nn.Module, Tensor], list[Tensor]],
-    target: Target,
-    depth: int,
-    seed: int,
+    target: Target = None,
+    *,
+    depth: int = 1,
+    seed: int = 0,
 ) -> Iterator[list[Stage]]:
+    """Make a copy of the network random part by part, from the logits to the pixels; yield a `Stage` for each map.
+
+    A method whose maps stay does not explain the model. `x`: images (B, 1, H, W) in [0, 1]. `maps`: (network, classes)
+    -> maps (B, H, W) of some methods. `target`: None for the class that the trained model predicts. `depth` of dotted
+    names of the parts (1: stages; 2: blocks). Weights are drawn from a normal distribution with the mean and spread of
+    each tensor; BatchNorm statistics stay. Raises UserError for a model whose weights torch does not see.
+    """
     with preserve_state(model, autocast_cache=False), torch.inference_mode(False), torch.no_grad():
         network = _copied(model)
         with _order_of_calls(network) as called:
@@ -87,7 +71,7 @@ def _cascade(
 
 
 def random_network(model: nn.Module, *, seed: int = 0) -> nn.Module:
-    """Return a copy of the model with random weights, as in `cascading_randomisation`, and its lung gate as trained.
+    """Return a copy of the model with random weights, as in `cascade`, and its lung gate as trained.
 
     Raises UserError for a model whose weights torch does not see, such as an exported file.
     """
@@ -122,12 +106,10 @@ def _order_of_calls(model: nn.Module) -> Iterator[dict[str, int]]:
 
         return done
 
-    hooks = [module.register_forward_hook(note(name)) for name, module in model.named_modules() if name]
-    try:
+    with ExitStack() as hooks:
+        for name, module in list(model.named_modules())[1:]:
+            hooks.enter_context(module.register_forward_hook(note(name)))
         yield called
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _parts(model: nn.Module, called: dict[str, int], depth: int) -> list[Part]:

@@ -7,37 +7,17 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
+from trustcxr import registry
 from trustcxr.explain import verdicts
 from trustcxr.explain.baseline_scores import CEILING, DRAWS, SHARPENED, SPREAD
 from trustcxr.explain.evaluate import BY_CAUSE, CASCADE, RANDOM
 from trustcxr.explain.stability import CLEAN, STABILITY_ATTACK
-from trustcxr.registry import (
-    AGAINST_MASKS,
-    HEADLINE_MEASURES,
-    HIT_RATE,
-    NO_MAP,
-    NULL_MAPS,
-    ONE_CELL,
-    RANDOMISED,
-    REFERENCES,
-)
 from trustcxr.statistics import LEVEL, Bootstrap, Floats, interval, share_interval
-from trustcxr.storage.schemas import (
-    Change,
-    Figure,
-    Lead,
-    Measures,
-    Perturbed,
-    RandomWeights,
-    SaliencyDocument,
-    Share,
-    Stage,
-    Stratum,
-)
+from trustcxr.storage import schemas
 
 COVERED = 0.95  # share of the lungs from which an infection mask gives no position within them
-_SHARES = (NULL_MAPS, "pointing_hit_rate")
-_NAMES = {"null_map": NULL_MAPS}
+_SHARES = (registry.NULL_MAPS, "pointing_hit_rate")
+_NAMES = {"null_map": registry.NULL_MAPS}
 _FAITHFUL = ("insertion", "deletion", "road", BY_CAUSE)
 _STABLE = ("stability_ssim", "stability_rank_correlation", "stability_top_tenth")
 _MOVED = ("artefact_energy", "artefact_gain")
@@ -50,23 +30,24 @@ class Summary:
         self.resamples = resamples
         self._drawn: dict[bytes, Bootstrap] = {}
 
-    def means(self, rows: pd.DataFrame) -> dict[str, Figure]:
+    def means(self, rows: pd.DataFrame) -> dict[str, schemas.Figure]:
         """Return for each measure its mean, interval, and the means of its references on the same images."""
         figures = {}
-        for measure, groups, values in _by_measure(rows, tuple(REFERENCES)):
+        for measure, groups, values in _by_measure(rows, tuple(registry.REFERENCES)):
             name, bootstrap = _NAMES.get(measure, measure), self._over(groups)
             means = bootstrap.means(values["value"])
             counted = ~np.isnan(values.pop("value"))
             ends = share_interval(bootstrap, means, of=counted) if name in _SHARES else interval(means)
             columns = {name: _mean(column[counted]) for name, column in values.items()}
             numbers = {name: mean for name, mean in columns.items() if not np.isnan(mean)}
-            figures[name] = Figure(value=means[0], ci=ends, **numbers)
+            figures[name] = schemas.Figure(value=means[0], ci=ends, **numbers)
         return figures
 
-    def leads(self, rows: pd.DataFrame, baselines: Sequence[str]) -> list[Lead]:
+    def leads(self, rows: pd.DataFrame, baselines: Sequence[str]) -> list[schemas.Lead]:
         """Return the leads of the maps over each of these baseline maps, by measure, on the same images."""
         leads = []
-        for measure, groups, values in _by_measure(rows[rows["measure"].isin((*AGAINST_MASKS, BY_CAUSE))], baselines):
+        against_masks = rows[rows["measure"].isin((*registry.AGAINST_MASKS, BY_CAUSE))]
+        for measure, groups, values in _by_measure(against_masks, baselines):
             bootstrap, scores = self._over(groups), values.pop("value")
             columns = {name: column for name, column in values.items() if not np.isnan(column).all()}
             spread = columns.pop(SPREAD, np.zeros(1))
@@ -75,15 +56,16 @@ class Summary:
                 if np.isnan(over[0]):
                     continue
                 ends = interval(over)
-                if name == RANDOMISED:
+                if name == registry.RANDOMISED:
                     ends = widen_by_draws(float(over[0]), ends, float(np.nanmax(spread)))
-                leads.append(Lead(measure=measure, baseline=name, difference=Share(value=over[0], ci=ends)))
+                difference = schemas.Share(value=over[0], ci=ends)
+                leads.append(schemas.Lead(measure=measure, baseline=name, difference=difference))
         return leads
 
-    def mean(self, values: pd.Series, groups: pd.Series) -> Figure:
+    def mean(self, values: pd.Series, groups: pd.Series) -> schemas.Figure:
         """Return a mean and its interval."""
         means: Floats = self._over(groups.to_numpy(dtype=str)).means(values)
-        return Figure(value=means[0], ci=interval(means))
+        return schemas.Figure(value=means[0], ci=interval(means))
 
     def _over(self, names: NDArray[np.str_]) -> Bootstrap:
         key = names.tobytes()
@@ -92,9 +74,9 @@ class Summary:
         return self._drawn[key]
 
 
-def find_closest(leads: Sequence[Lead]) -> list[Lead]:
+def find_closest(leads: Sequence[schemas.Lead]) -> list[schemas.Lead]:
     """Return for each measure the lead over the closest baseline map."""
-    smallest: dict[str, Lead] = {}
+    smallest: dict[str, schemas.Lead] = {}
     for lead in leads:
         smallest[lead.measure] = min(
             smallest.get(lead.measure, lead), lead, key=lambda one: one.difference.value or 0.0
@@ -133,7 +115,7 @@ def _mean(values: Floats) -> float:
     return float(np.nansum(values)) / count if count else float("nan")
 
 
-def summarise(table: pd.DataFrame, *, images: int, resamples: int = 2000) -> dict[str, SaliencyDocument]:
+def summarise(table: pd.DataFrame, *, images: int, resamples: int = 2000) -> dict[str, schemas.SaliencyDocument]:
     """Return the part "saliency" of metrics.json by method, the random map last; see `SaliencyDocument`.
 
     `images`: how many there are in all; those without a mask are left out and counted. A withheld hit rate is null. A
@@ -159,49 +141,49 @@ def describe_ceiling(rows: pd.DataFrame) -> str:
     return f"withheld: {cells} would hit {best:.3f} of the masks, chance {chance:.3f}"
 
 
-def _method(name: str, rows: pd.DataFrame, counts: Summary, images: int) -> SaliencyDocument:
+def _method(name: str, rows: pd.DataFrame, counts: Summary, images: int) -> schemas.SaliencyDocument:
     cells = cells_of(rows)
-    if cells == ONE_CELL:
-        withheld, rows = NO_MAP, rows[rows["measure"] == "null_map"]
+    if cells == registry.ONE_CELL:
+        withheld, rows = registry.NO_MAP, rows[rows["measure"] == "null_map"]
     elif withheld := describe_ceiling(rows):
-        rows = rows[rows["measure"] != HIT_RATE]
+        rows = rows[rows["measure"] != registry.HIT_RATE]
     clean, perturbed = rows[rows["condition"] == CLEAN], rows[rows["condition"] == STABILITY_ATTACK]
     stable = perturbed["measure"].isin(_STABLE)
     faithful = clean["measure"].isin(_FAITHFUL)
     faithfulness, clean = clean[faithful], clean[~faithful]
     right = clean[clean["predicted"] == clean["class"]]
-    leads = counts.leads(clean, [*REFERENCES, *SHARPENED, SPREAD])
-    over = [lead for lead in leads if lead.baseline != RANDOMISED]
-    part = SaliencyDocument(
+    leads = counts.leads(clean, [*registry.REFERENCES, *SHARPENED, SPREAD])
+    over = [lead for lead in leads if lead.baseline != registry.RANDOMISED]
+    part = schemas.SaliencyDocument(
         target="label",
         n=_images(clean),
         without_mask=images - _images(clean),
         cells=cells,
         withheld=withheld,
         over_baselines=[
-            *(lead for lead in over if lead.measure in HEADLINE_MEASURES),
+            *(lead for lead in over if lead.measure in registry.HEADLINE_MEASURES),
             *counts.leads(faithfulness, ["brightness"]),
         ],
         beyond=find_closest(over),
-        correct=Measures(n=_images(right)).with_figures(counts.means(right)),
+        correct=schemas.Measures(n=_images(right)).with_figures(counts.means(right)),
         by_lesion=list(_by_lesion(clean, counts)),
         stability=list(_stability(rows, counts)),
         sanity=list(_sanity(rows, counts)),
-        perturbed=Perturbed(
+        perturbed=schemas.Perturbed(
             attack=STABILITY_ATTACK, epsilon=perturbed["epsilon"].max() if len(perturbed) else None, n=_images(clean)
         ).with_figures(counts.means(perturbed[~stable])),
     ).with_figures(counts.means(clean) | counts.means(perturbed[stable]) | _overall(rows, counts))
     if len(tuned := rows["threshold"].dropna()):
         part.threshold = float(tuned.iloc[0])
     if len(faithfulness):
-        part.faithfulness = Measures(n=_images(faithfulness)).with_figures(counts.means(faithfulness))
-    if over_random := [lead for lead in leads if lead.baseline == RANDOMISED]:
-        drawn = clean[clean[RANDOMISED].notna()]
-        part.random_weights = RandomWeights(n=_images(drawn), draws=len(DRAWS), leads=over_random)
+        part.faithfulness = schemas.Measures(n=_images(faithfulness)).with_figures(counts.means(faithfulness))
+    if over_random := [lead for lead in leads if lead.baseline == registry.RANDOMISED]:
+        drawn = clean[clean[registry.RANDOMISED].notna()]
+        part.random_weights = schemas.RandomWeights(n=_images(drawn), draws=len(DRAWS), leads=over_random)
     if withheld:
         for measured in (part, part.correct, part.perturbed, *part.by_lesion):
             if measured is not None and measured.figures:
-                measured.figures[HIT_RATE] = Figure(value=None)
+                measured.figures[registry.HIT_RATE] = schemas.Figure(value=None)
     verdicts.set_verdict(name, part)
     return part
 
@@ -210,7 +192,7 @@ def _images(rows: pd.DataFrame) -> int:
     return int(rows["sample_id"].nunique())
 
 
-def _by_lesion(clean: pd.DataFrame, counts: Summary) -> Iterator[Stratum]:
+def _by_lesion(clean: pd.DataFrame, counts: Summary) -> Iterator[schemas.Stratum]:
     """Yield figures of images whose lesion covers the lungs, of the others, and of thirds by lesion size."""
     share = clean["lesion"]
     sizes = clean.drop_duplicates("sample_id")["lesion"].dropna()
@@ -227,36 +209,36 @@ def _by_lesion(clean: pd.DataFrame, counts: Summary) -> Iterator[Stratum]:
     for name, (chosen, start, end) in strata.items():
         some = clean[chosen]
         figures = counts.means(some) if len(some) else {}
-        yield Stratum(stratum=name, start=start, end=end, n=_images(some)).with_figures(figures)
+        yield schemas.Stratum(stratum=name, start=start, end=end, n=_images(some)).with_figures(figures)
 
 
-def _stability(rows: pd.DataFrame, counts: Summary) -> Iterator[Change]:
+def _stability(rows: pd.DataFrame, counts: Summary) -> Iterator[schemas.Change]:
     """Yield for each change the similarity of clean and changed maps."""
     changes = rows[rows["measure"].isin((*_STABLE, *_MOVED))]
     for condition, some in changes.groupby("condition", sort=False):
         artefact = some["measure"].isin(_MOVED).any()
         severity = int(some["severity"].max())
         kind = "artefact" if artefact else "corruption" if severity else "attack"
-        yield Change(
+        yield schemas.Change(
             condition=str(condition), kind=kind, epsilon=some["epsilon"].max(), severity=severity, n=_images(some)
         ).with_figures(counts.means(some))
 
 
-def _overall(rows: pd.DataFrame, counts: Summary) -> dict[str, Figure]:
+def _overall(rows: pd.DataFrame, counts: Summary) -> dict[str, schemas.Figure]:
     """Return one figure for all corruptions, and two for all artefacts: means over each image's mean."""
     figures = {name: counts.mean(values["value"], values["group"]) for name, values in average_changes(rows).items()}
     on_artefacts = rows[rows["measure"] == "artefact_energy"]
     if len(on_artefacts):
-        figures["artefact_energy_chance"] = Figure(value=on_artefacts["chance"].mean())
+        figures["artefact_energy_chance"] = schemas.Figure(value=on_artefacts["chance"].mean())
     return figures
 
 
-def _sanity(rows: pd.DataFrame, counts: Summary) -> Iterator[Stage]:
+def _sanity(rows: pd.DataFrame, counts: Summary) -> Iterator[schemas.Stage]:
     """Yield the similarity with the trained model's maps at each stage of the cascading randomisation."""
     random = rows[rows["condition"].str.startswith(CASCADE)]
     for condition, some in random.groupby("condition", sort=False):
         figures = {name.replace("randomised_", ""): value for name, value in counts.means(some).items()}
-        yield Stage(part=str(condition).removeprefix(CASCADE), n=_images(some)).with_figures(figures)
+        yield schemas.Stage(part=str(condition).removeprefix(CASCADE), n=_images(some)).with_figures(figures)
 
 
 def average_changes(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:

@@ -2,15 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from trustcxr import attacks, corruptions
+from trustcxr.evaluation.trained_run import ModelUnderTest, Run
 from trustcxr.registry import STABILITY_ATTACK, USUAL_ATTACKS
-
-if TYPE_CHECKING:
-    from trustcxr.evaluation.trained_run import ModelUnderTest, Run
 
 CLEAN = "clean"
 PGD_STEPS = 10
@@ -40,7 +37,7 @@ class Change:
 
 
 def list_changes(
-    run: "Run | ModelUnderTest", *, epsilon: float, names: Sequence[str] | str, severity: int
+    run: Run | ModelUnderTest, *, epsilon: float, names: Sequence[str] | str, severity: int
 ) -> list[Change]:
     """Return FGSM and PGD at `epsilon`, then the named corruptions and artefacts ("all" for UNDER) at `severity`.
 

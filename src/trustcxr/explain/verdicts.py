@@ -5,16 +5,8 @@ A map that stays with random weights (Adebayo et al. 2018) depends on the image 
 
 from collections.abc import Mapping
 
+from trustcxr import registry
 from trustcxr.explain.baseline_scores import SIMILARITY
-from trustcxr.registry import (
-    AGAINST_MASKS,
-    BASELINE_MAPS,
-    HEADLINE_MEASURES,
-    MEASURES,
-    SALIENCY,
-    Method,
-    format_baseline,
-)
 from trustcxr.storage.schemas import Alarm, Lead, SaliencyDocument
 
 SURVIVES = "survives_randomisation"
@@ -27,11 +19,11 @@ def set_verdict(method: str, part: SaliencyDocument) -> None:
     A map shows something by a measure of HEADLINE_MEASURES if two intervals lie above 0: those of its leads over the
     closest baseline map and over random weights.
     """
-    base = Method.parse(method).base
+    base = registry.Method.parse(method).base
     over = {lead.measure: lead for lead in part.random_weights.leads} if part.random_weights else {}
     beyond = {lead.measure: lead for lead in part.beyond}
-    names = [name for name in HEADLINE_MEASURES if name in over and name in beyond]
-    if base in BASELINE_MAPS or base not in SALIENCY or not names:
+    names = [name for name in registry.HEADLINE_MEASURES if name in over and name in beyond]
+    if base in registry.BASELINE_MAPS or base not in registry.SALIENCY or not names:
         return
     part.shows = [name for name in names if _above(beyond[name]) and _above(over[name])]
     both = {name: (beyond[name], over[name]) for name in names}
@@ -44,21 +36,20 @@ def set_verdict(method: str, part: SaliencyDocument) -> None:
         )
         part.verdict = f"says nothing of what the network has learnt: {short}"
     part.survives = _survives(part, over)
-    part.void = [*AGAINST_MASKS] if _is_same_map(part) else list_void(part)
+    part.void = [*registry.AGAINST_MASKS] if _is_same_map(part) else list_void(part)
 
 
 def list_alarms(saliency: Mapping[str, SaliencyDocument]) -> list[Alarm]:
     """Return an alarm for each method whose map stays with random weights."""
     reasons = {name: part.survives for name, part in saliency.items() if part.survives}
-    return [Alarm(kind=SURVIVES, text=f"{Method.parse(name).label}: {text}") for name, text in reasons.items()]
+    return [Alarm(kind=SURVIVES, text=f"{registry.Method.parse(name).label}: {text}") for name, text in reasons.items()]
 
 
 def list_void(part: SaliencyDocument) -> list[str]:
     """Return the measures that are above chance, and as high with random weights."""
     over = {lead.measure: lead for lead in part.random_weights.leads} if part.random_weights else {}
-    return [
-        n for n in HEADLINE_MEASURES if n in over and part.figure(n).against_chance == "above" and not _above(over[n])
-    ]
+    names = [name for name in registry.HEADLINE_MEASURES if name in over and not _above(over[name])]
+    return [name for name in names if part.figure(name).against_chance == "above"]
 
 
 def _survives(part: SaliencyDocument, over: Mapping[str, Lead]) -> str:
@@ -94,7 +85,7 @@ def _above(lead: Lead) -> bool:
 def _format_leads(leads: tuple[Lead, ...]) -> str:
     return ", ".join(
         f"{lead.difference.value:+.3f}{_format_interval(lead.difference.interval)} over "
-        f"{format_baseline(lead.baseline)}"
+        f"{registry.format_baseline(lead.baseline)}"
         for lead in leads
     )
 
@@ -104,4 +95,4 @@ def _format_interval(pair: tuple[float, float] | None) -> str:
 
 
 def _label(measure: str) -> str:
-    return MEASURES[measure].label
+    return registry.MEASURES[measure].label

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
@@ -135,14 +136,10 @@ class Criterion(Strict):
     def _fits(self) -> Self:
         bounds = [key for key in ("at_least", "at_most", "not_worse_than") if getattr(self, key) is not None]
         if len(bounds) != 1:
-            raise UserError(
-                f"criterion '{self.name}': give one of at_least, at_most and not_worse_than, not "
-                f"{' and '.join(bounds) or 'none of them'}"
-            )
+            given = " and ".join(bounds) or "none of them"
+            raise UserError(f"criterion '{self.name}': give one of at_least, at_most and not_worse_than, not {given}")
         if (self.margin is None) == (self.not_worse_than is not None):
-            raise UserError(
-                f"criterion '{self.name}': margin belongs to not_worse_than, and that needs it (0 is valid)"
-            )
+            raise UserError(f"criterion '{self.name}': margin belongs to not_worse_than, which needs it (0 is valid)")
         _, has_interval = _check_path(self.figure)
         if not has_interval and self.by == "interval":
             raise UserError(f"criterion '{self.name}': {self.figure} has no interval. Write by: estimate")
@@ -209,9 +206,7 @@ def check_criteria(
             _check_prevalence(where, one.steps[1], recipe.prevalence, classes)
         key = CLAIMS.get(outline(one.figure), "")
         if one.not_worse_than == CLAIM and claims.get(key) is None:
-            raise UserError(
-                f"{where}the model file has no claim to compare with. Write reported: {{{key}: 0.97}} there"
-            )
+            raise UserError(f"{where}the model file has no claim to compare with. Write reported: {{{key}: 0.97}}")
 
 
 def _check_prevalence(where: str, selector: Step, prevalence: dict[str, float], classes: tuple[str, ...]) -> None:
@@ -231,9 +226,7 @@ def _check_selector(where: str, selector: Selector, radii: dict[str, set[float]]
         raise UserError(where + str(unknown("attack of the protocol", attack, radii)))
     if epsilon is not None and attack not in (None, CLEAN) and radii:
         valid = [f"{radius:g}" for radius in sorted(radii[str(attack)])]
-        try:
-            if f"{float(epsilon):g}" in valid:
-                return
-        except ValueError:
-            pass
-        raise UserError(where + str(unknown(f"epsilon of {attack}", epsilon, valid)))
+        with suppress(ValueError):
+            epsilon = f"{float(epsilon):g}"
+        if epsilon not in valid:
+            raise UserError(where + str(unknown(f"epsilon of {attack}", epsilon, valid)))

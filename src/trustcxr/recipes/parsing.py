@@ -2,7 +2,7 @@
 
 import copy
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -47,7 +47,7 @@ def validate(kind: type[Model], content: object, where: str) -> Model:
         first = problem.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
-            complaint = str(unknown("key", first["loc"][-1], _siblings(kind, first["loc"])))
+            complaint = str(unknown("key", first["loc"][-1], _recipe_at(kind, first["loc"][:-1]).model_fields))
             raise UserError(f"{where}: {complaint.replace(str(first['loc'][-1]), key, 1)}") from None
         if first["type"] == "value_error":  # ours, about several keys together
             raise UserError(f"{where}: " + (f"key '{key}': " if key else "") + str(first["ctx"]["error"])) from None
@@ -97,16 +97,11 @@ def _expected(kind: type[BaseModel], fault: "ErrorDetails") -> str:
             "Input should be", "expected"
         )
     if not fault["loc"]:
-        return f"expected keys with values ({', '.join(_siblings(kind, ('',)))})"
+        return f"expected keys with values ({', '.join(kind.model_fields)})"
     *parents, last = fault["loc"]
     field = _recipe_at(kind, parents).model_fields.get(str(last))
     left_out = "" if field is None or field.is_required() else ", or the key left out"
-    return f"expected keys with values ({', '.join(_siblings(kind, (*fault['loc'], '')))}){left_out}"
-
-
-def _siblings(kind: type[BaseModel], location: tuple[int | str, ...]) -> Iterator[str]:
-    """Yield the valid keys at `location`."""
-    yield from _recipe_at(kind, location[:-1]).model_fields
+    return f"expected keys with values ({', '.join(_recipe_at(kind, fault['loc']).model_fields)}){left_out}"
 
 
 def _recipe_at(kind: type[BaseModel], location: Iterable[int | str]) -> type[BaseModel]:

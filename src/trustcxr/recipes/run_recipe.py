@@ -31,10 +31,7 @@ def check_splits(splits: Splits) -> None:
     named = {"train": splits.train, "val": splits.val, "test": splits.test}
     for first, second in (("train", "test"), ("train", "val"), ("val", "test")):
         if named[first] == named[second]:
-            raise UserError(
-                f"data.splits: {first} and {second} are both {named[first]}; testing needs images that "
-                "training and validation have not used. Name three splits"
-            )
+            raise UserError(f"data.splits: {first} and {second} are both {named[first]}; name three, for unseen images")
 
 
 class Listing(TypedDict, total=False):
@@ -113,9 +110,8 @@ class DataRecipe(ImagesRecipe):
     @model_validator(mode="after")
     def _check_shares(self) -> "DataRecipe":
         if self.shares[0] <= 0:
-            raise ValueError(
-                f"add: the shares are together {1 - self.shares[0]:g}, so the first data set has none; choose less"
-            )
+            total = 1 - self.shares[0]
+            raise ValueError(f"add: the shares are together {total:g}, so the first data set has none; choose less")
         return self
 
 
@@ -171,8 +167,7 @@ class RunRecipe(Strict):
     def same_as(self, other: "RunRecipe") -> bool:
         """Return True if both recipes make the same run.
 
-        Ignored are trackers, parts of a batch (memory decides; run.yaml records them) and paths of images (images are
-        identified by their pixels).
+        Trackers, parts of a batch (memory decides) and paths of images (pixels identify them) do not count.
         """
         trainings = [each.training.without_tracker().model_copy(update={"accumulate": 1}) for each in (self, other)]
         rest = other.model_copy(update={"training": self.training, "data": other.data.at_paths_of(self.data)})
@@ -215,24 +210,14 @@ class RunRecipe(Strict):
     def _check_training(self) -> None:
         training, defence = self.training, self.defence
         if self.data.add and not training.balanced:
-            raise ValueError(
-                f"data.add: {self.data.add[0].path} has a share of each class, which training.balanced: false does not "
-                "draw; set training.balanced: true"
-            )
+            path = self.data.add[0].path
+            raise ValueError(f"data.add: {path} has a share of each class, so draw evenly: set training.balanced: true")
         if defence.attacks and not defence.epsilon and not defence.weight_perturbation:
-            raise ValueError(
-                f"{defence.name} at epsilon 0 attacks nothing; give it a radius, such as 0.02, or choose standard"
-            )
+            raise ValueError(f"{defence.name} at epsilon 0 attacks nothing; set a radius, such as 0.02, or drop it")
         if defence.regulariser and not defence.ramp:
-            raise ValueError(
-                f"regulariser: {defence.regulariser:g} does nothing without an epsilon that grows; set defence.ramp, "
-                "such as 0.5, or leave regulariser out"
-            )
+            raise ValueError(f"regulariser: {defence.regulariser:g} does nothing alone; set defence.ramp, such as 0.5")
         if training.warmup_epochs > training.epochs:
-            raise ValueError(
-                f"warmup_epochs: {training.warmup_epochs:g} is more than the {training.epochs} epochs of training; "
-                f"at most {training.epochs}"
-            )
+            raise ValueError(f"warmup_epochs: {training.warmup_epochs:g} is more than the {training.epochs} epochs")
         if training.weight_decay * training.learning_rate >= 1:
             raise ValueError(
                 f"weight_decay: {training.weight_decay:g} at a learning rate of {training.learning_rate:g} takes all "
@@ -242,15 +227,9 @@ class RunRecipe(Strict):
     def _check_bounds(self) -> None:
         name, shown = self.defence.name, self.defence.clean_weight + self.defence.attack_share
         if self.training.guidance and not shown:
-            raise ValueError(
-                f"guidance looks at what explains an answer to an image, and {name} asks for bounds alone; set "
-                "defence.clean_weight too, or leave guidance out"
-            )
+            raise ValueError(f"guidance is of answers; {name} asks for bounds alone; set defence.clean_weight too")
         if self.empty_lungs:
-            raise ValueError(
-                f"background: {self.background} shows images with emptied lungs beside each batch, which {name} cannot "
-                "bound; choose full, swap, mask or crop"
-            )
+            raise ValueError(f"background: {self.background} shows images that {name} cannot bound; use full or swap")
 
     def _check_guidance(self) -> None:
         training, name = self.training, self.model.name
@@ -258,14 +237,9 @@ class RunRecipe(Strict):
             defaults = {"guidance_on": "evidence", "guidance_layer": -1, "guidance_loss": "energy"}
             for key, usual in defaults.items():
                 if getattr(training, key) != usual:
-                    raise ValueError(
-                        f"{key}: {getattr(training, key)} does nothing without a weight, such as guidance: 0.3"
-                    )
+                    raise ValueError(f"{key}: {getattr(training, key)} does nothing without a weight; set guidance")
             return
         if training.guidance_on == "evidence" and not all(n.startswith("evidence") for n in networks(name.lower())):
-            raise ValueError(
-                f"guidance_on: evidence needs an evidence network, which {name} is not; cam and gradients are of any "
-                "network"
-            )
+            raise ValueError(f"guidance_on: evidence needs an evidence network, unlike {name}; choose cam or gradients")
         if training.guidance_layer != -1 and training.guidance_on != "cam":
             raise ValueError(f"guidance_layer: {training.guidance_layer} goes with guidance_on: cam")

@@ -1,13 +1,16 @@
-"""Define the recipe of a study; load recipes, also those that ship with the package (shipped/)."""
+"""Define the recipe of a study; load recipes, also those of the package (shipped/), and format them with comments."""
 
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
-from pydantic import BeforeValidator, Field, model_validator
+import yaml
+from pydantic import BaseModel, BeforeValidator, Field, model_validator
+from pydantic.fields import FieldInfo
 
 from trustcxr.errors import UserError, unknown
 from trustcxr.recipes.evaluation_recipe import EvaluationRecipe, ExplanationRecipe
-from trustcxr.recipes.parsing import Seed, Strict, read_recipe, validate
+from trustcxr.recipes.parsing import Seed, Strict, model_in, read_recipe, validate
 from trustcxr.recipes.run_recipe import DataRecipe, RunRecipe, check_splits, check_unused
 from trustcxr.recipes.training_recipe import DefenceRecipe, ModelRecipe, TrainingRecipe
 from trustcxr.registry import USUAL_DEFENCE
@@ -96,10 +99,7 @@ def removed_models(before: StudyRecipe, now: StudyRecipe) -> list[ModelRecipe]:
 def check_seeds(before: StudyRecipe, now: StudyRecipe, folder: Path) -> None:
     """Raise UserError if `now` is the study in that folder with fewer seeds."""
     if adds_seeds(now, before):
-        raise UserError(
-            f"{folder}: holds this study with {_seeds(before)}, and {_seeds(now)} would be fewer: ask for as many, or "
-            "choose another --out"
-        )
+        raise UserError(f"{folder}: holds {_seeds(before)} of this study, not {_seeds(now)}: use another --out")
 
 
 def describe_growth(before: StudyRecipe, now: StudyRecipe) -> str:
@@ -127,15 +127,11 @@ def load_study(recipe: str | Path) -> StudyRecipe:
     return read_recipe(StudyRecipe, path)
 
 
-def _runs(recipe: StudyRecipe, model: ModelRecipe) -> list[RunRecipe]:
-    """Return one run of a model with standard training and with each defence."""
-    return [run_recipe(recipe, model, defence, 0) for defence in (DefenceRecipe(), *recipe.defences)]
-
-
 def _check_study(recipe: StudyRecipe) -> None:
     """Check training keys of models and defences, and raise UserError for a run that occurs twice."""
     check_splits(recipe.data.splits)
-    runs = [_runs(recipe, model) for model in recipe.models]
+    defences = (DefenceRecipe(), *recipe.defences)
+    runs = [[run_recipe(recipe, model, defence, 0) for defence in defences] for model in recipe.models]
     check_unused([run.training for of_model in runs for run in of_model])
     listed: dict[str, list[object]] = {
         "models": [model.called.lower() for model in recipe.models],
@@ -149,3 +145,74 @@ def _check_study(recipe: StudyRecipe) -> None:
             if not hint and key in ("models", "defences"):
                 hint = "; give each a label, which runs and tables then call it by"
             raise UserError(f"key '{key}': {twice[0]} is there twice{hint}")
+
+
+def recipe_titles() -> dict[str, str]:
+    """Return the titles of the shipped recipes by name."""
+    return {name: load_study(name).title for name in shipped_recipes()}
+
+
+def format_recipe(name: str) -> str:
+    """Return the recipe of that name as commented YAML, which reads as the same recipe.
+
+    Raises UserError, with the nearest name, for an unknown one.
+    """
+    study = load_study(name)
+    head = [
+        f"# The recipe '{name}' of TrustCXR, with every key. A key that is left out has its default.",
+        "# What is written in `training` of a model or a defence takes the place of the study's own.",
+    ]
+    return "\n".join([*head, *_keys(study.model_dump(mode="json"), StudyRecipe, ""), ""])
+
+
+def _keys(content: Mapping[str, Any], kind: type[BaseModel] | None, indent: str) -> Iterator[str]:
+    """Yield a mapping's lines; `kind` has the meaning of its keys."""
+    for key, value in content.items():
+        field = kind.model_fields.get(key) if kind is not None else None
+        inner = model_in(field.annotation) if field is not None else None
+        says = f"  # {meaning}" if (meaning := _meaning(field, value)) else ""
+        if isinstance(value, dict) and value:
+            yield f"{indent}{key}:{says}"
+            yield from _keys(value, inner, indent + "  ")
+        elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+            yield f"{indent}{key}:{says}"
+            yield from _items(value, inner, indent + "  ")
+        else:
+            yield f"{indent}{key}: {_inline(value)}{says}"
+
+
+def _items(values: Sequence[Any], kind: type[BaseModel] | None, indent: str) -> Iterator[str]:
+    """Yield the lines of a list of mappings; only the first has comments."""
+    for index, value in enumerate(values):
+        lines = list(_keys(value, kind if index == 0 else None, indent + "  "))
+        yield f"{indent}- {lines[0].lstrip()}"
+        yield from lines[1:]
+
+
+def _inline(value: Any) -> str:
+    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10_000)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def _meaning(field: FieldInfo | None, value: Any) -> str:
+    """Return the meaning of a key, and its default if the recipe differs."""
+    if field is None:
+        return ""
+    default = field.get_default(call_default_factory=True) if not field.is_required() else None
+    plain = isinstance(default, str | int | float | bool) and default != value
+    words = [str(word) for word in _choices(field.annotation)]
+    description = field.description or ""
+    parts = [
+        description,
+        f"one of {', '.join(words)}" if any(word not in description for word in words) else "",
+        f"default: {_inline(default)}" if plain and default != "" else "",
+    ]
+    return "; ".join(part for part in parts if part)
+
+
+def _choices(annotation: Any) -> tuple[Any, ...]:
+    """Return the values of `Literal["a", "b"] | None` (a, b); empty if a key may hold anything else."""
+    inner = [part for part in get_args(annotation) if part is not type(None)]
+    if get_origin(annotation) is Literal:
+        return tuple(inner)
+    return _choices(inner[0]) if len(inner) == 1 else ()

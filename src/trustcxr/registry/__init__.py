@@ -19,12 +19,11 @@ from trustcxr.registry.attack_entries import (
     WORST_CASE,
     Attack,
     Effort,
-    Style,
     format_attack,
     format_steps,
     is_linf,
 )
-from trustcxr.registry.base import Named, load_function
+from trustcxr.registry.base import load_function
 from trustcxr.registry.data_entries import (
     CORRUPTIONS,
     GROUPINGS,
@@ -33,14 +32,12 @@ from trustcxr.registry.data_entries import (
     LUNGS_ONLY,
     VIEWS,
     Corruption,
-    Layout,
 )
 from trustcxr.registry.defence_entries import (
     BACKGROUNDS,
     CERTIFIED_COLOUR,
     DEFENCES,
     USUAL_DEFENCE,
-    Background,
     Defence,
     networks,
 )

@@ -63,11 +63,5 @@ LUNGS_HIDDEN = (
     *("box_blacked_out", "box_in_grey", "box_in_mean"),
 )
 LUNGS_ONLY = ("lungs_only", "lungs_only_on_grey")  # grey as the lung gate fills: its model has never seen black there
-VIEWS = (
-    *LUNGS_HIDDEN,
-    *LUNGS_ONLY,
-    "silhouette_only",
-    "border_only",
-    "lungs_on_another_image",
-)
+VIEWS = (*LUNGS_HIDDEN, *LUNGS_ONLY, "silhouette_only", "border_only", "lungs_on_another_image")
 GROUPINGS = ("source", "strict_external", "view")  # columns by which clean images are grouped

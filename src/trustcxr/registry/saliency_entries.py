@@ -33,13 +33,11 @@ SALIENCY = by_name(
     Saliency("hirescam", "HiResCAM", "Draelos and Carin 2020", "cam:hires_cam", "cam:_hires_cam_map", "activation"),
     Saliency("layercam", "LayerCAM", "Jiang et al. 2021", "cam:layer_cam", "cam:_layer_cam_map", "activation"),
     Saliency(
-        "layercam-smooth", "LayerCAM, smoothed", "Jiang et al. 2021", "cam:smooth_layer_cam", "cam:_layer_cam_map",
+        "layercam-smooth", "LayerCAM, smoothed", "Jiang et al. 2021", "", "cam:_layer_cam_map",
         "activation-smooth",
     ),
-    Saliency("activation", "activation (baseline)", "", "cam:activation_map", "cam:_activation_map"),
-    Saliency(
-        "activation-smooth", "activation, smoothed (baseline)", "", "cam:smooth_activation_map", "cam:_activation_map",
-    ),
+    Saliency("activation", "activation (baseline)", "", "", "cam:_activation_map"),
+    Saliency("activation-smooth", "activation, smoothed (baseline)", "", "", "cam:_activation_map"),
     Saliency("evidence", "evidence, summed to the answer", "", "evidence:evidence_map", baseline="evidence-features"),
     Saliency(
         "evidence-features", "what the evidence is read from (baseline)", "", "evidence:features_map", gradients=False,

@@ -30,11 +30,11 @@ def fit(
     if name := trained_models.name_of(folder):
         raise UserError(f"{name}: comes with the statistics of its training images. It needs no fit-ood.")
     run, source = load_run(folder), Source(data, None, labels, listing)
-    splits = run.trained_by.data.splits
+    splits = run.recipe.data.splits
     train, val, test = (tested.load(run, source, split) for split in (splits.train, splits.val, splits.test))
     if not tested.trained_on(run, train):
         raise UserError(f"{data}: {run.name} was not trained on these images; give the data that it was trained on")
-    images = add_data(train, run.trained_by.data)
+    images = add_data(train, run.recipe.data)
     log(f"fitting on {plural(len(images), 'image')}")
     with folder_lock(folder):
         detector = ood.fit(run, images, val)

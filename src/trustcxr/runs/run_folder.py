@@ -15,10 +15,9 @@ from trustcxr.console import log
 from trustcxr.data import fingerprints, load_dataset
 from trustcxr.data.dataset import Dataset, JoinedDataset
 from trustcxr.errors import UserError
-from trustcxr.evaluation import certified, generalisation_gap, trained_models
+from trustcxr.evaluation import certified, run_figures, trained_models
 from trustcxr.evaluation import predictions as evaluation
 from trustcxr.evaluation.planted_shortcuts import audit
-from trustcxr.evaluation.run_figures import describe
 from trustcxr.evaluation.trained_run import Run, load_before_refit, load_run
 from trustcxr.explain import evaluate as scores
 from trustcxr.recipes.evaluation_recipe import EvaluationRecipe, ExplanationRecipe
@@ -156,7 +155,7 @@ class RunFolder:
             return schemas.read_schema(RunDocument, path)
         table = atomic.read_table(self.out / layout.PREDICTIONS_FILE)
         val = None if validation is None else atomic.read_table(validation)
-        document = describe(self.run, table, validation=val, resamples=resamples)
+        document = run_figures.describe(self.run, table, validation=val, resamples=resamples)
         document.provenance, document.images = key, images.fingerprint
         document.notes = tested.notes(self.run, images)
         if tested.trained_on(self.run, images):
@@ -164,7 +163,7 @@ class RunFolder:
         if planted is not None:
             document.planted_shortcuts = planted()
         if internal is not None:
-            document.drop_from_internal = generalisation_gap.from_internal(atomic.read_table(internal), table)
+            document.drop_from_internal = run_figures.compare_with_internal(atomic.read_table(internal), table)
         explain_run.add_tables(document, self.out, images=len(images), resamples=resamples)
         atomic.write_json(path, document)
         self.results.written += (path.name,)

@@ -41,7 +41,7 @@ def load(run: Run, source: Source, split: str | None = None) -> Dataset:
 
 
 def _read(run: Run, source: Source, split: str | None) -> Dataset:
-    recipe = run.trained_by.data
+    recipe = run.recipe.data
     manifest = manifest_of(source.data, source.listing, recipe.listing())
     test = recipe.splits.test
     same_name = manifest.root.name == _training_data(run).get("root_name")
@@ -113,7 +113,7 @@ def are_other_images(run: Run, images: Dataset) -> bool:
 
 def is_own_test(run: Run, images: Dataset) -> bool:
     """Return whether these are the run's own test images, by their content."""
-    data, test = _training_data(run), run.trained_by.data.splits.test
+    data, test = _training_data(run), run.recipe.data.splits.test
     if images.split != test:
         return False
     if images.fingerprint == atomic.section(data, "fingerprints").get(test):
@@ -127,7 +127,7 @@ def is_own_test(run: Run, images: Dataset) -> bool:
 
 def notes(run: Run, images: Dataset) -> list[str]:
     """Return the notes at the top of every result: images of the training, another split than the test split."""
-    test, texts = run.trained_by.data.splits.test, []
+    test, texts = run.recipe.data.splits.test, []
     if count := trained_on(run, images):
         some = f"{count} of these {len(images)}" if count < len(images) else f"these {count}"
         texts.append(f"{run.name} was trained on {some} images: what is measured there flatters it")
@@ -148,7 +148,7 @@ def trained_on(run: Run, images: Dataset) -> int:
 def validation_of(run: Run, source: Source, consequence: str) -> Dataset | None:
     """Load the run's validation images of the same data; log the `consequence` and return None if there are none."""
     try:
-        return load(run, source, run.trained_by.data.splits.val)
+        return load(run, source, run.recipe.data.splits.val)
     except UserError as problem:
         log(f"{consequence}: {problem}")
         return None
@@ -159,7 +159,7 @@ def training_of(run: Run, source: Source, images: Dataset) -> Dataset | None:
     if "infection" not in images.mask_kinds:
         return None
     with suppress(UserError):
-        return _read(run, source, run.trained_by.data.splits.train)
+        return _read(run, source, run.recipe.data.splits.train)
     return None
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 
 from trustcxr.console import plural, track
 from trustcxr.errors import UserError
-from trustcxr.evaluation import generalisation_gap, run_figures
+from trustcxr.evaluation import run_figures
 from trustcxr.evaluation.trained_run import About
 from trustcxr.recipes.parsing import validate
 from trustcxr.recipes.run_recipe import RunRecipe
@@ -255,7 +255,7 @@ def compute_figures(run: Path, folder: Path, study: StudyRecipe | None) -> RunDo
     )
     explain_run.add_tables(document, folder, images=images, resamples=resamples)
     if folder != run and (run / layout.PREDICTIONS_FILE).is_file():
-        document.drop_from_internal = generalisation_gap.from_internal(
+        document.drop_from_internal = run_figures.compare_with_internal(
             load_table(run / layout.PREDICTIONS_FILE), predictions
         )
     return document

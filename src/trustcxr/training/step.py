@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from trustcxr import defences
 from trustcxr.data.loader import Batch, augment, to_pixels
 from trustcxr.data.lung_masks import has_lungs
-from trustcxr.defences import backgrounds, counterfactual_loss, guidance, lung_losses
+from trustcxr.defences import backgrounds, counterfactual_loss, guidance
 from trustcxr.defences.counterfactual_loss import LesionBatch
 from trustcxr.models import classifier
 from trustcxr.recipes.run_recipe import RunRecipe
@@ -110,7 +110,7 @@ class TrainingStep(pl.LightningModule):
             pixels, labels = lesion_batch.pixels, lesion_batch.labels
         emptied = pixels[:0]  # drawn for the whole batch: each part would draw at least one
         if self.recipe.empty_lungs and lungs is not None:
-            emptied = lung_losses.emptied(pixels, lungs)
+            emptied = backgrounds.emptied(pixels, lungs)
         whole, lesion_batch = self._whole(labels, lesion_batch, len(emptied))
         counted = torch.zeros(3, device=self.device)
         for number in range(parts := min(self.devices.parts, len(labels))):
@@ -184,7 +184,7 @@ class TrainingStep(pl.LightningModule):
         guided = training.guidance > 0 and lesion_batch is not None
         watched = guidance.followed(learner, training.guidance_on, layer=training.guidance_layer, wanted=guided)
         if len(emptied):
-            learner = with_emptied = lung_losses.WithEmptiedLungs(learner, emptied)
+            learner = with_emptied = backgrounds.WithEmptiedLungs(learner, emptied)
         with watched as seen:
             options = self.defence_options(part, None if lesion_batch is None else lesion_batch.edited)
             loss, logits = self.defence(learner, pixels, labels, **options)

@@ -18,7 +18,7 @@ from trustcxr.apps.serve import api_models
 from trustcxr.data.images import dicom_files, greyscale, read
 from trustcxr.errors import lookup
 from trustcxr.evaluation.trained_run import Run
-from trustcxr.explain import counterfactual_view, doubts, ood
+from trustcxr.explain import counterfactual_view, ood
 from trustcxr.explain import predict as one_image
 from trustcxr.explain.ood import Familiarity
 from trustcxr.models import fuse_batchnorm
@@ -75,7 +75,7 @@ def look_at_image(
     height, width = image.pixels.shape
     maps = counterfactual_view.make_maps(run, pixels, predicted, model.methods)
     one_image.add_warnings(answer, run, model.familiarity, image)
-    answer.warnings += doubts.describe_maps(maps, run)
+    answer.warnings += counterfactual_view.describe_maps(maps, run)
     parts = {
         "width": width,
         "height": height,
@@ -95,7 +95,7 @@ def changed(model: ServedModel, image: one_image.LoadedImage) -> api_models.Chan
     flip = counterfactual_view.find_flip(run, pixels, predicted, steps=model.steps, searched=model.searched)
     corrupted = counterfactual_view.corrupt_image(run, pixels)
     return api_models.Changed(
-        warnings=doubts.describe_changes(flip, corrupted, predicted, run.classes),
+        warnings=counterfactual_view.describe_changes(flip, corrupted, predicted, run.classes),
         perturbation=_flip(run, flip),
         tried_up_to=counterfactual_view.HIGHEST,
         corruptions=[_spoilt(run, each, predicted) for each in corrupted],

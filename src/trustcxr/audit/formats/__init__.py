@@ -8,17 +8,3 @@ from trustcxr.audit.formats.init_model_file import describe_as_dict, describe_fi
 from trustcxr.audit.formats.loading import ExternalModel, Origin, load
 from trustcxr.audit.formats.model_file import InputSpec, ModelFile, OutputSpec, Reported, read_model_file
 from trustcxr.audit.formats.wrapper import WrappedModel
-
-__all__ = [
-    "ExternalModel",
-    "InputSpec",
-    "ModelFile",
-    "Origin",
-    "OutputSpec",
-    "Reported",
-    "WrappedModel",
-    "describe_as_dict",
-    "describe_file",
-    "load",
-    "read_model_file",
-]

@@ -10,16 +10,10 @@ from typing import Any
 
 import yaml
 
+from trustcxr.audit.formats import torch_files
 from trustcxr.audit.formats.loading import TABLES
 from trustcxr.audit.formats.outputs import check_trusted
 from trustcxr.audit.formats.resolve import SUFFIXES
-from trustcxr.audit.formats.torch_files import (
-    ExportedNet,
-    is_torchscript,
-    load_torchscript,
-    read_metadata,
-    read_tensors,
-)
 from trustcxr.errors import UserError, unknown
 from trustcxr.storage.atomic import parse_yaml
 
@@ -66,10 +60,9 @@ def describe_file(model: str | Path, *, trust_code: bool = False) -> str:
 
 
 def draft_model(model: str | Path, *, trust_code: bool = False) -> Draft:
-    """Draft a model file from what the model's own file tells.
+    """Draft a model file from what a model's own file tells; "module:function" is not run.
 
-    `model` is a file of a known kind, or "module:function", which is not run. `trust_code` allows loading a
-    torch.export program or TorchScript. Raises UserError if the file cannot be read.
+    `trust_code` allows loading a torch.export program or TorchScript. Raises UserError if the file cannot be read.
     """
     path = Path(model)
     if path.is_dir():
@@ -78,7 +71,7 @@ def draft_model(model: str | Path, *, trust_code: bool = False) -> Draft:
         return Draft("python", str(model))
     if not path.is_file():
         raise UserError(f"{path}: no such file; give one that ends in {', '.join((*SUFFIXES, *TABLES))}")
-    script = is_torchscript(path)
+    script = torch_files.is_torchscript(path)
     readers: dict[str, Callable[[Path], Draft]] = {
         ".pt2": _draft_program,
         ".pt": _draft_program if script else _draft_weights,
@@ -114,8 +107,8 @@ def parse_draft(text: str) -> dict[str, Any]:
 
 def _draft_program(path: Path) -> Draft:
     if path.suffix == ".pt":
-        return _probe(load_torchscript(path), Draft("source", path.name, remarks=["TorchScript"]))
-    net = ExportedNet(path)
+        return _probe(torch_files.load_torchscript(path), Draft("source", path.name, remarks=["TorchScript"]))
+    net = torch_files.ExportedNet(path)
     _, channels, size, _ = (*net.shape, None, None, None, None)[:4]
     remarks = [f"exported with images {_shape_text(net.shape)}"]
     return _probe(net, Draft("source", path.name, size, channels, remarks=remarks))
@@ -172,8 +165,8 @@ def _read_labels(path: Path) -> list[str] | None:
 
 
 def _draft_weights(path: Path) -> Draft:
-    state = read_tensors(path)
-    metadata = read_metadata(path) if path.suffix == ".safetensors" else {}
+    state = torch_files.read_tensors(path)
+    metadata = torch_files.read_metadata(path) if path.suffix == ".safetensors" else {}
     channels = [t.shape[1] for t in state.values() if t.ndim == 4]
     heads = [t.shape[0] for t in state.values() if t.ndim == 2]
     draft = Draft("source", path.name, remarks=[f"{len(state)} tensors, the first {next(iter(state))}"])

@@ -8,13 +8,12 @@ import warnings
 import zipfile
 from collections.abc import Iterator
 from copy import deepcopy
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from trustcxr.audit.formats.outputs import check_trusted, one_line
+from trustcxr.audit.formats.outputs import check_trusted, import_extra, one_line
 from trustcxr.errors import UserError
 
 _CONFIG, _WEIGHTS = "config.json", "model.weights.h5"
@@ -78,24 +77,15 @@ def _import_keras() -> Any:
     """Import Keras 3 on its torch backend; UserError if it is missing or has another backend."""
     if "keras" not in sys.modules:
         os.environ["KERAS_BACKEND"] = "torch"
-    keras = _needs("keras")
+    keras = import_extra("keras", "Keras", "keras")
     if keras.backend.backend() != "torch":
-        raise UserError(
-            f"keras: it was imported with the backend {keras.backend.backend()}, and torch is needed. Set "
-            "KERAS_BACKEND=torch before Python starts"
-        )
+        backend = keras.backend.backend()
+        raise UserError(f"keras: imported with the backend {backend}, and torch is needed. Set KERAS_BACKEND=torch")
     return keras
 
 
-def _needs(package: str) -> Any:
-    try:
-        return import_module(package)
-    except ImportError:
-        raise UserError(f"Keras files need {package}: pip install 'trustcxr[keras]'") from None
-
-
 def _load_model(path: Path, trust_code: bool) -> Any:
-    config, numbers = _read_archive(path) if path.suffix == ".keras" else _read_hdf5(path)
+    config, numbers = _read_file(path)
     keras = _import_keras()
     try:
         _check_config(config, path, keras, trust_code)
@@ -127,48 +117,43 @@ def _build(config: dict[str, Any], trust_code: bool) -> Any:
         return deserialize_keras_object(config) if "module" in config else model_from_config(config)
 
 
-def _read_archive(path: Path) -> tuple[dict[str, Any], int]:
-    """Return the configuration and the number of weights of a .keras archive, without extracting it.
-
-    Raises UserError for an archive that is damaged, has other records, or would fill memory.
-    """
-    size = path.stat().st_size
+def _read_file(path: Path) -> tuple[dict[str, Any], int]:
+    """Return a file's configuration and number of weights, extracting nothing; UserError if damaged or unsafe."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            for record in archive.infolist():
-                if record.filename not in _RECORDS:
-                    name = ascii(record.filename)[1:-1]
-                    raise UserError(f"{path}: it holds '{name}', not only {', '.join(_RECORDS)}. Nothing was extracted")
-                _check_size(path, record.filename, record.file_size, size)
-            config, weights = json.loads(archive.read(_CONFIG)), archive.read(_WEIGHTS)
-        with _needs("h5py").File(io.BytesIO(weights), "r") as file:
-            numbers = _count_numbers(file, path, len(weights))
+        config, numbers = _read_archive(path) if path.suffix == ".keras" else _read_hdf5(path)
     except UserError:
         raise
     except Exception as problem:  # zipfile, json and h5py raise many kinds
-        raise UserError(f"{path}: not readable as a Keras archive ({one_line(problem)})") from None
+        raise UserError(f"{path}: not readable as a Keras file ({one_line(problem)})") from None
     if not isinstance(config, dict):
-        raise UserError(f"{path}: its {_CONFIG} is not the configuration of a model")
-    config.pop("compile_config", None)  # losses and metrics serve training
+        raise UserError(f"{path}: its configuration is not that of a model")
     return config, numbers
 
 
-def _read_hdf5(path: Path) -> tuple[dict[str, Any], int]:
-    """Return the configuration and the number of weights of an .h5 file; UserError if it is damaged or unsafe."""
+def _read_archive(path: Path) -> tuple[Any, int]:
     size = path.stat().st_size
-    try:
-        with _needs("h5py").File(path, "r") as file:
-            numbers = _count_numbers(file, path, size)
-            if "model_config" not in file.attrs:
-                raise UserError(f"{path}: weights alone. Save the whole model: model.save('model.keras')")
-            _check_size(path, "model_config", file.attrs.get_id("model_config").get_storage_size(), size)
-            config = json.loads(file.attrs["model_config"])
-    except UserError:
-        raise
-    except Exception as problem:  # h5py and json raise many kinds
-        raise UserError(f"{path}: not readable as a Keras file ({one_line(problem)})") from None
-    if not isinstance(config, dict):
-        raise UserError(f"{path}: its model_config is not the configuration of a model")
+    with zipfile.ZipFile(path) as archive:
+        for record in archive.infolist():
+            if record.filename not in _RECORDS:
+                name = ascii(record.filename)[1:-1]
+                raise UserError(f"{path}: it holds '{name}', not only {', '.join(_RECORDS)}. Nothing was extracted")
+            _check_size(path, record.filename, record.file_size, size)
+        config, weights = json.loads(archive.read(_CONFIG)), archive.read(_WEIGHTS)
+    with import_extra("h5py", "Keras", "keras").File(io.BytesIO(weights), "r") as file:
+        numbers = _count_numbers(file, path, len(weights))
+    if isinstance(config, dict):
+        config.pop("compile_config", None)  # losses and metrics serve training
+    return config, numbers
+
+
+def _read_hdf5(path: Path) -> tuple[Any, int]:
+    size = path.stat().st_size
+    with import_extra("h5py", "Keras", "keras").File(path, "r") as file:
+        numbers = _count_numbers(file, path, size)
+        if "model_config" not in file.attrs:
+            raise UserError(f"{path}: weights alone. Save the whole model: model.save('model.keras')")
+        _check_size(path, "model_config", file.attrs.get_id("model_config").get_storage_size(), size)
+        config = json.loads(file.attrs["model_config"])
     _update_config(config)
     return config, numbers
 
@@ -188,11 +173,8 @@ def _update_config(config: Any) -> None:
 
 
 def _count_numbers(file: Any, path: Path, size: int) -> int:
-    """Return how many numbers the data sets of an HDF5 file hold.
-
-    Raises UserError if they lie in other files, or claim far more than the `size` of the file in bytes.
-    """
-    h5py, numbers, claimed = _needs("h5py"), 0, 0
+    """Count the numbers in an HDF5 file of `size` bytes; UserError if they lie elsewhere, or claim far more memory."""
+    h5py, numbers, claimed = import_extra("h5py", "Keras", "keras"), 0, 0
     groups, seen = [file["/"]], set()
     while groups:
         group = groups.pop()
@@ -202,9 +184,7 @@ def _count_numbers(file: Any, path: Path, size: int) -> int:
         for name in group:
             part = group[name] if isinstance(group.get(name, getlink=True), h5py.HardLink) else None
             if part is None or (isinstance(part, h5py.Dataset) and (part.external or part.is_virtual)):
-                raise UserError(
-                    f"{path}: '{ascii(name)[1:-1]}' lies elsewhere, perhaps in another file. It was not read"
-                )
+                raise UserError(f"{path}: '{ascii(name)[1:-1]}' lies elsewhere, perhaps in another file")
             if isinstance(part, h5py.Group):
                 groups.append(part)
             elif isinstance(part, h5py.Dataset):
@@ -246,13 +226,6 @@ def _is_own(entry: dict[str, Any], name: Any, module: str, keras: Any) -> bool:
     if module.startswith("keras.src.ops."):
         layer_class = getattr(sys.modules.get(module), name, None)
         return isinstance(layer_class, type) and issubclass(layer_class, keras.Operation)
-    places = (
-        keras,
-        keras.src.models,
-        keras.layers,
-        keras.initializers,
-        keras.regularizers,
-        keras.constraints,
-        keras.dtype_policies,
-    )
+    places = [keras, keras.src.models, keras.layers, keras.initializers, keras.regularizers]
+    places += [keras.constraints, keras.dtype_policies]
     return any(isinstance(getattr(place, name, None), type) for place in places)

@@ -4,30 +4,20 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from trustcxr.audit.formats import resolve
-from trustcxr.audit.formats.model_file import (
-    InputSpec,
-    Kind,
-    ModelFile,
-    OutputSpec,
-    Reported,
-    read_model_file,
-    validate_part,
-)
+from trustcxr.audit.formats.model_file import InputSpec, Kind, ModelFile, OutputSpec, Reported, read_model_file
 from trustcxr.audit.formats.outputs import FixedBatch, one_line, refused_images
 from trustcxr.audit.formats.wrapper import WrappedModel
 from trustcxr.errors import UserError
+from trustcxr.recipes.parsing import validate
 from trustcxr.storage import layout
-from trustcxr.storage.schemas import RunDocument, TrainingDocument
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 TABLES = (".csv", ".parquet")
 _PROBES = 2  # images of noise in the first comparison of a conversion
@@ -61,9 +51,7 @@ class ExternalModel:
     origin: Origin
     input: InputSpec
     output: OutputSpec
-    predictions: "pd.DataFrame | None" = None  # the scores: columns sample_id and logits
-    metrics: RunDocument | None = None
-    training: TrainingDocument = field(default_factory=TrainingDocument)
+    predictions: pd.DataFrame | None = None  # the scores: columns sample_id and logits
     reported: Reported = field(default_factory=Reported)
     criteria: str | None = None  # file of acceptance criteria
     original: WrappedModel | None = None  # in its own runtime, without gradients, if `model` is a conversion
@@ -117,8 +105,8 @@ def load(
     described = {"kind": output, "classes": list(classes), "thresholds": numbers}
     parts = {"input": taken, "output": described, "timm": timm, "name": name}
     if isinstance(model, str | Path):
-        return _open(validate_part(ModelFile, _source(str(model)) | parts, where), trust_code, on)
-    declared = validate_part(ModelFile, {"python": f":{type(model).__name__}"} | parts, where)
+        return _open(validate(ModelFile, _source(str(model)) | parts, where), trust_code, on)
+    declared = validate(ModelFile, {"python": f":{type(model).__name__}"} | parts, where)
     return _wrap(declared, resolve.resolve_object(model, where), Origin("python"), on)
 
 
@@ -200,10 +188,9 @@ def _has_gradient(model: WrappedModel, declared: ModelFile, origin: Origin) -> b
 
 
 def verify_conversion(subject: ExternalModel, images: Tensor) -> tuple[ExternalModel, float | None]:
-    """Compare a model's conversion with its original on images (N, 1, H, W).
+    """Compare a model's conversion with its original on images (N, 1, H, W): the largest difference if they agree.
 
-    Returns the model unchanged and the largest difference if they agree. Else returns the original, without gradients
-    and with a note that says why, and None. Raises UserError if the original itself does not take the images.
+    Else return the original, without gradients and with the reason, and None. UserError if it does not take the images.
     """
     from trustcxr.audit.formats.onnx import AGREE, describe_difference, largest_difference
 

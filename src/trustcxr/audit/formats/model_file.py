@@ -1,28 +1,16 @@
 """Read model files: a few lines of YAML that describe an external model, its input and its output."""
 
-import math
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar, get_args
+from typing import Annotated, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PrivateAttr,
-    ValidationError,
-    model_validator,
-)
+from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, model_validator
 
-from trustcxr.errors import UserError, unknown
+from trustcxr.recipes.parsing import Strict, validate
 from trustcxr.storage.atomic import read_yaml
 
 Kind = Literal["logits", "probabilities", "sigmoid"]
 Resize = Literal["squeeze", "pad", "crop"]
-_SHOWN = 200  # characters of a wrong value that an error repeats
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
@@ -37,16 +25,10 @@ def _one_line(text: str) -> str:
 
 
 Words = Annotated[str, AfterValidator(_one_line)]
-Numbers = Annotated[tuple[Annotated[float, Field(allow_inf_nan=False)], ...], BeforeValidator(_listed)]
+Numbers = Annotated[tuple[float, ...], BeforeValidator(_listed)]
 
 
-class Declared(BaseModel):
-    """A part of a model file: frozen, without unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class InputSpec(Declared):
+class InputSpec(Strict):
     """The input of a model.
 
     An image x in [0, 1] becomes `low + x * (high - low)`, without mean and std. `mean` and `std` are of the image in
@@ -63,20 +45,18 @@ class InputSpec(Declared):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         low, high = self.range
-        if not (math.isfinite(low) and math.isfinite(high) and low != high):
+        if low == high:
             raise ValueError(f"range [{low:g}, {high:g}]: two different numbers, what black and what white are")
         for name in ("mean", "std"):
             numbers = getattr(self, name)
             if numbers is not None and len(numbers) not in (1, self.channels):
-                raise ValueError(
-                    f"{name} has {len(numbers)} numbers: give 1, or one for each of {self.channels} channels"
-                )
+                raise ValueError(f"{name} has {len(numbers)} numbers: give 1, or {self.channels}, one a channel")
         if self.std is not None and min(self.std) <= 0:
             raise ValueError("std must be above 0")
         return self
 
 
-class OutputSpec(Declared):
+class OutputSpec(Strict):
     """The output of a model: logits, probabilities that sum to 1, or one sigmoid a finding."""
 
     kind: Kind = "logits"
@@ -89,13 +69,11 @@ class OutputSpec(Declared):
             raise ValueError(f"class '{twice[0]}' is there twice")
         if self.kind != "sigmoid" and len(self.classes) < 2:
             raise ValueError(f"kind {self.kind} needs two classes or more; one finding is of kind sigmoid")
-        if self.thresholds is not None:
-            if len(self.thresholds) not in (1, len(self.classes)):
-                raise ValueError(
-                    f"{len(self.thresholds)} thresholds for {len(self.classes)} classes: give 1 or as many"
-                )
-            if not all(0 < t < 1 for t in self.thresholds):
-                raise ValueError("thresholds are probabilities between 0 and 1")
+        count = len(self.classes)
+        if self.thresholds is not None and len(self.thresholds) not in (1, count):
+            raise ValueError(f"{len(self.thresholds)} thresholds for {count} classes: give 1 or as many")
+        if not all(0 < threshold < 1 for threshold in self.thresholds or ()):
+            raise ValueError("thresholds are probabilities between 0 and 1")
         return self
 
     @property
@@ -107,7 +85,7 @@ class OutputSpec(Declared):
         return points * len(self.classes) if len(points) == 1 else points
 
 
-class Reported(Declared):
+class Reported(Strict):
     """Claims of the makers of a model: shown next to the measured figures, without effect on them."""
 
     clean: float | None = Field(None, ge=0, le=1, description="accuracy on images as they are")
@@ -117,7 +95,7 @@ class Reported(Declared):
     paper: Words = Field("", description="where that is said")
 
 
-class ModelFile(Declared):
+class ModelFile(Strict):
     """A model file with one of `source`, `python`, `predictions`; `timm` names the network of weights."""
 
     source: str | None = Field(
@@ -150,12 +128,9 @@ class ModelFile(Declared):
         return self
 
 
-Part = TypeVar("Part", bound=Declared)
-
-
 def read_model_file(path: Path) -> ModelFile:
     """Read a model file, with its paths relative to its folder; UserError, with file and key, if it is wrong."""
-    declared = validate_part(ModelFile, read_yaml(path, what="model file"), str(path))
+    declared = validate(ModelFile, read_yaml(path, what="model file"), str(path))
     moved = {
         key: str(path.parent / value)
         for key in ("source", "predictions", "criteria")
@@ -164,31 +139,3 @@ def read_model_file(path: Path) -> ModelFile:
     declared = declared.model_copy(update=moved)
     declared._folder = path.parent
     return declared
-
-
-def validate_part(kind: type[Part], content: Any, where: str) -> Part:
-    """Validate a part of a model file; UserError with file, key and the nearest valid word."""
-    try:
-        return kind.model_validate(content)
-    except ValidationError as problem:
-        first = problem.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
-            error = str(unknown("key", first["loc"][-1], _part(kind, first["loc"]).model_fields))
-            raise UserError(f"{where}: {error.replace(str(first['loc'][-1]), key, 1)}") from None
-        field = _part(kind, first["loc"]).model_fields.get(str(first["loc"][-1])) if first["loc"] else None
-        if first["type"] == "literal_error" and field is not None and (words := get_args(field.annotation)):
-            raise UserError(f"{where}: {unknown(key, first['input'], words)}") from None
-        value = repr(first["input"])
-        value = value if len(value) <= _SHOWN else f"{value[:_SHOWN]}..."
-        reason = str(first["ctx"]["error"]) if first["type"] == "value_error" else f"{first['msg']}, not {value}"
-        raise UserError(f"{where}: " + (f"key '{key}': {reason}" if key else reason)) from None
-
-
-def _part(kind: type[BaseModel], location: Sequence[int | str]) -> type[BaseModel]:
-    """Return the type that has the last key of `location`."""
-    for key in location[:-1]:
-        inner = kind.model_fields[str(key)].annotation if str(key) in kind.model_fields else None
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            kind = inner
-    return kind

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from trustcxr.audit.formats.onnx_operators import OPERATORS, Attributes, Operator, Unknown
-from trustcxr.audit.formats.outputs import one_line
+from trustcxr.audit.formats.outputs import import_extra, one_line
 from trustcxr.errors import UserError
 
 AGREE = 1e-4  # largest difference of a conversion from onnxruntime, relative to the largest output or 1
@@ -30,7 +30,7 @@ class OnnxNet(nn.Module):
         super().__init__()
         self.where = str(path)
         model = read_onnx(path)
-        runtime = _needs("onnxruntime")
+        runtime = import_extra("onnxruntime", "ONNX", "onnx")
         options = runtime.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = torch.get_num_threads()
@@ -110,7 +110,7 @@ def read_onnx(path: Path) -> Any:
 
     External data must be in the file's own folder, tensors as large as declared, operators ONNX's own.
     """
-    onnx = _needs("onnx")
+    onnx = import_extra("onnx", "ONNX", "onnx")
     try:
         model = onnx.load(str(path), load_external_data=False)
         graphs = list(_graphs(model.graph))
@@ -120,9 +120,7 @@ def read_onnx(path: Path) -> Any:
         raise UserError(f"{path}: not readable as ONNX (no operator in it)")
     for opset in model.opset_import:
         if opset.domain not in _DOMAINS:
-            raise UserError(
-                f"{path}: operators of '{opset.domain}' are not ONNX's own: they are code, and were not run"
-            )
+            raise UserError(f"{path}: operators of '{opset.domain}' are not ONNX's own: they are code and were not run")
     constants = {}
     for graph in graphs:
         for tensor in _tensors(graph):
@@ -139,7 +137,7 @@ def read_onnx(path: Path) -> Any:
 
 def external_files(path: Path) -> list[Path]:
     """List the files with external tensors of an ONNX file that `read_onnx` has accepted, by name."""
-    onnx = _needs("onnx")
+    onnx = import_extra("onnx", "ONNX", "onnx")
     model = onnx.load(str(path), load_external_data=False)
     tensors = (t for graph in _graphs(model.graph) for t in _tensors(graph))
     entries = (entry for t in tensors if t.data_location == onnx.TensorProto.EXTERNAL for entry in t.external_data)
@@ -151,7 +149,7 @@ class ConvertedNet(nn.Module):
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        graph, onnx = read_onnx(path), _needs("onnx")
+        graph, onnx = read_onnx(path), import_extra("onnx", "ONNX", "onnx")
         opset = max([o.version for o in graph.opset_import if o.domain in ("", "ai.onnx")], default=1)
         graph = graph.graph
         self._stored = {}
@@ -284,12 +282,3 @@ def _check_filled(node: Any, constants: Mapping[str, Any], path: Path, onnx: Any
         sides = [int(n) for n in onnx.numpy_helper.to_array(tensor).flatten()]
         if math.prod(max(n, 1) for n in sides) * 4 > _MOST:
             raise UserError(f"{path}: {node.op_type} of {sides} would fill {math.prod(sides) * 4 >> 30} GB of memory")
-
-
-def _needs(package: str) -> Any:
-    from importlib import import_module
-
-    try:
-        return import_module(package)
-    except ImportError:
-        raise UserError(f"ONNX files need {package}: pip install 'trustcxr[onnx]'") from None

@@ -14,16 +14,8 @@ from torch import Tensor
 Attributes = dict[str, Any]
 Operator = Callable[[list[Any], Attributes], Any]
 # By ONNX's number of each data type.
-DTYPES = {
-    1: torch.float32,
-    2: torch.uint8,
-    3: torch.int8,
-    5: torch.int16,
-    6: torch.int32,
-    7: torch.int64,
-    9: torch.bool,
-}
-DTYPES |= {10: torch.float16, 11: torch.float64, 16: torch.bfloat16}
+DTYPES = {1: torch.float32, 2: torch.uint8, 3: torch.int8, 5: torch.int16, 6: torch.int32, 7: torch.int64}
+DTYPES |= {9: torch.bool, 10: torch.float16, 11: torch.float64, 16: torch.bfloat16}
 
 
 class Unknown(Exception):

@@ -1,6 +1,7 @@
-"""Read outputs of external networks, make their errors, and run networks that take one batch size alone."""
+"""Import packages of external networks, read outputs, make errors, and run networks that take one batch size alone."""
 
 import re
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -10,6 +11,15 @@ from trustcxr.errors import UserError
 
 _INTERPRETER = "The following operation failed in the TorchScript interpreter"
 _RAISED = re.compile(r"[\w.]*(Error|Exception)\b.*: ")
+
+
+def import_extra(module: str, files: str, extra: str) -> Any:
+    """Import a package that files of a kind need; UserError, with the extra to install, if it is missing."""
+    try:
+        return import_module(module)
+    except ImportError:
+        package = module.partition(".")[0].replace("_", "-")
+        raise UserError(f"{files} files need {package}: pip install 'trustcxr[{extra}]'") from None
 
 
 def unwrap_single(output: Any) -> Any:
@@ -60,8 +70,6 @@ class FixedBatch(nn.Module):
             filled = torch.cat([part, part[-1:].expand(self.size - len(part), -1, -1, -1)])
             output = unwrap_single(self.net(filled))
             if not isinstance(output, Tensor):
-                raise UserError(
-                    f"the model answers with {type(output).__name__}, not with a tensor of one row an image"
-                )
+                raise UserError(f"the model answers with {type(output).__name__}, not with a tensor of a row an image")
             outputs.append(output[: len(part)])
         return torch.cat(outputs)

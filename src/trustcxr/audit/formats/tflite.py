@@ -6,7 +6,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trustcxr.audit.formats.outputs import one_line
+from trustcxr.audit.formats.outputs import import_extra, one_line
 from trustcxr.errors import UserError
 
 _IDENTIFIER = b"TFL3"  # bytes 4 to 7 of every TFLite file
@@ -160,7 +159,4 @@ def _quiet() -> Iterator[None]:
 
 
 def _import_litert() -> Any:
-    try:
-        return import_module("ai_edge_litert.interpreter")
-    except ImportError:
-        raise UserError("TFLite files need ai-edge-litert: pip install 'trustcxr[tflite]'") from None
+    return import_extra("ai_edge_litert.interpreter", "TFLite", "tflite")

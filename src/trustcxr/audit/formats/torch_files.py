@@ -32,9 +32,7 @@ class ExportedNet(nn.Module):
             raise UserError(f"{path}: it takes {len(names)} inputs. Export it so that it takes the images alone")
         images = next(node.meta.get("val") for node in program.graph.nodes if node.name == names[0])
         if not isinstance(images, Tensor):
-            raise UserError(
-                f"{path}: its input is {type(images).__name__}. Export it so that it takes the images alone"
-            )
+            raise UserError(f"{path}: its input is {type(images).__name__}. Export it so that it takes images alone")
         self.shape = [side if isinstance(side, int) else None for side in images.shape]
 
     @property

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from trustcxr.attacks.bpda import plain_name, tensors_in
 from trustcxr.audit.formats.model_file import InputSpec, Kind, OutputSpec
 from trustcxr.audit.formats.outputs import FixedBatch, unwrap_single
 from trustcxr.errors import UserError
@@ -17,6 +18,12 @@ from trustcxr.errors import UserError
 TINY = 1e-30  # the smallest probability whose logarithm is taken
 _SOFTMAX = {"softmax", "_softmax"}
 _SIGMOID = {"sigmoid", "expit"}
+_LAYERS = {"linear", "addmm", "matmul", "mm", "conv2d", "convolution", "_convolution"}
+_SUMS = {"mean", "sum", "add", "sub", "__add__", "__sub__", "stack", "cat", "__getitem__", "chunk"}
+_FORMS = {"flatten", "reshape", "view", "squeeze", "float"}
+# Functions that bound numbers, and those that a written-out sigmoid uses: a layer behind them makes no logits.
+_BOUNDS = {"sigmoid", "softmax", "_softmax", "tanh", "hardtanh", "hardsigmoid", "clamp", "clip", "expit", "exp"}
+_BOUNDS |= {"div", "true_divide", "__truediv__", "__rtruediv__", "__div__", "__rdiv__", "reciprocal"}
 _CLOSE = 1e-4  # relative tolerance between a float32 answer and the softmax or sigmoid it came from
 
 
@@ -98,10 +105,8 @@ class WrappedModel(nn.Module):
         if output.ndim == 1 and classes == 1:
             output = output[:, None]
         if output.ndim != 2 or output.shape != (count, classes):
-            raise UserError(
-                f"{classes} classes are declared, but the model answers {tuple(output.shape)} for {count} images: "
-                "see output.classes"
-            )
+            shape = tuple(output.shape)
+            raise UserError(f"{classes} classes are declared, but the model answers {shape}: see output.classes")
         return output.float()
 
 
@@ -194,19 +199,6 @@ class Maps:
         return False
 
 
-def plain_name(func: Callable[..., Any]) -> str:
-    """Return the name of a torch function without its overload: softmax for aten.softmax.int."""
-    packet = getattr(func, "overloadpacket", None)
-    return str(
-        packet.__name__ if packet is not None else getattr(func, "_opname", None) or getattr(func, "__name__", "")
-    )
-
-
-def tensors_in(args: tuple[Any, ...]) -> list[Tensor]:
-    """Return the tensors among arguments and in their lists."""
-    return [part for a in args for part in (a if isinstance(a, list | tuple) else (a,)) if isinstance(part, Tensor)]
-
-
 def _four_sided(args: tuple[Any, ...]) -> list[Tensor]:
     return [tensor for tensor in tensors_in(args) if tensor.ndim == 4]
 
@@ -254,3 +246,43 @@ def _affine(spec: InputSpec) -> tuple[Tensor, Tensor]:
     shift = -mean * span / (std * unit) if spec.mean else low / (std * unit)
     parts = torch.broadcast_tensors(scale, shift, torch.empty(spec.channels))[:2]
     return parts[0].float().reshape(1, -1, 1, 1).clone(), parts[1].float().reshape(1, -1, 1, 1).clone()
+
+
+def is_layer_output(net: nn.Module, inputs: Tensor) -> bool:
+    """Return whether `net` answers its inputs (B, channels, size, size) with numbers of its last layer.
+
+    Such numbers, or means, sums and differences of them, are logits even if they lie in [0, 1]. False if another
+    function follows, if the layer's input was bounded just before, or if torch cannot see how they were computed.
+    """
+    with torch.no_grad(), _Layers() as seen:
+        return seen.is_from_layer(unwrap_single(net(inputs)))
+
+
+class _Layers(TorchFunctionMode):
+    """Record the outputs of layers, and sums of them, that are not changed in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outputs: dict[int, tuple[Tensor, int]] = {}  # by id, which stays taken as long as the tensor is here
+        self.bounded: dict[int, Tensor] = {}  # outputs of bounding functions, and sums and layers of them
+
+    def is_from_layer(self, value: Any) -> bool:
+        """Return whether the value is a recorded output."""
+        tensor, version = self.outputs.get(id(value), (None, 0))
+        return tensor is not None and tensor._version == version
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the call and record its output if it comes from layers."""
+        result, name, parts = func(*args, **(kwargs or {})), plain_name(func), tensors_in(args)
+        bounds = name in _BOUNDS or name.rstrip("_") in _BOUNDS
+        bounded = bounds or (name in _LAYERS | _SUMS | _FORMS and any(id(part) in self.bounded for part in parts))
+        terms = [part for part in parts if not isinstance(part, nn.Parameter)]  # without a layer's own bias
+        layers = name in _LAYERS or (name in _SUMS | _FORMS and bool(terms) and all(map(self.is_from_layer, terms)))
+        for output in tensors_in((result,)):
+            if bounded:
+                self.bounded[id(output)] = output
+            elif layers:
+                self.outputs[id(output)] = (output, output._version)
+        return result
