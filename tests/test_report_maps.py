@@ -90,7 +90,7 @@ def test_a_figure_that_random_weights_have_is_void_and_a_hit_rate_without_cells_
 
 def test_maps_measured_under_other_changes_say_under_which(study: Path) -> None:
     runs = load.load_report(study).runs
-    documents = [run.saliency_methods()["gradcam"] for run in runs]
+    documents = [run.metrics.saliency["gradcam"] for run in runs]
     changed = {"fgsm": {"epsilon": 0.02}, "jpeg": {"severity": 3}, "gamma": {"severity": 3}}
     alike = [Change(condition=name, **how) for name, how in changed.items()]
     for document in documents:
@@ -136,7 +136,7 @@ def test_every_control_stands_beside_a_map_with_its_paired_difference_everywhere
     assert [[cell.note for cell in row[4:6]] for row in table.rows] == [["good", "bad"]] * 2
     assert "Lead of each map over every baseline map" in report.write(study).read_text(encoding="utf-8")
     assert "| +0.123 (0.103 to 0.143) | −0.041 (−0.061 to −0.021) |" in table.markdown()
-    shown = terminal.list_saliency(found.runs[0].saliency_methods()["gradcam"])
+    shown = terminal.list_saliency(found.runs[0].metrics.saliency["gradcam"])
     (row,) = (row for row in shown if row["measure"] == "infection energy")
     assert row["lead over closest baseline"] == "-0.041 [-0.061, -0.021] brightness in the lungs, as sharp as the map"
 

@@ -14,7 +14,7 @@ from trustcxr.cli.options import (
     TrustCode,
     parse_labels,
     parse_listing,
-    parse_prevalence,
+    parse_pairs,
     print_json,
     resolve_name,
 )
@@ -146,7 +146,7 @@ def _read_criteria(path: Path | None, prevalence: Sequence[str] | None) -> "Crit
     recipe = None if path is None else read_criteria(path)
     if not prevalence:
         return recipe
-    pairs = parse_prevalence(prevalence)
+    pairs = parse_pairs("--prevalence", prevalence, "write class=share, such as COVID-19=0.05")
     shares = validate(CriteriaRecipe, {"prevalence": pairs}, "--prevalence").prevalence
     recipe = recipe or CriteriaRecipe()
     return recipe.model_copy(update={"prevalence": {**recipe.prevalence, **shares}})

@@ -25,11 +25,6 @@ def resolve_run(run: Path) -> Path:
     return layout.check_run(trained_models.resolve(run))
 
 
-def resolve_runs(runs: list[Path]) -> list[Path]:
-    """Return the folders of runs or of trained models."""
-    return [resolve_run(run) for run in runs]
-
-
 def resolve_name(model: str) -> str:
     """Return the folder of a trained model if `model` is its name, else `model`."""
     from trustcxr.evaluation import trained_models
@@ -129,27 +124,18 @@ def parse_tracker(text: str | None) -> tuple[str, str]:
     return name, uri
 
 
-def parse_prevalence(pairs: Sequence[str]) -> dict[str, str]:
-    """Return {class: share} from "class=share" pairs, not converted yet."""
-    return _parse_pairs("--prevalence", pairs, "write class=share, such as COVID-19=0.05")
-
-
 def parse_labels(pairs: list[str] | None) -> dict[str, str | None]:
     """Return {the data's label: the run's class} from "label=class" pairs; None for a label that is left out."""
     return {
         label: name or None
-        for label, name in _parse_pairs(
+        for label, name in parse_pairs(
             "--label", pairs or [], "write label=class, such as pneumonia=Non-COVID; label= leaves it out"
         ).items()
     }
 
 
-def parse_pairs(option: str, pairs: Sequence[str]) -> dict[str, str]:
-    """Return {key: value} from the key=value pairs of an option."""
-    return _parse_pairs(option, pairs, "write key=value, such as partition=gpu")
-
-
-def _parse_pairs(option: str, pairs: Sequence[str], hint: str) -> dict[str, str]:
+def parse_pairs(option: str, pairs: Sequence[str], hint: str) -> dict[str, str]:
+    """Return {key: value} from the key=value pairs of an option. Raises UserError, with the hint, for any other."""
     result: dict[str, str] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
@@ -171,7 +157,7 @@ def parse_listing(columns: list[str] | None, images: Path | None) -> "Listing":
     if len(columns) == 1 and "=" not in columns[0]:
         return {**listing, "columns": columns[0]}
     hint = "write word=column, such as path='Image Index', or one of covidx, nih, rsna, chexpert"
-    mapping = _parse_pairs("--column", columns, hint)
+    mapping = parse_pairs("--column", columns, hint)
     if empty := next((word for word, column in mapping.items() if not column), None):
         raise UserError(f"--column {empty}=: {hint}")
     numbered = {word: int(column) if column.isdecimal() else column for word, column in mapping.items()}

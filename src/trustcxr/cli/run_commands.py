@@ -127,7 +127,7 @@ def train(
         nodes=nodes,
         strategy=strategy,
     )
-    print(f"{out}: {describe_training(run.training, run.trained_by.defence.at_epsilon)}")
+    print(f"{out}: {describe_training(run.training, run.recipe.defence.at_epsilon)}")
     print(f"next: trustcxr evaluate {shell_quote(out)} --data {shell_quote(data)}")
 
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from typer import Argument, Option, Typer
 
-from trustcxr.cli.options import resolve_runs
+from trustcxr.cli.options import resolve_run
 from trustcxr.errors import UserError
 from trustcxr.version import NOTICE
 
@@ -50,7 +50,7 @@ def serve(
             f"--dicom-{unused[0].replace('_', '-')} needs --dicom TITLE@HOST:PORT, the peer that gets the answers"
         )
     limits = {"most_bytes": most_megabytes << 20} | ({} if workers is None else {"workers": workers})
-    server.serve(resolve_runs(runs), host=host, port=port, limits=Limits(**limits), dicom=node)
+    server.serve([resolve_run(run) for run in runs], host=host, port=port, limits=Limits(**limits), dicom=node)
 
 
 @serve_app.command(

@@ -78,9 +78,8 @@ def study(
         chosen = with_tracker(chosen, *parse_tracker(track))
     from trustcxr.study import engines
 
-    options = engines.EngineOptions(
-        jobs, engines.Needs(cpus, gpus), ray_address, parse_pairs("--slurm", slurm or ()), devices
-    )
+    sbatch = parse_pairs("--slurm", slurm or (), "write key=value, such as partition=gpu")
+    options = engines.EngineOptions(jobs, engines.Needs(cpus, gpus), ray_address, sbatch, devices)
     chosen_engine = engines.get(engine, options=options)
     if dry_run:
         return _dry_run(chosen, data, out, json=json, devices=devices, measured=measure)

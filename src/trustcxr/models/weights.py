@@ -114,25 +114,16 @@ def _packaged_state(arch: str) -> dict[str, Tensor]:
     return {_timm_key(key, blocks_in_order): value for key, value in raw.items()}
 
 
-_OUTSIDE = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
-_FIRST_STAGE = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
-_LATER_STAGES = {
-    "_expand_conv": "conv_pw",
-    "_bn0": "bn1",
-    "_depthwise_conv": "conv_dw",
-    "_bn1": "bn2",
-    "_project_conv": "conv_pwl",
-    "_bn2": "bn3",
-}
+_NAMES = atomic.parse_yaml(Path(__file__).with_name("efficientnet_lite.yaml").read_text(encoding="utf-8"))
 
 
 def _timm_key(key: str, blocks: list[tuple[int, int]]) -> str:
     first, *rest = key.split(".")
     if first != "_blocks":
-        return ".".join([_OUTSIDE[first], *rest])
+        return ".".join([_NAMES["outside"][first], *rest])
     number, layer, *rest = rest
     stage, index = blocks[int(number)]
-    return ".".join([f"blocks.{stage}.{index}", (_LATER_STAGES if stage else _FIRST_STAGE)[layer], *rest])
+    return ".".join([f"blocks.{stage}.{index}", _NAMES["later_stages" if stage else "first_stage"][layer], *rest])
 
 
 def save_weights(model: nn.Module, path: Path) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from trustcxr.report import formatting
+from trustcxr.report import formatting, html
 from trustcxr.report.checklist import build_checklist
 from trustcxr.report.figures.heatmaps import Panel, grey_address
 from trustcxr.report.leaderboard import find_worst_attack
@@ -25,7 +25,7 @@ def facts_of_page(document: AuditDocument, folder: Path | None = None) -> dict[s
     return {
         "criteria": _criteria(document) if document.criteria else None,
         "after": [row.name for row in document.criteria if not row.beforehand],
-        "facts": dict(_facts(document)),
+        "facts": _facts(document),
         "flow": _flow(document) if facts.flow else None,
         "claims": _claims(document),
         "predictive": _predictive_values(document) if document.predictive_values else None,
@@ -50,39 +50,12 @@ def _criteria(document: AuditDocument) -> Table:
     return Table("Acceptance criteria", ["criterion", "state", "result", "n", "images that would settle it"], rows)
 
 
-def _facts(document: AuditDocument) -> Iterator[tuple[str, str]]:
-    """Yield the facts with their headings; those that are not known are left out."""
+def _facts(document: AuditDocument) -> dict[str, str]:
+    """Return the facts with their headings; those that are not known are left out."""
     facts, model, data = document.facts, document.model, document.data
-    if facts.date:
-        yield "Date", facts.date
-    if facts.versions:
-        others = ", ".join(f"{name} {version}" for name, version in facts.versions.items() if name != "trustcxr")
-        yield "Software", f"TrustCXR {facts.versions.get('trustcxr', formatting.DASH)}; {others}"
-    yield "Protocol", f"{document.protocol or 'options of its own'}, examination {document.examination}"
-    if facts.hardware.processor:
-        machine = facts.hardware
-        card = f", {machine.accelerator}" if machine.accelerator not in (None, "none") else ""
-        threads = formatting.plural(machine.threads or 1, "thread")
-        yield "Machine", f"{machine.processor}, {formatting.plural(machine.cores or 1, 'core')}, {threads}{card}"
-    weights = f", {model.parameters:,} parameters" if model.parameters else ""
-    yield "Model", f"{model.kind}{weights}, gradients: {model.gradients or formatting.DASH}"
-    yield "Model’s SHA-256", model.sha256 or formatting.DASH
-    yield "Data", f"{data.name}, split {document.split}, fingerprint {data.fingerprint}"
-    if facts.patients is not None:
-        rest = f", {facts.without_patient:,} images name no patient" if facts.without_patient else ""
-        yield "Patients and images", f"{formatting.plural(facts.patients, 'patient')}, {data.images} images{rest}"
-    else:
-        yield "Patients and images", f"patients not named, {data.images} images"
-    if facts.classes:
-        yield "Prevalence among them", "; ".join(_prevalence(document))
-
-
-def _prevalence(document: AuditDocument) -> Iterator[str]:
-    facts = document.facts
-    total = sum(facts.classes.values())
-    for name, count in facts.classes.items():
-        of = facts.labelled.get(name, total)
-        yield f"{name} {formatting.percent(count / of if of else None)} ({count:,} of {of:,})"
+    parts = {"document": document, "facts": facts, "model": model, "data": data, "f": formatting}
+    texts = {heading: html.fill_text(text, parts) for heading, text in html.read_yaml("facts.yaml").items()}
+    return {heading: text for heading, text in texts.items() if text}
 
 
 def _flow(document: AuditDocument) -> Table:

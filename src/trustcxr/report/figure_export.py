@@ -86,16 +86,14 @@ def _scale_lines(figure: "Figure") -> None:
     from matplotlib.collections import LineCollection, PathCollection
     from matplotlib.lines import Line2D
 
-    for line in figure.findobj(Line2D):
-        if isinstance(line, Line2D):
-            line.set_linewidth(line.get_linewidth() * _SCALE)
-            line.set_markersize(line.get_markersize() * _SCALE)
-    for points in figure.findobj(PathCollection):
-        if isinstance(points, PathCollection):
-            points.set_sizes(points.get_sizes() * _SCALE**2)
-    for bars in figure.findobj(LineCollection):
-        if isinstance(bars, LineCollection):
-            bars.set_linewidth(_BAR)
+    for artist in figure.findobj():
+        if isinstance(artist, Line2D):
+            artist.set_linewidth(artist.get_linewidth() * _SCALE)
+            artist.set_markersize(artist.get_markersize() * _SCALE)
+        elif isinstance(artist, PathCollection):
+            artist.set_sizes(artist.get_sizes() * _SCALE**2)
+        elif isinstance(artist, LineCollection):
+            artist.set_linewidth(_BAR)
 
 
 def _legend(figure: "Figure", keys: tuple[svg.Key, ...], columns: int) -> None:

@@ -83,7 +83,7 @@ def _attacked(runs: list[Run], head: ranking.Headline) -> str:
     if best is None:
         which = "no L-infinity attack" + ("" if one else " on a run whose gradients hold")
         return f"At epsilon {at} {which} was measured, so nothing is known about robustness."
-    entry, constant = lowest(best), ranking.constant_answer(best)
+    entry, constant = lowest(best), best.clean.constant_answer
     figure = formatting.with_count(entry.accuracy, entry.n)
     attack = entry.effort.name
     name = "its accuracy is" if one else f"{_name_best(best, trusted, lowest)} is most accurate:"
@@ -102,7 +102,7 @@ def _attacked(runs: list[Run], head: ranking.Headline) -> str:
 
 def _heatmaps(study: StudyDocument, runs: list[Run]) -> str:
     """Say if robust heatmaps agree better with the masks, and in how many runs the heatmap is informative."""
-    measured = [run for run in runs if run.saliency_methods()]
+    measured = [run for run in runs if run.metrics.saliency]
     text = _robust_heatmaps(study) or (_energy(measured[0]) if len(runs) == 1 and measured else "")
     if text:
         return f"{text}.{_above_baselines(measured)}"
@@ -130,7 +130,7 @@ def _robust_heatmaps(study: StudyDocument) -> str:
 
 
 def _energy(run: Run) -> str:
-    methods = run.saliency_methods()
+    methods = run.metrics.saliency
     name = ranking.main_method(methods)
     figure, method = methods[name].figure(_ENERGY), formatting.method(name)
     if figure.value is None:
@@ -145,7 +145,7 @@ def _energy(run: Run) -> str:
 
 def _above_baselines(runs: list[Run]) -> str:
     """Return in how many runs the main heatmap is above its baselines and above random weights."""
-    parts = [methods[ranking.main_method(methods)] for methods in (run.saliency_methods() for run in runs)]
+    parts = [methods[ranking.main_method(methods)] for methods in (run.metrics.saliency for run in runs)]
     tested = [part for part in parts if part.shows is not None]
     if not tested:
         return ""

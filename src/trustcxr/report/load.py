@@ -95,10 +95,6 @@ class Run:
         rows = [e for e in self.attacks if e.effort == effort and e.accuracy.value is not None]
         return sorted(rows, key=lambda entry: entry.epsilon or 0.0)
 
-    def saliency_methods(self) -> dict[str, schemas.SaliencyDocument]:
-        """Return the metrics of each saliency method."""
-        return self.metrics.saliency
-
     def measured(self, method: str, *, perturbed: bool) -> dict[str, int]:
         """Return the number of images with a value of each measure; empty without saliency.parquet."""
         table = self.saliency

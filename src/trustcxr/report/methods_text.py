@@ -32,7 +32,7 @@ def _gather_parts(study: StudyDocument, runs: list[Run]) -> dict[str, object]:
     versions = [f"{name} {version}" for name, version in study.versions.items() if name.lower() != "trustcxr"]
     on = (hardware.processor, formatting.plural(hardware.cores, "core") if hardware.cores else "", hardware.accelerator)
     software = f"TrustCXR {study.trustcxr}" if study.trustcxr else ""
-    methods = [(name, SALIENCY.get(Method.parse(name).base)) for run in runs for name in run.saliency_methods()]
+    methods = [(name, SALIENCY.get(Method.parse(name).base)) for run in runs for name in run.metrics.saliency]
     return {
         "f": formatting,
         "study": study,
@@ -62,7 +62,7 @@ def _gather_parts(study: StudyDocument, runs: list[Run]) -> dict[str, object]:
         "heatmaps": list(
             dict.fromkeys(_cited(formatting.method(n), entry.paper if entry else "") for n, entry in methods)
         ),
-        "random_weights": any(part.random_weights for run in runs for part in run.saliency_methods().values()),
+        "random_weights": any(part.random_weights for run in runs for part in run.metrics.saliency.values()),
         "grouped": any(run.clean.groups is not None and run.clean.groups != run.clean.n for run in runs),
         "resamples": atomic.section(recipe, "evaluation").get("bootstrap"),
         "seeds": [str(seed) for seed in sorted({r.metrics.seed for r in runs if r.metrics.seed is not None})],

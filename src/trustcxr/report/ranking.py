@@ -112,11 +112,6 @@ def _defence_index(defence: str) -> int:
     return list(DEFENCES).index(defence) if defence in DEFENCES else len(DEFENCES)
 
 
-def constant_answer(run: Run) -> float | None:
-    """Return the accuracy of always giving the commonest class of the test images."""
-    return run.metrics.clean.constant_answer
-
-
 def better_than_constant(run: Run) -> bool:
     """Return False if clean accuracy may be that of a constant answer, which resists every attack."""
     return not run.alarmed(CONSTANT)
@@ -124,5 +119,5 @@ def better_than_constant(run: Run) -> bool:
 
 def shared_constant_answer(runs: list[Run]) -> float | None:
     """Return the constant answer's accuracy if it is the same for every run, else None."""
-    values = {round(v, 6) for v in map(constant_answer, runs) if v is not None}
+    values = {round(v, 6) for v in (run.clean.constant_answer for run in runs) if v is not None}
     return values.pop() if len(values) == 1 else None

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from trustcxr.console import format_duration, plural
+from trustcxr.console import plural
 from trustcxr.report import formatting, html
 from trustcxr.storage.layout import STEP_FILES
 from trustcxr.storage.os_errors import megabytes, shell_quote
@@ -49,15 +49,7 @@ def _time(seconds: float | None) -> str:
 def describe_status(plan: StudyPlan) -> list[str]:
     """Return the number of runs by state, locks, failures with reasons, and the time left, a line each."""
     parts = {"plan": plan, "plural": plural, "folder": shell_quote(plan.folder or "FOLDER")}
-    return html.fill_lines("status", parts | {"ends": list_ends(plan)})
-
-
-def list_ends(plan: StudyPlan) -> list[str]:
-    """Return the least and the most time left, or one if they are equal; none if a run has no estimate."""
-    if plan.least is None or plan.most is None:
-        return []
-    times = (format_duration(seconds / max(plan.at_once, 1)) for seconds in (plan.least, plan.most))
-    return list(dict.fromkeys(times))
+    return html.fill_lines("status", parts)
 
 
 def describe_timing(costs: CostDocument) -> Iterator[str]:

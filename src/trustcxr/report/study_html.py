@@ -13,7 +13,7 @@ from trustcxr.report.tables import accuracy as accuracy_tables
 from trustcxr.report.tables import certified as certified_table
 from trustcxr.report.tables import comparisons, lesions, provenance, robustness, saliency, table
 from trustcxr.storage import atomic, layout
-from trustcxr.storage.schemas import DataDescription, StudyDocument
+from trustcxr.storage.schemas import StudyDocument
 from trustcxr.version import NOTICE
 
 if TYPE_CHECKING:
@@ -209,9 +209,9 @@ def _provenance(folder: StudyFolder, runs: list[Run]) -> Parts:
     facts += [("Time in all", formatting.seconds(study.seconds)), ("TrustCXR", _fact(study.trustcxr))]
     facts += list(_list_origin(study, runs))
     facts += [fact for fact in _facts(study.versions) if fact[0] != "Trustcxr"]
-    chosen, split = formatting.count(study.selection.count), study.selection.split or formatting.DASH
     return {
-        "data_line": _data_line(study.data),
+        "study": study,
+        "f": formatting,
         "check": folder.check,
         "check_findings": provenance.data_check_table(folder.check),
         "check_probes": provenance.probes(folder.check),
@@ -221,15 +221,8 @@ def _provenance(folder: StudyFolder, runs: list[Run]) -> Parts:
         "training": provenance.training(runs),
         "refit": any(run.metrics.training.refit for run in runs),
         "selection": provenance.selection(study),
-        "selection_line": f"The best {chosen} on the split “{split}”, not on the test images.",
-        "left_out": _left_out(study),
         "recipe": yaml.safe_dump(study.recipe, sort_keys=False, allow_unicode=True) if study.recipe else "",
     }
-
-
-def _left_out(study: StudyDocument) -> str:
-    texts = "; ".join(f"{run.run} ({run.reason or 'reason unknown'})" for run in study.selection.left_out)
-    return f"Left out of the study, since training failed: {texts}." if texts else ""
 
 
 def _list_origin(study: StudyDocument, runs: list[Run]) -> Iterator[tuple[str, str]]:
@@ -244,18 +237,6 @@ def _list_origin(study: StudyDocument, runs: list[Run]) -> Iterator[tuple[str, s
         yield "Seeds", ", ".join(map(str, seeds))
     if study.data.fingerprint:
         yield "Images, fingerprint", study.data.fingerprint
-
-
-def _data_line(data: DataDescription) -> str:
-    size = formatting.count(data.size)
-    line = (
-        f"“{data.root_name or formatting.DASH}”, layout {data.layout or formatting.DASH}, resized to {size} × {size} "
-        f"pixels. Unreadable files left out: {formatting.count(data.skipped)}."
-    )
-    if data.groups:
-        groups = ", ".join(f"{split} {formatting.count(number)}" for split, number in data.groups.items())
-        line += f" Groups (patients, if known): {groups}."
-    return line + "".join(f" {formatting.capital(note)}." for note in data.notes)
 
 
 def _facts(values: Mapping[str, object]) -> list[tuple[str, str]]:

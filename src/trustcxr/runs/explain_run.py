@@ -3,11 +3,11 @@
 from collections.abc import Callable, Mapping
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
 
+from trustcxr.data.dataset import Dataset
 from trustcxr.evaluation import certified
 from trustcxr.evaluation.trained_run import ModelUnderTest, Run
 from trustcxr.explain import baselines, evaluate, lesion_effect, saliency_summary, verdicts
@@ -17,24 +17,20 @@ from trustcxr.runs.provenance import Results
 from trustcxr.storage import atomic, layout
 from trustcxr.storage.schemas import RunDocument
 
-if TYPE_CHECKING:
-    from trustcxr.data.dataset import Dataset
-
-
 RESAMPLES = 2000  # of a command's evaluation; a study's recipe has its own
 
 
 def measure(
     results: Results,
     run: Run | ModelUnderTest,
-    images: "Dataset",
+    images: Dataset,
     options: ExplanationRecipe,
     thresholds: Callable[[], Mapping[str, float]],
     *,
     data: str,
     tuned: str,
     left_out: LeftOut = ALL_DONE,
-    train: "Dataset | None" = None,
+    train: Dataset | None = None,
 ) -> None:
     """Write saliency.parquet and, if images have lesion masks, lesion_effects.parquet, unless they are current.
 
@@ -64,7 +60,7 @@ def measure(
     )
 
 
-def _mean_mask(train: "Dataset | None", images: "Dataset") -> Tensor | None:
+def _mean_mask(train: Dataset | None, images: Dataset) -> Tensor | None:
     """Average the lesion masks of training images of other patients; None without any."""
     if train is None or "infection" not in train.mask_kinds:
         return None

@@ -4,12 +4,14 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from torch import nn
 
 from trustcxr.console import log
 from trustcxr.data import dataset
+from trustcxr.data.dataset import Dataset, JoinedDataset
 from trustcxr.errors import UserError, suggest_nearest
 from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.recipes.study_recipe import StudyRecipe, run_recipe
@@ -17,11 +19,6 @@ from trustcxr.recipes.training_recipe import DefenceRecipe, ModelRecipe
 from trustcxr.registry import Method
 from trustcxr.storage import layout
 from trustcxr.training.devices import Devices
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from trustcxr.data.dataset import Dataset, JoinedDataset
 
 
 def check_study(study: StudyRecipe, folder: Path, devices: int = 1) -> None:
@@ -98,7 +95,7 @@ def _check_weights(model: ModelRecipe) -> None:
         raise UserError(f"weights of {model.name}: no such file '{model.weights}'; {near}or choose imagenet or none")
 
 
-def check_layers(run: RunRecipe, model: "nn.Module") -> None:
+def check_layers(run: RunRecipe, model: nn.Module) -> None:
     """Raise UserError if a network lacks what its defence needs: layers with bounds, or the guided layer."""
     from trustcxr.certify import affine_graph
     from trustcxr.models.feature_maps import find_layer
@@ -112,7 +109,7 @@ def check_layers(run: RunRecipe, model: "nn.Module") -> None:
             raise UserError(f"training.guidance_layer: {problem}") from None
 
 
-def _build(run: RunRecipe) -> "nn.Module":
+def _build(run: RunRecipe) -> nn.Module:
     from trustcxr.models import factory
 
     return factory.build(run.model.name, classes=2, **run.network_options())
@@ -162,7 +159,7 @@ def _flat_maps(study: StudyRecipe, model: ModelRecipe) -> tuple[str, ...]:
     return ()
 
 
-def check_masks(study: StudyRecipe, train: "Dataset | JoinedDataset") -> None:
+def check_masks(study: StudyRecipe, train: Dataset | JoinedDataset) -> None:
     """Raise UserError if a run learns from masks or a column of the data, and no training image has one."""
     for run in (run for model in study.models for run in _runs_of(study, model)):
         dataset.read_sources(train, run.training.balanced_by)
@@ -179,7 +176,7 @@ def _runs_of(study: StudyRecipe, model: ModelRecipe, seed: int | None = None) ->
     return [run_recipe(study, model, defence, seed) for defence in (DefenceRecipe(), *study.defences)]
 
 
-def check_classes(datasets: Mapping[str, "Dataset"]) -> None:
+def check_classes(datasets: Mapping[str, Dataset]) -> None:
     """Raise UserError if there is one class alone, or a split lacks a class. Keys: train, val, test."""
     for role, part in datasets.items():
         names = ", ".join(map(str, part.classes))

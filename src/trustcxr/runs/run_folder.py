@@ -5,7 +5,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
@@ -13,7 +13,7 @@ from trustcxr.certify import affine_graph
 from trustcxr.certify.verify import Effort
 from trustcxr.console import log
 from trustcxr.data import fingerprints, load_dataset
-from trustcxr.data.dataset import JoinedDataset
+from trustcxr.data.dataset import Dataset, JoinedDataset
 from trustcxr.errors import UserError
 from trustcxr.evaluation import certified, run_figures, trained_models
 from trustcxr.evaluation import predictions as evaluation
@@ -34,9 +34,6 @@ from trustcxr.storage import atomic, layout, prediction_table, schemas
 from trustcxr.storage.evaluations import own_figures
 from trustcxr.storage.locks import folder_lock
 from trustcxr.storage.schemas import Alarm, RunDocument, TrainingDocument
-
-if TYPE_CHECKING:
-    from trustcxr.data.dataset import Dataset
 
 __all__ = ["RunFolder", "certify", "evaluate", "explain", "recipe", "report_skipped", "train"]
 
@@ -72,7 +69,7 @@ class RunFolder:
         if not recipe.same_as(validate(RunRecipe, before, str(path))):
             raise UserError(f"{self.folder}: holds another run; choose another --out")
 
-    def train(self, recipe: RunRecipe, train: "Dataset", val: "Dataset", **options: Any) -> TrainingDocument:
+    def train(self, recipe: RunRecipe, train: Dataset, val: Dataset, **options: Any) -> TrainingDocument:
         """Train or resume; return training.json. Raises UserError if the folder holds another run or other images.
 
         The recipe's added data sets join `train`, if none has an image that another validates or tests on.
@@ -90,7 +87,7 @@ class RunFolder:
         checkpoint.remove(self.folder)  # left if the training was killed at its end
         return schemas.read_schema(TrainingDocument, self.folder / layout.TRAINING_FILE)
 
-    def validate(self, val: "Dataset", *, batch_size: int = 64) -> None:
+    def validate(self, val: Dataset, *, batch_size: int = 64) -> None:
         """Write the predictions on the validation images, of the weights before a refit."""
         name, data = layout.VALIDATION_FILE, data_hash(val)
         if self.out != self.folder and Results(self.folder, self.results.weights).is_current(name, data=data):
@@ -102,7 +99,7 @@ class RunFolder:
 
         self.results.table(name, predict, data=data)
 
-    def test(self, images: "Dataset", options: EvaluationRecipe) -> None:
+    def test(self, images: Dataset, options: EvaluationRecipe) -> None:
         """Write the predictions on `images`: clean, under attack and corrupted."""
 
         def predict() -> list[pd.DataFrame]:
@@ -115,7 +112,7 @@ class RunFolder:
         self.results.table(layout.PREDICTIONS_FILE, predict, data=data, options=prediction_options(options))
 
     def explain(
-        self, images: "Dataset", options: ExplanationRecipe, val: "Dataset | None", *, train: "Dataset | None" = None
+        self, images: Dataset, options: ExplanationRecipe, val: Dataset | None, *, train: Dataset | None = None
     ) -> None:
         """Write the saliency on `images` and, if they have lesion masks, the lesion effects.
 
@@ -136,7 +133,7 @@ class RunFolder:
         data = data_hash(images, "infection", "lung")
         explain_run.measure(self.results, self.run, images, options, thresholds, data=data, tuned=tuned, train=train)
 
-    def prove(self, images: "Dataset", radii: Sequence[float], *, effort: Effort | None = None) -> None:
+    def prove(self, images: Dataset, radii: Sequence[float], *, effort: Effort | None = None) -> None:
         """Write certified.parquet: which answers cannot change within each radius."""
         self.results.table(
             layout.CERTIFIED_FILE,
@@ -146,7 +143,7 @@ class RunFolder:
         )
 
     def describe(
-        self, images: "Dataset", *, resamples: int = explain_run.RESAMPLES, planted: Callable[[], Any] | None = None
+        self, images: Dataset, *, resamples: int = explain_run.RESAMPLES, planted: Callable[[], Any] | None = None
     ) -> RunDocument:
         """Write metrics.json from the tables, unless it is current. `planted`: measures planted shortcuts."""
         path = self.out / layout.METRICS_FILE
@@ -172,7 +169,7 @@ class RunFolder:
         self.results.written += (path.name,)
         return document
 
-    def _other_tables(self, images: "Dataset") -> tuple[Path | None, Path | None]:
+    def _other_tables(self, images: Dataset) -> tuple[Path | None, Path | None]:
         """Return the predictions on validation images to calibrate by, and those on the run's own test images."""
         internal = own_figures(self.folder) if self.out != self.folder else None
         if internal is not None and internal.document.images == images.fingerprint:
@@ -341,14 +338,14 @@ class _TestedRun:
 
     run: Run
     source: Source
-    images: "Dataset"
+    images: Dataset
 
     @classmethod
     def load(cls, run: Run | Path, source: Source) -> "_TestedRun":
         run = run if isinstance(run, Run) else load_run(run)
         return cls(run, source, tested.load(run, source))
 
-    def validation(self, consequence: str) -> "Dataset | None":
+    def validation(self, consequence: str) -> Dataset | None:
         """Return the run's validation images if the images are its own test images; else None."""
         if not tested.is_own_test(self.run, self.images):
             return None

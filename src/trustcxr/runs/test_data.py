@@ -4,24 +4,21 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from trustcxr.console import log
 from trustcxr.data import load_dataset, read_manifest
+from trustcxr.data.dataset import Dataset
 from trustcxr.data.images.read import SUFFIXES
 from trustcxr.data.layouts.csv_lists import NoColumns
+from trustcxr.data.manifest import Manifest
 from trustcxr.errors import UserError
 from trustcxr.evaluation import trained_models
 from trustcxr.evaluation.trained_run import Run
 from trustcxr.recipes.run_recipe import Listing
 from trustcxr.storage import atomic, layout
 from trustcxr.storage.evaluations import FOLDER
-
-if TYPE_CHECKING:
-    from trustcxr.data.dataset import Dataset
-    from trustcxr.data.manifest import Manifest
 
 
 @dataclass(frozen=True)
@@ -35,7 +32,7 @@ class Source:
     logged: set[str] = field(default_factory=set, compare=False, repr=False)  # notes of it, each once
 
 
-def load(run: Run, source: Source, split: str | None = None) -> "Dataset":
+def load(run: Run, source: Source, split: str | None = None) -> Dataset:
     """Load the data in the run's size and classes: `split`, the source's, the run's test split, or all images."""
     dataset = _read(run, source, split)
     log_reading(dataset, source.logged)
@@ -43,7 +40,7 @@ def load(run: Run, source: Source, split: str | None = None) -> "Dataset":
     return dataset
 
 
-def _read(run: Run, source: Source, split: str | None) -> "Dataset":
+def _read(run: Run, source: Source, split: str | None) -> Dataset:
     recipe = run.recipe.data
     manifest = manifest_of(source.data, source.listing, recipe.listing())
     test = recipe.splits.test
@@ -53,7 +50,7 @@ def _read(run: Run, source: Source, split: str | None) -> "Dataset":
     return load_dataset(manifest, split, run.size, classes=run.classes, resize=recipe.resize, labels=labels)
 
 
-def manifest_of(data: str | Path, listing: Listing | None, of_run: Listing | None = None) -> "Manifest":
+def manifest_of(data: str | Path, listing: Listing | None, of_run: Listing | None = None) -> Manifest:
     """Read data by the options of `listing`, and else by those of the run, if they suit.
 
     A list of another hospital may lack the run's columns, which a note says; folders have none. Raises UserError if a
@@ -85,7 +82,7 @@ def _images_of(file: Path, images: str) -> str | None:
     return next((str(folder / images) for folder in folders if (folder / images).expanduser().is_dir()), None)
 
 
-def folder_for(run: Run, images: "Dataset", options: str, out: Path | None = None) -> Path:
+def folder_for(run: Run, images: Dataset, options: str, out: Path | None = None) -> Path:
     """Return the folder for results of a command: `out`, else one in evaluations/, by data set and `options`, a hash.
 
     Raises UserError if `out` belongs to a run, a study or an audit.
@@ -108,13 +105,13 @@ def folder_for(run: Run, images: "Dataset", options: str, out: Path | None = Non
     return out
 
 
-def are_other_images(run: Run, images: "Dataset") -> bool:
+def are_other_images(run: Run, images: Dataset) -> bool:
     """Return whether these are surely other images of their split than those of the run's data."""
     fingerprint = atomic.section(_training_data(run), "fingerprints").get(str(images.split))
     return fingerprint is not None and images.fingerprint != fingerprint
 
 
-def is_own_test(run: Run, images: "Dataset") -> bool:
+def is_own_test(run: Run, images: Dataset) -> bool:
     """Return whether these are the run's own test images, by their content."""
     data, test = _training_data(run), run.recipe.data.splits.test
     if images.split != test:
@@ -128,7 +125,7 @@ def is_own_test(run: Run, images: "Dataset") -> bool:
     return False
 
 
-def notes(run: Run, images: "Dataset") -> list[str]:
+def notes(run: Run, images: Dataset) -> list[str]:
     """Return the notes at the top of every result: images of the training, another split than the test split."""
     test, texts = run.recipe.data.splits.test, []
     if count := trained_on(run, images):
@@ -140,7 +137,7 @@ def notes(run: Run, images: "Dataset") -> list[str]:
     return texts
 
 
-def trained_on(run: Run, images: "Dataset") -> int:
+def trained_on(run: Run, images: Dataset) -> int:
     """Count the images that the run was trained on, by their pixels; 0 if the run has no list of them."""
     path = run.folder / layout.IMAGES_FILE
     if not path.is_file():
@@ -148,7 +145,7 @@ def trained_on(run: Run, images: "Dataset") -> int:
     return int(np.isin(images.image_sums, atomic.read_table(path)["image"].to_numpy(str)).sum())
 
 
-def validation_of(run: Run, source: Source, consequence: str) -> "Dataset | None":
+def validation_of(run: Run, source: Source, consequence: str) -> Dataset | None:
     """Load the run's validation images of the same data; log the `consequence` and return None if there are none."""
     try:
         return load(run, source, run.recipe.data.splits.val)
@@ -157,7 +154,7 @@ def validation_of(run: Run, source: Source, consequence: str) -> "Dataset | None
         return None
 
 
-def training_of(run: Run, source: Source, images: "Dataset") -> "Dataset | None":
+def training_of(run: Run, source: Source, images: Dataset) -> Dataset | None:
     """Load the training images of the same data, for their lesion masks; None if there are none."""
     if "infection" not in images.mask_kinds:
         return None
@@ -166,7 +163,7 @@ def training_of(run: Run, source: Source, images: "Dataset") -> "Dataset | None"
     return None
 
 
-def log_reading(images: "Dataset", logged: set[str]) -> None:
+def log_reading(images: Dataset, logged: set[str]) -> None:
     """Log the notes of reading the data, except those `logged` already."""
     for note in images.notes:
         if note not in logged:
@@ -174,7 +171,7 @@ def log_reading(images: "Dataset", logged: set[str]) -> None:
             logged.add(note)
 
 
-def report_skipped(*parts: "Dataset") -> None:
+def report_skipped(*parts: Dataset) -> None:
     """Log, for each part of the data, the number of unreadable images and masks, and the first."""
     for part in parts:
         of = f" of {part.split}" if part.split else ""

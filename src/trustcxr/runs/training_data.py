@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,21 +11,17 @@ from trustcxr.console import log, plural
 from trustcxr.data import load_dataset, read_manifest
 from trustcxr.data.checks.duplicates import find_duplicates
 from trustcxr.data.checks.scan import scan
-from trustcxr.data.dataset import JoinedDataset
+from trustcxr.data.dataset import Dataset, JoinedDataset
 from trustcxr.data.fingerprints import hash_training_data
 from trustcxr.data.manifest import NO_SPLIT, Manifest
 from trustcxr.errors import UserError
+from trustcxr.recipes.run_recipe import AddedData, DataRecipe
 from trustcxr.runs.test_data import report_skipped
-
-if TYPE_CHECKING:
-    from trustcxr.data.dataset import Dataset
-    from trustcxr.data.manifest import Manifest
-    from trustcxr.recipes.run_recipe import AddedData, DataRecipe
 
 _COMPARED: set[tuple[object, ...]] = set()  # data sets of this process without a shared image, for the runs of a study
 
 
-def add_data(train: "Dataset", recipe: "DataRecipe") -> "Dataset | JoinedDataset":
+def add_data(train: Dataset, recipe: DataRecipe) -> Dataset | JoinedDataset:
     """Return the training images with those of the added data sets; `train` itself if there are none."""
     if not recipe.add:
         return train
@@ -45,7 +41,7 @@ def add_data(train: "Dataset", recipe: "DataRecipe") -> "Dataset | JoinedDataset
     return joined
 
 
-def read_added(added: "AddedData", root: Path) -> "Manifest":
+def read_added(added: AddedData, root: Path) -> Manifest:
     """Read the manifest of an added data set; `root`: the folder of the first one."""
     neighbour = root.parent / added.path
     manifest = read_manifest(neighbour if neighbour.exists() else added.path, **added.listing())
@@ -54,7 +50,7 @@ def read_added(added: "AddedData", root: Path) -> "Manifest":
     return manifest.select(~manifest.table["sample_id"].isin(added.leave_out))
 
 
-def check_added(joined: "Dataset | JoinedDataset", recipe: "DataRecipe", *, refit: bool) -> None:
+def check_added(joined: Dataset | JoinedDataset, recipe: DataRecipe, *, refit: bool) -> None:
     """Raise UserError if an image of one data set is in the validation or test images of another."""
     if not isinstance(joined, JoinedDataset):
         return
@@ -66,7 +62,7 @@ def check_added(joined: "Dataset | JoinedDataset", recipe: "DataRecipe", *, refi
         _COMPARED.add(content)
 
 
-def check_overlap(data: Sequence["Dataset"], used: Sequence[Sequence[str]]) -> None:
+def check_overlap(data: Sequence[Dataset], used: Sequence[Sequence[str]]) -> None:
     """Raise UserError if an image that one data set trains on is in a split of another that it does not train on.
 
     `used`: for each data set, its split to train on, then those that a refit adds. Thumbnails are compared, as in the
@@ -101,12 +97,12 @@ def check_overlap(data: Sequence["Dataset"], used: Sequence[Sequence[str]]) -> N
         )
 
 
-def _roles(number: int, data: "Dataset", used: Sequence[str]) -> pd.DataFrame:
+def _roles(number: int, data: Dataset, used: Sequence[str]) -> pd.DataFrame:
     """Return the rows of all splits, with columns set, trains and held."""
     split = data.all_splits["split"]
     held_out = ~split.isin([used[0], NO_SPLIT])
     return data.all_splits.assign(set=number, trains=split.isin(used), held=held_out)
 
 
-def _manifest(data: "Dataset", rows: pd.DataFrame) -> Manifest:
+def _manifest(data: Dataset, rows: pd.DataFrame) -> Manifest:
     return Manifest(rows.reset_index(drop=True), data.root, data.classes, data.layout)

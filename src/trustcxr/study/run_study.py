@@ -8,13 +8,14 @@ from collections.abc import Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from trustcxr.console import format_duration, log, plural
 from trustcxr.data import load_dataset, read_manifest, remote
+from trustcxr.data.dataset import Dataset
 from trustcxr.data.fingerprints import hash_training_data
 from trustcxr.errors import UserError
 from trustcxr.recipes import study_recipe
@@ -34,9 +35,6 @@ from trustcxr.study.selection import left_out, ranked
 from trustcxr.study.steps import carry_out
 from trustcxr.training.environment import hardware, source, use_threads
 from trustcxr.version import NOTICE, __version__
-
-if TYPE_CHECKING:
-    from trustcxr.data.dataset import Dataset
 
 LEFT_OUT = "left_out"  # key of study.yaml: untrained standard runs of networks removed from the recipe, with reasons
 
@@ -161,7 +159,7 @@ class Study:
         if reasons:
             content[LEFT_OUT] = reasons
 
-    def _read_data(self) -> dict[str, "Dataset"]:
+    def _read_data(self) -> dict[str, Dataset]:
         names = self.recipe.data.splits
         datasets = {
             role: load_dataset(self.data, split=split, every=role == "train", **self.recipe.data.reading())
@@ -243,7 +241,7 @@ class Study:
             atomic.write_arrays(folder / layout.EXAMPLES_FILE, arrays | {provenance.KEY: np.array(key)})
 
     def _document(
-        self, runs: list[RunRecipe], ranking: list[schemas.Ranked], datasets: dict[str, "Dataset"], seconds: float
+        self, runs: list[RunRecipe], ranking: list[schemas.Ranked], datasets: dict[str, Dataset], seconds: float
     ) -> schemas.StudyDocument:
         folders, recipe = [self._run_folder(run) for run in runs], self.recipe
         tested = [schemas.read_schema(schemas.RunDocument, folder / layout.METRICS_FILE) for folder in folders]
@@ -302,7 +300,7 @@ def _short(value: Any, most: int = 60) -> str:
     return text if len(text) <= most else f"{text[:most]}..."
 
 
-def describe_data(root: Path, datasets: dict[str, "Dataset"]) -> schemas.DataDescription:
+def describe_data(root: Path, datasets: dict[str, Dataset]) -> schemas.DataDescription:
     """Count images, masks and groups of each split."""
     counts, masks = {}, {}
     for part in datasets.values():
@@ -347,7 +345,7 @@ def missing(document: schemas.StudyDocument) -> str:
 _OF = "of"  # key of a checksum of images and masks
 
 
-def write_data_check(recipe: StudyRecipe, data: Path, folder: Path, images: Iterable["Dataset"]) -> Path:
+def write_data_check(recipe: StudyRecipe, data: Path, folder: Path, images: Iterable[Dataset]) -> Path:
     """Write data-check.json into the study's folder, as `trustcxr data check --json`, unless it is current."""
     from trustcxr.data.checks.check import check_data
 

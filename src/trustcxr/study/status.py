@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from trustcxr.console import format_duration, log, plural
+from trustcxr.console import log, plural
 from trustcxr.errors import UserError
 from trustcxr.recipes import study_recipe
 from trustcxr.recipes.parsing import validate
@@ -226,7 +226,6 @@ def line(plan: StudyPlan) -> str:
     later = f", before validation chooses {plural(plan.to_choose, 'network')}" if plan.to_choose else ""
     parts = [f"{sum(one.state == 'done' for one in runs)} of {len(runs)} runs done{later}"]
     parts += [f"{one.run}: {one.at}" for one in runs if one.state == "running"]
-    if plan.least is not None and plan.most is not None:
-        ends = dict.fromkeys(format_duration(seconds / max(plan.at_once, 1)) for seconds in (plan.least, plan.most))
-        parts.append(f"at most {' to '.join(ends)} left")
+    if plan.ends:
+        parts.append(f"at most {' to '.join(plan.ends)} left")
     return f"{plan.study}: " + "; ".join(parts)

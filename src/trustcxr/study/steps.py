@@ -6,10 +6,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from trustcxr.console import log
 from trustcxr.data import fingerprints, load_dataset
+from trustcxr.data.dataset import Dataset
 from trustcxr.errors import CannotWrite, UserError
 from trustcxr.explain import ood
 from trustcxr.recipes.parsing import validate
@@ -26,9 +26,6 @@ from trustcxr.study import cost
 from trustcxr.study.engines import Failure, Task, failures
 from trustcxr.training.devices import Devices
 from trustcxr.training.environment import use_threads
-
-if TYPE_CHECKING:
-    from trustcxr.data.dataset import Dataset
 
 _PATIENCE = 60.0  # seconds for a process of a killed study or a lost node to end
 
@@ -62,13 +59,13 @@ class StudyFolder:
                 return run
         raise UserError(f"{self.folder}: no run '{name}' in its recipe")
 
-    def images(self, role: str) -> "Dataset":
+    def images(self, role: str) -> Dataset:
         """Load the images of train, val or test. Raises UserError if they are not those of the study."""
         return _images(self.data, role, self.recipe.data.model_dump_json(), self.fingerprint)
 
 
 @lru_cache(maxsize=3)  # every step needs them
-def _images(data: str, role: str, recipe: str, fingerprint: str) -> "Dataset":
+def _images(data: str, role: str, recipe: str, fingerprint: str) -> Dataset:
     options = DataRecipe.model_validate_json(recipe)
     images = load_dataset(data, split=getattr(options.splits, role), **options.reading())
     if fingerprint and fingerprints.hash_training_data(images) != fingerprint:

@@ -1,6 +1,5 @@
 """Compute every figure of a study again from its tables, and compare it with what its documents say."""
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -126,7 +125,7 @@ class _Verification:
         for part, path in _other_tables(run, folder).items():
             if stored.get(part) and not self._is_there(path, f"{file}: {part}"):
                 left_out |= {part, "alarms"} if part == "saliency" else {part}
-        computed = _plain(document)
+        computed = atomic.plain(document)
         for content in (stored := dict(stored), computed):
             content["alarms"] = [one for one in _records(content.get("alarms")) if one.get("kind") != _OF_IMAGES]
         self._compare(
@@ -137,7 +136,7 @@ class _Verification:
         self.result.files += ": " not in file
 
     def _compare(self, file: str, stored: object, computed: object, at: str = "") -> None:
-        computed = _plain(computed)
+        computed = atomic.plain(computed)
         self.result.figures += count_figures(computed)
         for one in differences(stored, computed, at):
             self._differs(file, *one)
@@ -156,7 +155,7 @@ class _Verification:
                 computed["best_value"] = float(table[monitor].iloc[best])
         except (UserError, LookupError, ValueError) as problem:
             raise UserError(f"{path}: damaged: {problem}. Restore it: only a new training makes it again") from problem
-        content = _plain(training)
+        content = atomic.plain(training)
         self._compare(f"runs/{run.name}/{layout.TRAINING_FILE}", {key: content.get(key) for key in computed}, computed)
         self.result.files += 1
 
@@ -317,7 +316,3 @@ def _name(entry: object, index: int) -> str:
 
 def _records(content: object) -> list[dict[str, Any]]:
     return [part for part in content if isinstance(part, dict)] if isinstance(content, list) else []
-
-
-def _plain(document: object) -> Any:
-    return json.loads(atomic.to_json(document))

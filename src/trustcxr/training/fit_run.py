@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -17,7 +16,7 @@ from torch import nn
 
 from trustcxr.console import log
 from trustcxr.data import fingerprints
-from trustcxr.data.dataset import JoinedDataset, read_sources
+from trustcxr.data.dataset import Dataset, JoinedDataset, read_sources
 from trustcxr.data.loader import loader
 from trustcxr.errors import UserError, unknown
 from trustcxr.evaluation.parallel import keep_freed_memory
@@ -30,14 +29,11 @@ from trustcxr.training.devices import Devices, Team, does_not_fit, start_process
 from trustcxr.training.monitor import MONITOR_STEPS, Bar, Monitor, RefitMonitor, attacked_rows
 from trustcxr.training.step import TrainingStep, replays
 
-if TYPE_CHECKING:
-    from trustcxr.data.dataset import Dataset
-
 ALONE = Devices()
 
 
 def fit(
-    recipe: RunRecipe, train: "Dataset | JoinedDataset", val: "Dataset", folder: Path, *, devices: Devices = ALONE
+    recipe: RunRecipe, train: Dataset | JoinedDataset, val: Dataset, folder: Path, *, devices: Devices = ALONE
 ) -> TrainingDocument:
     """Train one run into `folder` and return its training.json; an interrupted run resumes from its last epoch.
 
@@ -72,7 +68,7 @@ def fit(
 
 
 def _fit_part(
-    recipe: RunRecipe, train: "Dataset | JoinedDataset", val: "Dataset", folder: Path, devices: Devices
+    recipe: RunRecipe, train: Dataset | JoinedDataset, val: Dataset, folder: Path, devices: Devices
 ) -> TrainingDocument:
     if environment.device_kind() == "cpu":
         keep_freed_memory()
@@ -91,7 +87,7 @@ def _fit_part(
     return _fit(recipe, both, RefitMonitor(folder, val, recipe, chosen, devices))
 
 
-def _fit(recipe: RunRecipe, train: "Dataset | JoinedDataset", monitor: Monitor) -> TrainingDocument:
+def _fit(recipe: RunRecipe, train: Dataset | JoinedDataset, monitor: Monitor) -> TrainingDocument:
     """Train a run once, into the folder of `monitor`."""
     folder = monitor.folder
     if monitor.devices.rank == 0:
@@ -120,7 +116,7 @@ def _fit(recipe: RunRecipe, train: "Dataset | JoinedDataset", monitor: Monitor) 
 
 def _run(
     recipe: RunRecipe,
-    train: "Dataset | JoinedDataset",
+    train: Dataset | JoinedDataset,
     monitor: Monitor,
     model: classifier.Classifier,
     lungs: np.ndarray | None,
@@ -195,7 +191,7 @@ def _trainer(recipe: RunRecipe, monitor: Monitor) -> pl.Trainer:
 
 
 def _network(
-    recipe: RunRecipe, train: "Dataset | JoinedDataset", lungs: np.ndarray | None, *, resumed: bool
+    recipe: RunRecipe, train: Dataset | JoinedDataset, lungs: np.ndarray | None, *, resumed: bool
 ) -> classifier.Classifier:
     """Return the model before training, its lung gate trained and frozen; a checkpoint fills a resumed one later."""
     weights = "none" if resumed else recipe.model.weights
@@ -206,7 +202,7 @@ def _network(
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def _lungs(train: "Dataset | JoinedDataset", recipe: RunRecipe) -> tuple[np.ndarray | None, int]:
+def _lungs(train: Dataset | JoinedDataset, recipe: RunRecipe) -> tuple[np.ndarray | None, int]:
     """Return the lung masks (N, H, W) if training needs them, and the number of images without one."""
     if not recipe.needs_lungs:
         return None, 0
@@ -222,7 +218,7 @@ def _lungs(train: "Dataset | JoinedDataset", recipe: RunRecipe) -> tuple[np.ndar
     return lungs, without
 
 
-def _lesions(train: "Dataset | JoinedDataset", recipe: RunRecipe) -> np.ndarray | None:
+def _lesions(train: Dataset | JoinedDataset, recipe: RunRecipe) -> np.ndarray | None:
     """Return the lesion masks (N, H, W) if training needs them; log the classes without any, which are unguided."""
     if not recipe.training.needs_lesions:
         return None
@@ -239,7 +235,7 @@ def _lesions(train: "Dataset | JoinedDataset", recipe: RunRecipe) -> np.ndarray 
     return lesions
 
 
-def _healthy(train: "Dataset | JoinedDataset", recipe: RunRecipe) -> int | None:
+def _healthy(train: Dataset | JoinedDataset, recipe: RunRecipe) -> int | None:
     """Return the index of the class of an image without its lesion; None without counterfactual images."""
     edits = recipe.training.counterfactuals
     if not edits.share:
@@ -288,7 +284,7 @@ def _finish(
 
 
 def _write_recipe(
-    folder: Path, recipe: RunRecipe, train: "Dataset | JoinedDataset", devices: Devices, done: int | None
+    folder: Path, recipe: RunRecipe, train: Dataset | JoinedDataset, devices: Devices, done: int | None
 ) -> None:
     """Write run.yaml and the list of training images; raise UserError if the folder was trained on other images."""
     folder.mkdir(parents=True, exist_ok=True)

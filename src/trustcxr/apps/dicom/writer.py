@@ -6,7 +6,8 @@ de-identification. No file name, institution or device is copied.
 
 import hashlib
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -71,15 +72,22 @@ def make_objects(image: Path | bytes, answer: ImageAnswer, picture: Image.Image)
     check_installed()
     picture.thumbnail((MOST_SIDE, MOST_SIDE), Image.Resampling.LANCZOS, reducing_gap=3.0)
     pixels = np.asarray(picture.convert("RGB"))
-    with quiet():
+    with _header_faults():
         header = _read_header(image)
-        try:
-            heatmap = _make_capture(header, pixels, answer)
-            return Objects(heatmap, _make_report(header, heatmap, answer))
-        except (KeyboardInterrupt, SystemExit, MemoryError):
-            raise
-        except Exception as fault:  # odd values make pydicom or highdicom raise almost anything
-            raise NoDicomAnswer(f"its header does not allow one ({type(fault).__name__})") from None
+        heatmap = _make_capture(header, pixels, answer)
+        return Objects(heatmap, _make_report(header, heatmap, answer))
+
+
+@contextmanager
+def _header_faults() -> Iterator[None]:
+    """Raise NoDicomAnswer for what pydicom and highdicom raise of odd values: almost anything."""
+    try:
+        with quiet():
+            yield
+    except (MemoryError, NoDicomAnswer):
+        raise
+    except Exception as fault:
+        raise NoDicomAnswer(f"its header does not allow one ({type(fault).__name__})") from None
 
 
 def write(image: Path, answer: ImageAnswer) -> list[str]:
@@ -110,14 +118,8 @@ def _list_referenced(path: Path) -> set[str]:
 def make_refusal(image: bytes, model: str, why: str) -> "Dataset":
     """Return a report that an image was not answered, and why. Raises NoDicomAnswer, UserError as `make_objects`."""
     check_installed()
-    with quiet():
-        header = _read_header(image)
-        try:
-            return _make_report(header, None, ImageAnswer(run=model, left_out=why))
-        except (KeyboardInterrupt, SystemExit, MemoryError):
-            raise
-        except Exception as fault:
-            raise NoDicomAnswer(f"its header does not allow one ({type(fault).__name__})") from None
+    with _header_faults():
+        return _make_report(_read_header(image), None, ImageAnswer(run=model, left_out=why))
 
 
 def pack_objects(objects: "Sequence[Dataset]") -> bytes:

@@ -14,7 +14,10 @@ from trustcxr.data.checks.confounds import WITHOUT_LUNGS, Association, Probe
 from trustcxr.data.checks.scan import Scan
 from trustcxr.data.images import dicom_files, generated, plausibility
 from trustcxr.data.manifest import MASK_SUFFIX, Manifest, format_similar_classes
+from trustcxr.storage.atomic import parse_yaml
 
+_ISSUES = parse_yaml(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+_DOUBTS = [kind.removeprefix("image_") for kind in _ISSUES if kind.startswith("image_")]
 SEVERITIES = ("fault", "leak", "warning", "note")
 _STRONG, _WEAK = 0.3, 0.1  # Cramér's V
 _EMPTY_CLASS = 0.95  # share of empty masks from which a class is expected to have empty masks
@@ -45,9 +48,10 @@ class Issue:
     items: list[Item] = field(default_factory=list)
 
 
-def make_issues(kind: str, severity: str, text: str, items: Iterable[Item]) -> list[Issue]:
-    """Return one issue, or none without items; `#` becomes their number, `[image|images]` singular or plural."""
-    listed = list(items)
+def make_issues(kind: str, items: Iterable[Item], *, severity: str = "", text: str = "", **parts: str) -> list[Issue]:
+    """Return one issue, or none without items; severity and text are those of issues.yaml, filled with `parts`."""
+    usual_severity, usual_text = _ISSUES.get(kind, ("", ""))
+    listed, severity, text = list(items), severity or usual_severity, (text or usual_text).format(**parts)
     text = re.sub(r"\[(.*?)\|(.*?)\]", r"\1" if len(listed) == 1 else r"\2", text)
     text = text.replace("#", f"{len(listed):,}", 1)
     return [Issue(kind, severity, text, len(listed), listed)] if listed else []
@@ -63,12 +67,10 @@ def file_issues(manifest: Manifest, scan: Scan) -> list[Issue]:
     results = [item for item in skipped if item["detail"] in (generated.HEATMAP_REASON, dicom_files.RESULT_REASON)]
     unlisted = [item for item in skipped if item not in results]
     return [
-        *make_issues("passed_over", "fault", "# [file or folder|files or folders] cannot be listed", unlisted),
-        *make_issues("heatmaps", "note", "# [result|results] of predict among the images [is|are] left out", results),
-        *make_issues("unreadable", "fault", "# [image|images] cannot be read", broken),
-        *make_issues(
-            "name_lies", "warning", "# [image is|images are] not of the format in the name (read all the same)", lying
-        ),
+        *make_issues("passed_over", unlisted),
+        *make_issues("heatmaps", results),
+        *make_issues("unreadable", broken),
+        *make_issues("name_lies", lying),
     ]
 
 
@@ -81,14 +83,6 @@ def class_issues(manifest: Manifest) -> list[Issue]:
     ]
 
 
-_DOUBTS = {
-    "colour": "# [image is|images are] in colour",
-    "constant": "# [image is|images are] nearly one grey level",
-    "mirrored": "# [image is|images are] mirrored (or the heart lies right)",
-    "turned": "# [image is|images are] turned or upside down",
-    "inverted": "# [image is|images are] inverted",
-    "other": "# [image is|images are] not laid out as a frontal chest image is",
-}
 _CHANCE = 0.03  # share of real images that may look unusual: up to it, a note instead of a warning
 
 
@@ -102,9 +96,9 @@ def image_issues(manifest: Manifest, scan: Scan) -> list[Issue]:
         for kind, reason in doubts.items():
             items[kind].append(Item(**samples[row] | {"detail": reason}))
     issues = []
-    for kind, text in _DOUBTS.items():
+    for kind in _DOUBTS:
         by_chance = kind not in ("colour", "constant") and len(items[kind]) <= _CHANCE * len(samples)
-        issues += make_issues(f"image_{kind}", "note" if by_chance else "warning", text, items[kind])
+        issues += make_issues(f"image_{kind}", items[kind], severity="note" if by_chance else "")
     return issues
 
 
@@ -116,7 +110,7 @@ def mask_issues(manifest: Manifest, scan: Scan, same_image: np.ndarray) -> list[
     findings: list[Issue] = []
     if manifest.layout == "covidqu":
         text = "# [mask is missing, or has|masks are missing, or have] no image"
-        findings += make_issues("mask_missing", "fault", text, _unpaired(manifest.root))
+        findings += make_issues("mask_missing", _unpaired(manifest.root), severity="fault", text=text)
     for kind, masks in scan.masks.items():
         table = manifest.table.join(masks)
         table = table.assign(image_width=scan.files["width"], image_height=scan.files["height"], image=same_image)
@@ -132,32 +126,19 @@ def _mask_issues_of_kind(kind: str, table: pd.DataFrame, readable: np.ndarray, l
     if layout != "covidqu" and (expected or kind == "lung"):
         severity, others = ("fault", "nearly all do") if expected else ("note", "others do")
         text = f"# [image has|images have] no {kind} mask, while {others}"
-        result += make_issues("mask_missing", severity, text, _items(table, ~has, mask=column))
-    wrong = _wrong_masks(kind, table, has, readable)
-    for name, severity, text in _MASK_FAULTS:
-        rows, detail = wrong[name]
-        result += make_issues(name, severity, text.format(kind=kind), _items(table, rows, detail, mask=column))
+        result += make_issues("mask_missing", _items(table, ~has, mask=column), severity=severity, text=text)
+    for name, (rows, detail) in _wrong_masks(kind, table, has, readable).items():
+        result += make_issues(name, _items(table, rows, detail, mask=column), mask=kind)
     return result
 
 
-# Kind, severity and text of each issue of a mask.
-_MASK_FAULTS = (
-    ("mask_unreadable", "fault", "# {kind} [mask|masks] cannot be read"),
-    ("mask_size", "fault", "# {kind} [mask is|masks are] not of the image's size"),
-    ("mask_not_binary", "fault", "# {kind} [mask holds|masks hold] more than two grey levels"),
-    ("mask_empty", "fault", "# {kind} [mask is|masks are] empty, while others of the class are not"),
-    ("mask_unexpected", "warning", "# {kind} [mask marks|masks mark] something, while others of the class are empty"),
-    ("mask_full", "fault", "# {kind} [mask covers|masks cover] the whole image"),
-    ("mask_shared", "fault", "# {kind} [mask is|masks are] identical to the mask of another image"),
-    ("mask_outside", "warning", "# {kind} [mask lies|masks lie] to more than a fifth outside the lungs"),
-)
 Rows = Any  # booleans, labels or a slice that select rows of a table
 
 
 def _wrong_masks(
     kind: str, table: pd.DataFrame, has: pd.Series, readable: np.ndarray
 ) -> dict[str, tuple[Rows, pd.Series | None]]:
-    """Return for each of _MASK_FAULTS its rows, and the detail of each row of the table."""
+    """Return for each issue of a mask its rows, and the detail of each row of the table."""
     good = has & table["fault"].isna()
     other_size = (table["width"] != table["image_width"]) | (table["height"] != table["image_height"])
     empty = good & (table["share"] == 0)
@@ -239,18 +220,12 @@ def leak_issues(manifest: Manifest, pairs: pd.DataFrame) -> list[Issue]:
         return [_pair(table.iloc[first[i]], table.iloc[second[i]], _describe_pair(pairs.iloc[i])) for i in chosen]
 
     return [
-        *make_issues("leak_exact", "leak", "# [pair|pairs] of identical images across splits", items(across & exact)),
-        *make_issues(
-            "leak_near", "leak", "# [pair|pairs] of nearly identical images across splits", items(across & ~exact)
-        ),
-        *make_issues(
-            "label_conflict", "fault", "# [pair|pairs] of the same image under two classes", items(labels_differ)
-        ),
-        *_tied(table, "patient", "leak_patient", "# [patient|patients] with images in several splits"),
-        *_tied(table, "group", "leak_group", "# [group|groups] of tied images in several splits"),
-        *make_issues(
-            "repeated", "note", "# [pair|pairs] of the same image within a split", items(~across & ~labels_differ)
-        ),
+        *make_issues("leak_exact", items(across & exact)),
+        *make_issues("leak_near", items(across & ~exact)),
+        *make_issues("label_conflict", items(labels_differ)),
+        *_tied(table, "patient"),
+        *_tied(table, "group"),
+        *make_issues("repeated", items(~across & ~labels_differ)),
     ]
 
 
@@ -268,7 +243,7 @@ def _describe_pair(pair: pd.Series) -> str:
     return ", ".join([*turned, f"correlation {pair['correlation']:.3f} after alignment"])
 
 
-def _tied(table: pd.DataFrame, column: str, kind: str, text: str) -> list[Issue]:
+def _tied(table: pd.DataFrame, column: str) -> list[Issue]:
     rows = table[table[column].notna()]
     if column == "group":  # a group that is a patient is reported as the patient
         rows = rows[rows["group"].to_numpy(str) != rows["patient"].fillna("").to_numpy(str)]
@@ -282,7 +257,7 @@ def _tied(table: pd.DataFrame, column: str, kind: str, text: str) -> list[Issue]
         item = _pair(one, other, detail)
         item["members"] = members["sample_id"].tolist()
         items.append(item)
-    return make_issues(kind, "leak", text, items)
+    return make_issues(f"leak_{column}", items)
 
 
 def confound_issues(probes: list[Probe], linked: list[Association]) -> list[Issue]:

@@ -6,7 +6,9 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from trustcxr.data.layouts.listing import Record
 from trustcxr.data.manifest import (
@@ -25,9 +27,6 @@ from trustcxr.data.manifest import (
 )
 from trustcxr.data.tabular import check_distinct_columns, find_columns_like, is_blank, read_table, row_number
 from trustcxr.errors import UserError, unknown
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 Columns = Mapping[str, str | int]
 SUFFIXES = frozenset([".csv", ".tsv", ".txt", ".parquet"])
@@ -95,7 +94,7 @@ def read_list(file: Path, *, columns: str | Columns | None = None, images: str |
     return manifest
 
 
-def _check_ambiguous(table: "pd.DataFrame", file: Path, mapping: Columns, named: str | Columns | None) -> None:
+def _check_ambiguous(table: pd.DataFrame, file: Path, mapping: Columns, named: str | Columns | None) -> None:
     """Raise UserError if a column that is read has another with a similar name, and the user named neither."""
     named = named if isinstance(named, Mapping) else {}
     for word, column in mapping.items():
@@ -106,7 +105,7 @@ def _check_ambiguous(table: "pd.DataFrame", file: Path, mapping: Columns, named:
         check_distinct_columns(table, file, [i for i in similar if table.columns[i] not in used], word)
 
 
-def _mapping(table: "pd.DataFrame", file: Path, columns: str | Columns | None) -> dict[str, str | int]:
+def _mapping(table: pd.DataFrame, file: Path, columns: str | Columns | None) -> dict[str, str | int]:
     """Map our words to columns of the table; words that are not named, to columns with usual names."""
     available = list(table.columns)
     named = columns if isinstance(columns, Mapping) else _published_columns(available, columns)
@@ -321,7 +320,7 @@ _FINDINGS = frozenset(Path(__file__).with_name("findings.txt").read_text(encodin
 _PATIENT = re.compile(r"(?:^|/)(patient[ _-]?\w*\d\w*)/", re.IGNORECASE)
 
 
-def list_finding_columns(table: "pd.DataFrame", taken: Iterable[Any]) -> list[str]:
+def list_finding_columns(table: pd.DataFrame, taken: Iterable[Any]) -> list[str]:
     """List the columns, other than `taken`, that label a known finding, in their order.
 
     Other columns of 1 and 0, such as smoking, make no class.
@@ -330,7 +329,7 @@ def list_finding_columns(table: "pd.DataFrame", taken: Iterable[Any]) -> list[st
     return [c for c in named if _is_label(set(map(_word, table[c])))]
 
 
-def build_classes(table: "pd.DataFrame", names: Iterable[str]) -> list[str]:
+def build_classes(table: pd.DataFrame, names: Iterable[str]) -> list[str]:
     """Return the class of each image: its findings joined by `|`, else `No Finding` or `Uncertain`.
 
     `No Finding` needs a 1 in the column of that name; without that column, no uncertain finding.

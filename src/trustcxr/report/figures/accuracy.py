@@ -7,7 +7,7 @@ from trustcxr.registry import CERTIFIED_COLOUR
 from trustcxr.report import formatting
 from trustcxr.report.figures import svg
 from trustcxr.report.load import Run
-from trustcxr.report.ranking import Headline, constant_answer, list_defences
+from trustcxr.report.ranking import Headline, list_defences
 from trustcxr.report.tables.certified import Gap, gaps
 from trustcxr.storage.schemas import AttackResult, Classification, Comparison, Share
 
@@ -35,7 +35,7 @@ def accuracy_dots(runs: list[Run], head: Headline) -> svg.Drawing:
                 error = svg.error_bars(value, entry.accuracy.interval)
                 drawn = axes.errorbar(value, y, xerr=error, fmt=mark, color=colour, ms=5.5, lw=1.4, clip_on=False)
                 svg.add_titles(drawn, f"{run.label}, {name}: {formatting.with_count(entry.accuracy, entry.n)}")
-            constant = constant_answer(run)
+            constant = run.clean.constant_answer
             if constant is not None:
                 axes.plot([constant] * 2, [row - 0.5, row + 0.5], color=svg.QUIET, lw=0.9, ls=(0, (2, 2)), zorder=0)
         svg.format_shares(axes, "x")
@@ -65,7 +65,7 @@ def epsilon_curves(model: str, runs: list[Run]) -> svg.Drawing:
                     points.insert(0, (0.0, run.clean.accuracy))
                 style = {"color": svg.defence_colour(run.defence), "ls": dash, "marker": mark}
                 _draw_curve(axes, points, f"{run.training_name}, {effort.name}", lw=1.6, ms=4, **style)
-        constant = next((c for c in map(constant_answer, runs) if c is not None), None)
+        constant = next((c for c in (run.clean.constant_answer for run in runs) if c is not None), None)
         if constant is not None:
             axes.axhline(constant, color=svg.QUIET, lw=0.9, ls=(0, (2, 2)), zorder=0)
         _epsilon_axis(axes, epsilons)
@@ -89,7 +89,7 @@ def worst_curve(run: Run) -> svg.Drawing | None:
     if clean.value is None or not attacked:
         return None
     proved = [(e.epsilon or 0.0, e.accuracy) for e in run.metrics.certified if e.accuracy.value is not None]
-    constant = constant_answer(run)
+    constant = run.clean.constant_answer
     series = [(sorted([(0.0, clean), *attacked], key=lambda pair: pair[0]), "under attack, at most", svg.WORSE, "o")]
     if proved:
         series.append((sorted(proved, key=lambda pair: pair[0]), "proved, at least", CERTIFIED_COLOUR, "s"))

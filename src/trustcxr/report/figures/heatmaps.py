@@ -199,7 +199,7 @@ def _heatmap_panel(run: Run, arrays: "dict[str, np.ndarray]", index: int, number
 
 def _cells(run: Run, method: str) -> tuple[int, int] | None:
     """Return rows and columns of a coarse map; None if it is as fine as the image or unknown."""
-    methods = run.saliency_methods()
+    methods = run.metrics.saliency
     document = methods.get(main_method(methods) if method == formatting.DASH else method)
     sides = document.cells.split(" x ") if document else []
     return (int(sides[0]), int(sides[1])) if len(sides) == 2 and all(map(str.isdigit, sides)) else None

@@ -20,7 +20,7 @@ def explanation_dots(runs: list[Run], *, narrow: bool = False) -> svg.Drawing | 
 
     `narrow`: the three panels in one column.
     """
-    measured = [(run, next(iter(run.saliency_methods().values()))) for run in runs if run.saliency_methods()]
+    measured = [(run, next(iter(run.metrics.saliency.values()))) for run in runs if run.metrics.saliency]
     names = ("infection_energy", "infection_iou", "pointing_hit_rate")
     if not any(document.figure(name).value is not None for _, document in measured for name in names):
         return None

@@ -7,7 +7,7 @@ from trustcxr.registry import HIT_RATE, NULL_MAPS, RANDOM_MAP, USUAL_ATTACKS, Ef
 from trustcxr.report import formatting
 from trustcxr.report.alarm_list import SHORT
 from trustcxr.report.load import Run
-from trustcxr.report.ranking import Headline, better_than_constant, constant_answer, main_method
+from trustcxr.report.ranking import Headline, better_than_constant, main_method
 from trustcxr.report.tables.table import Cell, Table, list_counts, method_cells, plain, run_cells, share, whole
 from trustcxr.storage.prediction_table import CLEAN
 from trustcxr.storage.schemas import Accuracy, ClassResult, Figure, Perturbed, SaliencyDocument
@@ -19,7 +19,7 @@ VOID = "void: survives randomising the network"
 
 def models(runs: list[Run], head: Headline) -> Table:
     """Return a row per run: alarms, clean accuracy, the lowest under attack, energy inside the infection masks."""
-    explained = any(run.saliency_methods() for run in runs)
+    explained = any(run.metrics.saliency for run in runs)
     header = ["Model", "Defence", "Alarms", "Clean, %"]
     header += [f"Lowest under attack at {formatting.epsilon(head.epsilon)}, %"] if head.attacks else []
     header += ["Heatmap energy inside the infection"] if explained else []
@@ -51,7 +51,7 @@ def _lowest(run: Run, head: Headline) -> Cell:
 
 def _energy(run: Run) -> Cell:
     """Return the energy of the main saliency method with chance, marked if random weights have as much."""
-    methods = run.saliency_methods()
+    methods = run.metrics.saliency
     document = methods.get(main_method(methods), SaliencyDocument())
     figure, void = document.figure(_ENERGY), _ENERGY in document.void
     cell = plain(figure)
@@ -74,7 +74,7 @@ def leaderboard(runs: list[Run], head: Headline) -> Table:
         fewer = {entry.n for entry in entries if entry.n != test.n}
         attacked = f"attacks {formatting.join_counts(fewer)}" if fewer - {None} else ""
         groups = f"{formatting.count(test.groups)} groups" if test.groups not in (None, test.n) else ""
-        clean, constant = share(test.accuracy), None if better_than_constant(run) else constant_answer(run)
+        clean, constant = share(test.accuracy), None if better_than_constant(run) else run.clean.constant_answer
         if constant is not None:
             clean = replace(clean, second=f"constant answer {formatting.percent_number(constant)}", note="bad")
         cells = [clean, *[share(entry.accuracy) for entry in entries], share(test.balanced_accuracy)]
@@ -117,7 +117,7 @@ def explanations(runs: list[Run], *, perturbed: bool = False) -> Table:
     header += ["Stability (SSIM)", "Blank maps, %", "n"]
     rows = []
     for run in runs:
-        for method, document in run.saliency_methods().items():
+        for method, document in run.metrics.saliency.items():
             part = document.perturbed if perturbed else document
             if part is None or (method == RANDOM_MAP and run is not runs[-1]):  # the same for every run
                 continue

@@ -20,7 +20,7 @@ def documents(runs: list[Run], *, baseline_maps: bool = True) -> Iterator[tuple[
     """Yield each run's saliency methods; the random map, which is the same for every run, once at the end."""
     random: tuple[Run, str, SaliencyDocument] | None = None
     for run in runs:
-        for method, document in run.saliency_methods().items():
+        for method, document in run.metrics.saliency.items():
             if method == RANDOM_MAP:
                 random = random or (run, method, document)
             else:
@@ -183,7 +183,7 @@ def changes(runs: list[Run]) -> Table:
     header = ["Model", "Defence", "Change", "SSIM", "Rank correlation", "Top tenth unchanged", "Moves onto it"]
     rows = []
     for run in runs:
-        methods = run.saliency_methods()
+        methods = run.metrics.saliency
         for entry in methods.get(main_method(methods), SaliencyDocument()).stability:
             radius = f"epsilon {formatting.epsilon(entry.epsilon)}"
             strength = f"severity {entry.severity}" if entry.severity else radius
@@ -204,7 +204,7 @@ def faithfulness(runs: list[Run]) -> Table:
         part = document.faithfulness
         if part is None:
             continue
-        random_map = run.saliency_methods().get(RANDOM_MAP)
+        random_map = run.metrics.saliency.get(RANDOM_MAP)
         random = (random_map.faithfulness if random_map else None) or Measured()
         cells = []
         for name in ("insertion", "deletion", "road"):

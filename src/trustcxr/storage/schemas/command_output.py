@@ -2,6 +2,7 @@
 
 from typing import Any, Literal
 
+from trustcxr.console import format_duration
 from trustcxr.storage.schemas.document import Document, Number, Share
 from trustcxr.storage.schemas.study_document import Hardware
 
@@ -212,3 +213,11 @@ class StudyPlan(Document):
     least: Number = None
     most: Number = None
     costs: CostDocument | None = None
+
+    @property
+    def ends(self) -> list[str]:
+        """The least and the most time left as text, one if they are equal; none if a run has no estimate."""
+        if self.least is None or self.most is None:
+            return []
+        times = (format_duration(seconds / max(self.at_once, 1)) for seconds in (self.least, self.most))
+        return list(dict.fromkeys(times))

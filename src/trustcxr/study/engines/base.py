@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from trustcxr.console import log
+from trustcxr.console import Progress, log
 from trustcxr.errors import OUT_OF_MEMORY, CannotWrite, UserError, is_out_of_memory
 
 
@@ -131,6 +131,12 @@ class Order:
         for other in dropped:
             self.left.pop(other)
         return 1 + len(dropped)
+
+    def settle(self, index: int, outcome: Outcome, after: Callable[[], object], bar: Progress) -> None:
+        """Record the end of a task, call `after`, and advance the bar."""
+        settled, task = self.end(index, outcome), self.tasks[index]
+        after()
+        bar.advance(settled, note=f"{task.step} {task.run}")
 
     def outcomes(self) -> Outcomes:
         """Return the Failure of every task, or None, in their order."""

@@ -69,9 +69,7 @@ class ProcessesEngine:
                             log(f"{content.name}: {content.reason}")
                         else:
                             idle.append(worker)
-                        settled = order.end(index, content)
-                        after()
-                        bar.advance(settled, note=f"{tasks[index].step} {tasks[index].run}")
+                        order.settle(index, content, after, bar)
         finally:
             for worker in (*busy, *idle):
                 worker.kill()

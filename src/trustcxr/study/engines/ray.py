@@ -63,9 +63,7 @@ class RayEngine:
                         busy[do.remote(work, tasks[index])] = index
                     (ready, *_), _ = ray.wait(list(busy))
                     index = busy.pop(ready)
-                    settled = order.end(index, _outcome(ray, ready, tasks[index]))
-                    after()
-                    bar.advance(settled, note=f"{tasks[index].step} {tasks[index].run}")
+                    order.settle(index, _outcome(ray, ready, tasks[index]), after, bar)
             finally:
                 for left in busy:
                     ray.cancel(left, force=True)

@@ -39,9 +39,7 @@ class SlurmEngine:
                 jobs = executor.map_array(_Step(work), [tasks[index] for index in indices])
                 try:
                     for index, job in zip(indices, jobs, strict=True):
-                        settled = order.end(index, _outcome(job, tasks[index]))
-                        after()
-                        bar.advance(settled, note=f"{tasks[index].step} {tasks[index].run}")
+                        order.settle(index, _outcome(job, tasks[index]), after, bar)
                 finally:
                     for job in (job for job in jobs if not job.done()):
                         job.cancel()
