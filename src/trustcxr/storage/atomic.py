@@ -216,9 +216,11 @@ def write_batches(path: Path, tables: "Iterable[pd.DataFrame]", provenance: str 
 
 
 def read_provenance(path: Path) -> str:
-    """Return the provenance in a Parquet file; "" if the file is missing, damaged or has none."""
+    """Return the provenance in a Parquet file; "" if it is no file, is damaged or has none."""
     from pyarrow import parquet
 
+    if not path.is_file():  # a named pipe would be waited for without end
+        return ""
     try:
         facts = parquet.read_metadata(path)
         return (facts.metadata or {}).get(_PROVENANCE, b"").decode() if facts.num_rows else ""
