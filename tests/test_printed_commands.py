@@ -2,11 +2,13 @@
 
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from test_cli import run
-from trustcxr.runs import run_folder
+from trustcxr import api
+from trustcxr.recipes.run_recipe import DefenceRecipe
 from trustcxr.storage.os_errors import shell_quote
 from trustcxr.storage.schemas import TrainingDocument
 
@@ -26,6 +28,9 @@ def test_a_path_is_quoted_only_where_it_must_be() -> None:
 def test_train_prints_the_command_that_evaluates(
     out: str, typed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_folder, "train", lambda *_, **__: TrainingDocument(epochs=1, monitor="val_accuracy"))
+    trained = SimpleNamespace(
+        training=TrainingDocument(epochs=1, monitor="val_accuracy"), recipe=SimpleNamespace(defence=DefenceRecipe())
+    )
+    monkeypatch.setattr(api, "train", lambda *_, **__: trained)
     printed = run("train", "--data", tmp_path / ODD, "--model", "test_resnet", f"--out={out}").stdout.splitlines()[-1]
     assert shlex.split(printed.removeprefix("next: ")) == ["trustcxr", "evaluate", typed, "--data", str(tmp_path / ODD)]
