@@ -184,7 +184,7 @@ def _first(package: str, function: str) -> str:
 PAGES = {
     "reference/commands.md": write_commands,
     "reference/recipe.md": write_recipe_keys,
-    "explanation/measures.md": write_measures,
+    "reference/measures.md": write_measures,
     "figures/data-flow.svg": draw_data_flow,
 }
 

@@ -98,7 +98,10 @@ def test_an_entry_has_the_figures_and_nothing_private(tmp_path: Path) -> None:
 def test_the_entries_of_the_repository_have_no_fault_and_their_models_are_unchanged() -> None:
     root = Path(__file__).parents[1]
     result = run("leaderboard", root / "leaderboard", "--check", "--models", root / "src/trustcxr/zoo")
-    assert "entries 4, faults 0, unchanged models" in result.stdout
+    count = len([*(root / "leaderboard").glob("*/*.json")])
+    assert f"entries {count}, faults 0, unchanged models" in result.stdout
+    ours = len([*(root / "leaderboard").glob("*/covid-*.json")])
+    assert result.stdout.strip().endswith(f"src/trustcxr/zoo {ours}")
 
 
 def test_an_entry_has_right_and_wrong_of_each_image_without_names(tmp_path: Path) -> None:
