@@ -244,7 +244,7 @@ def test_probabilities_are_calibrated_where_the_run_has_a_temperature(run: Path)
     assert list(after.probabilities.values()) == pytest.approx(softmax(logits[None] / 4)[0], abs=1e-6)
     words = "\n".join(terminal.describe_answer(after.model_copy(update={"image": "x"})))
     assert "calibrated on the run's validation images" in words
-    assert "survive: the attack does not change the class" in words
+    assert ("the smallest change found that turns the answer: " in words) == (after.smallest_change is not None)
     assert "not calibrated" in "\n".join(terminal.describe_answer(before.model_copy(update={"image": "x"})))
 
 

@@ -217,7 +217,8 @@ def run(
         model: a trained model's name, a run or its folder, a model file (.yaml), or a torch module from images
             (B, 1, H, W) in [0, 1] to logits. A module needs `classes` and `size`, as attributes or from a Dataset.
         data: folder of images, a list (CSV), or a Dataset of the model's size and classes.
-        out: folder for audit.json, tables and pictures, where an interrupted audit resumes. None keeps nothing.
+        out: folder for audit.json, report.html, tables and pictures, where an interrupted audit resumes. None keeps
+            nothing.
         protocol: exam-1, or exam-quick-1 for minutes.
         attacks: in place of the protocol's; then the audit compares with no other.
         epsilons: in place of the protocol's.
@@ -240,7 +241,10 @@ def run(
     images = data if isinstance(data, Dataset) else Path(data)
     settings = {"protocol": protocol, "attacks": attacks, "epsilons": epsilons, **options}
     if out is not None:
+        from trustcxr.report import audit_html
+
         document = audit(subject, images, Path(out), **settings)
+        audit_html.write(document, Path(out))
         document._folder = Path(out)
         return document
     with tempfile.TemporaryDirectory() as folder:

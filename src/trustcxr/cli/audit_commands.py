@@ -91,7 +91,6 @@ def audit(
         raise UserError("--fail: there is no criterion to fail. Give --criteria FILE; --init-criteria prints a draft")
     bounds = _read_criteria(criteria, prevalence)
     from trustcxr import audit as audits
-    from trustcxr.report import audit_html
 
     document = audits.run(
         model,
@@ -107,7 +106,6 @@ def audit(
         protocol=protocol,
         **data_options,
     )
-    audit_html.write(document, out)
     print_json(document) if json else _print_audit(document, out)
     if fail and not all(row.met for row in document.criteria):
         raise Exit(NOT_MET)
