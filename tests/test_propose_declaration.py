@@ -146,6 +146,7 @@ def test_a_model_is_declared_in_one_step(folder: Path) -> None:
     assert "surely better than the best with another order of the classes" in text
     assert "each at 99.92% (Bonferroni)" in text
     assert "# ?" not in text.replace("  # ? how an image becomes a square: squeeze, pad or crop", "")
+    assert "tried on 30 images of Test" in run(*command, "--split", "Test").stdout
 
 
 def test_a_model_at_chance_is_not_declared_for_sure(folder: Path) -> None:
@@ -155,6 +156,7 @@ def test_a_model_at_chance_is_not_declared_for_sure(folder: Path) -> None:
     assert "range: [0, 1]  # ? no declaration is surely better than chance (33.3%)" in text
     assert re.search(r"classes: \[.*\]  # \? no declaration is surely", text)
     assert "is it the right model for these images?" in text
+    assert "more images may settle it: --split with another split" in text
 
 
 def test_what_cannot_be_asked_is_refused(folder: Path) -> None:

@@ -45,19 +45,20 @@ def propose_declaration(
     model: str | Path,
     data: Path,
     *,
+    split: str | None = None,
     labels: Mapping[str, str | None] | None = None,
     listing: Listing | None = None,
     trust_code: bool = False,
 ) -> str:
     """Return a model file for `model`, or for the model of a model file, with the declaration that is right most often.
 
-    Declarations are tried on validation images of `data`, else on training images, else on all. Comments tell the
+    Declarations are tried on images of `split`, by default on validation, else training images, else on all. Comments tell the
     accuracy of each, and how sure the best one is. Raises UserError if the model cannot be asked or the data not read.
     """
     draft, external = _open(model, trust_code)
     network = external.original or external.model  # its own runtime is faster than a conversion
     assert network is not None
-    dataset, split = _open_images(data, external.size, labels, listing)
+    dataset, split = _open_images(data, external.size, split, labels, listing)
     rows = _one_per_patient(dataset)
     images, truth = load_pixels(dataset, rows, external.device), np.asarray(dataset.labels)[rows]
     in_file = draft.range is not None  # told by the file itself
@@ -132,11 +133,11 @@ def _open(model: str | Path, trust_code: bool) -> tuple[Draft, ExternalModel]:
 
 
 def _open_images(
-    data: Path, size: int, labels: Mapping[str, str | None] | None, listing: Listing | None
+    data: Path, size: int, split: str | None, labels: Mapping[str, str | None] | None, listing: Listing | None
 ) -> tuple[Dataset, str]:
-    """Open validation images, else training images, else all; with the name of the split, empty for all."""
+    """Open a split, by default validation, else training images, else all; with the split's name, empty for all."""
     manifest, splits = manifest_of(data, listing, None), Splits()
-    split = next((name for name in (splits.val, splits.train) if name in manifest.splits), None)
+    split = split or next((name for name in (splits.val, splits.train) if name in manifest.splits), None)
     dataset = load_dataset(manifest, split, size=size, resize="squeeze", labels=dict(labels) if labels else None)
     return dataset, split or ""
 
@@ -196,6 +197,8 @@ def _fill(
         draft.remarks.append(f"the first is {'' if low > 0 else 'NOT '}surely better {text}")
         if low <= 0:
             draft.doubts[key] = f"  # ? not surely better {text}"
+    if draft.doubts:
+        draft.remarks.append("more images may settle it: --split with another split, or more labelled data")
     draft.remarks.append(f"the intervals hold together at {_LEVEL:.0%}: each at {level:.2%} (Bonferroni)")
     chance = float(np.bincount(truth).max()) / len(truth)
     if binomtest(int(best.right.sum()), len(truth), chance, alternative="greater").pvalue > (1 - _LEVEL) / len(

@@ -81,7 +81,7 @@ def audit(
         raise UserError("audit: no model is given. Give a run's folder or a model file; see trustcxr audit --help")
     data_options = {"labels": parse_labels(label), "listing": parse_listing(column, images)}
     if init:
-        return _print_draft(model, data, data_options, trust_code=trust_code, json=json)
+        return _print_draft(model, data, data_options | {"split": split}, trust_code=trust_code, json=json)
     if data is None or out is None:
         raise UserError(
             f"audit {model}: say {'--data PATH' if data is None else '--out DIR'}; see trustcxr audit --help"
