@@ -52,8 +52,9 @@ def propose_declaration(
 ) -> str:
     """Return a model file for `model`, or for the model of a model file, with the declaration that is right most often.
 
-    Declarations are tried on images of `split`, by default on validation, else training images, else on all. Comments tell the
-    accuracy of each, and how sure the best one is. Raises UserError if the model cannot be asked or the data not read.
+    Declarations are tried on images of `split`, by default on validation, else training images, else on all. Comments
+    tell the accuracy of each, and how sure the best one is. Raises UserError if the model cannot be asked or the data
+    not read.
     """
     draft, external = _open(model, trust_code)
     network = external.original or external.model  # its own runtime is faster than a conversion
