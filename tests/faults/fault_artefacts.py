@@ -19,7 +19,7 @@ RECIPE = {
     "selection": {"count": 1},
     "defences": [{"name": "fgsm"}],
     "evaluation": {"attacks": [{"name": "fgsm"}, {"name": "pgd", "steps": 2}], "bootstrap": 100},
-    "explanation": {"methods": ["gradcam"], "corruptions": ["jpeg"], "sample": 0, "panels": 1},
+    "explanation": {"methods": ["gradcam@-2"], "corruptions": ["jpeg"], "sample": 0, "panels": 1},
 }
 Main = Callable[..., int]
 
