@@ -18,7 +18,9 @@ from trustcxr.attacks.bpda import probe_gradients
 from trustcxr.audit.active_test import active_test
 from trustcxr.audit.formats import describe_file, load
 from trustcxr.audit.formats.wrapper import is_layer_output
+from trustcxr.audit.model_state import changed_parts, describe_state
 from trustcxr.errors import UserError
+from trustcxr.models.fuse_batchnorm import make_fused_copy
 
 h5py = pytest.importorskip("h5py")
 CLASSES = ("COVID-19", "Non-COVID", "Normal")
@@ -128,6 +130,15 @@ def test_attacks_maps_and_planted_examples_work(keras: Any, images: torch.Tensor
     planted = active_test(model, images[:4], epsilon=0.1, traits=traits)
     assert planted is not None
     assert planted.count > 0
+
+
+@pytest.mark.slow
+def test_an_audit_does_not_change_the_state_of_a_model(keras: Any, images: torch.Tensor, tmp_path: Path) -> None:
+    """What prepares attacks leaves Keras's own attributes as they are: a change would be called a memory."""
+    model = loaded(saved(network(keras), tmp_path / "m.keras")).model
+    before = describe_state(model, images[:2])
+    make_fused_copy(model, images[:2])
+    assert changed_parts(before, describe_state(model, images[:2])) == []
 
 
 def rewritten(path: Path, change: Callable[[Any], None]) -> Path:

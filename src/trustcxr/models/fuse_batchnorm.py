@@ -101,10 +101,14 @@ def find_pairs(network: nn.Module) -> list[Pair]:
 
 
 def _find(network: nn.Module) -> list[Pair]:
+    attributes = set(vars(network))
     try:
-        graph = _Tracer().trace(copy(network))  # the tracer stores constants of the forward pass as attributes
+        graph = _Tracer().trace(network)
     except Exception:  # an external forward pass may raise anything when traced
         return []
+    finally:
+        for name in set(vars(network)) - attributes:  # the tracer stores constants of the forward pass
+            delattr(network, name)
     calls = [node for node in graph.nodes if node.op == "call_module"]
     targets = [str(node.target) for node in calls]
     layers = []
