@@ -135,7 +135,7 @@ def test_attacks_maps_and_planted_examples_work(keras: Any, images: torch.Tensor
 @pytest.mark.slow
 def test_an_audit_does_not_change_the_state_of_a_model(keras: Any, images: torch.Tensor, tmp_path: Path) -> None:
     """What prepares attacks leaves Keras's own attributes as they are: a change would be called a memory."""
-    model = loaded(saved(network(keras), tmp_path / "m.keras")).model
+    model = loaded(saved(network(keras), tmp_path / "m.h5")).model
     before = describe_state(model, images[:2])
     make_fused_copy(model, images[:2])
     assert changed_parts(before, describe_state(model, images[:2])) == []
