@@ -244,7 +244,7 @@ def test_criteria_come_last_and_are_not_met_by_a_measurement_that_is_not_sound()
 
 
 def test_the_limits_stand_in_the_documents() -> None:
-    text = (Path(__file__).parents[1] / "docs" / "audit.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[1] / "docs" / "reference" / "audit.md").read_text(encoding="utf-8")
     for limit in (verdict.KEPT_UNDER_ATTACK, verdict.KEPT_WHEN_CORRUPTED, verdict.WORSE, verdict.CALIBRATION_ERROR):
         assert f"{limit:.0%}".replace("%", " %") in text
     assert f"epsilon {verdict.EPSILON:g}" in text
