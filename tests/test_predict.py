@@ -275,7 +275,7 @@ from pathlib import Path
 from trustcxr.explain import predict
 (answer,) = predict.predict(Path(sys.argv[1]), [Path(sys.argv[2])], out=Path(sys.argv[2]).parent, anyway=True)
 peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
-print(json.dumps([int(peak.split()[1]) * 1024, answer.get("error")]))
+print(json.dumps([int(peak.split()[1]) * 1024, answer.error]))
 """
 
 
