@@ -22,7 +22,7 @@ from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.recipes.study_recipe import StudyRecipe
 from trustcxr.recipes.training_recipe import Augment
 from trustcxr.runs import preflight
-from trustcxr.training import fit
+from trustcxr.training.fit_run import fit
 
 NOTHING: dict[str, float] = dict.fromkeys(("rotation", "shift", "scale", "brightness", "contrast", "flip"), 0.0)
 

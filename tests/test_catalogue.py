@@ -135,7 +135,7 @@ from typer.testing import CliRunner
 from trustcxr import attacks, corruptions, defences, explain
 from trustcxr.cli import app
 from trustcxr.data import layouts
-from trustcxr.explain import evaluate as scores
+from trustcxr.explain import baseline_scores as scores
 from trustcxr.recipes.evaluation_recipe import AttackRecipe, CorruptionsRecipe, ExplanationRecipe
 from trustcxr.recipes.training_recipe import DefenceRecipe
 from trustcxr.report import formatting as words

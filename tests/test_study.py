@@ -213,7 +213,7 @@ def test_a_study_grows_by_seeds_in_its_own_folder(
     found = verify(out)
     assert (found.differences, found.unchecked) == ([], [])
     study_yaml = (out / "study.yaml").read_bytes()
-    with pytest.raises(UserError, match=r"with 2 seeds \(0, 1\), and 1 seed \(0\) would be fewer: ask for as many"):
+    with pytest.raises(UserError, match=r"holds 2 seeds \(0, 1\) of this study, not 1 seed \(0\): use another --out"):
         Study(tiny(), radiographs, out, local).run()
     for keys in ({"seeds": [1, 2]}, {"seeds": [0, 1, 2], "training": {"epochs": 2, "batch_size": 12}}):
         with pytest.raises(UserError, match="holds another study: recipe"):

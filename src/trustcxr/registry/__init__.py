@@ -32,12 +32,14 @@ from trustcxr.registry.data_entries import (
     LUNGS_ONLY,
     VIEWS,
     Corruption,
+    Layout,
 )
 from trustcxr.registry.defence_entries import (
     BACKGROUNDS,
     CERTIFIED_COLOUR,
     DEFENCES,
     USUAL_DEFENCE,
+    Background,
     Defence,
     networks,
 )
