@@ -244,7 +244,10 @@ def test_probabilities_are_calibrated_where_the_run_has_a_temperature(run: Path)
     assert list(after.probabilities.values()) == pytest.approx(softmax(logits[None] / 4)[0], abs=1e-6)
     words = "\n".join(terminal.describe_answer(after.model_copy(update={"image": "x"})))
     assert "calibrated on the run's validation images" in words
-    assert ("the smallest change found that turns the answer: " in words) == (after.smallest_change is not None)
+    turned = after.model_copy(update={"image": "x", "smallest_change": 6.1 / 255})
+    line = "the smallest change found that turns the answer: 6.1 grey levels of 255 in each pixel, or less"
+    assert line in "\n".join(terminal.describe_answer(turned))
+    assert "the smallest change" not in words, "none was looked for"
     assert "not calibrated" in "\n".join(terminal.describe_answer(before.model_copy(update={"image": "x"})))
 
 

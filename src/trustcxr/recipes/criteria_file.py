@@ -136,8 +136,8 @@ class Criterion(Strict):
     def _fits(self) -> Self:
         bounds = [key for key in ("at_least", "at_most", "not_worse_than") if getattr(self, key) is not None]
         if len(bounds) != 1:
-            given = " and ".join(bounds) or "none of them"
-            raise UserError(f"criterion '{self.name}': give one of at_least, at_most and not_worse_than, not {given}")
+            present = " and ".join(bounds) or "none of them"
+            raise UserError(f"criterion '{self.name}': give one of at_least, at_most and not_worse_than, not {present}")
         if (self.margin is None) == (self.not_worse_than is not None):
             raise UserError(f"criterion '{self.name}': margin belongs to not_worse_than, which needs it (0 is valid)")
         _, has_interval = _check_path(self.figure)
