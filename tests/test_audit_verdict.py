@@ -164,8 +164,8 @@ def test_a_table_of_scores_says_that_robustness_was_not_measured() -> None:
             "robust",
             {"attacks": [attacked("pgd", 0.01, 0.3), attacked("pgd", 0.02, 0.0, 0.01)]},
             False,
-            "On 400 images, accuracy falls from 90% [87.0%, 93.0%] to 0% [0.0%, 1.0%] when each pixel may change by "
-            "5.1 of 255 grey levels (PGD; 30% [27.0%, 33.0%] by 2.6); more than 72% is asked, by the whole interval: "
+            "On 400 images, accuracy falls from 90.0% [87.0%, 93.0%] to 0.0% [0.0%, 1.0%] when each pixel may change by "
+            "5.1 of 255 grey levels (PGD; 30.0% [27.0%, 33.0%] by 2.6); more than 72% is asked, by the whole interval: "
             "NOT ROBUST.",
         ),
         ("robust", {"attacks": [attacked("pgd", 0.02, 0.71)]}, None, "NOT SETTLED."),
@@ -173,7 +173,7 @@ def test_a_table_of_scores_says_that_robustness_was_not_measured() -> None:
             "robust",
             {"attacks": [attacked("pgd", 0.02, 0.6) | {"clean": {"value": 0.7, "ci": [0.65, 0.75]}}]},
             True,
-            "On 400 images, accuracy falls from 70% [65.0%, 75.0%] to 60% [57.0%, 63.0%] when each pixel may change by "
+            "On 400 images, accuracy falls from 70.0% [65.0%, 75.0%] to 60.0% [57.0%, 63.0%] when each pixel may change by "
             "5.1 of 255 grey levels (PGD); more than 56% is asked, by the whole interval: ROBUST.",
         ),
         ("robust", {"attacks": [attacked("pgd", 0.01, 0.88)]}, None, "NOT SETTLED."),
@@ -190,7 +190,7 @@ def test_a_table_of_scores_says_that_robustness_was_not_measured() -> None:
             "subgroups",
             {"subgroups": [{"column": "sex", "groups": [group("F", -0.2, settled=True), group("M", 0.2)]}]},
             False,
-            "Accuracy is 70% [67.0%, 73.0%] on 100 images with sex = F, -20.0 points [-23.0, -17.0] against all "
+            "Accuracy is 70.0% [67.0%, 73.0%] on 100 images with sex = F, -20.0 points [-23.0, -17.0] against all "
             "others; 2 groups were compared: WORSE FOR THIS GROUP.",
         ),
         ("subgroups", {"subgroups": [{"column": "sex", "groups": [group("F", -0.04)]}]}, None, "NOT SETTLED."),

@@ -84,9 +84,10 @@ def test_the_wheel_works_in_a_clean_environment(tmp_path: Path) -> None:
     installed = run(python, "-m", "pip", "install", "--quiet", wheel, cwd=tmp_path)
     assert installed.returncode == 0, installed.stderr[-2000:]
     assert "Start with: trustcxr demo" in run(command, "--help", cwd=tmp_path).stdout
-    drawn = run(command, "data", "phantom", "images", "--per-class", 4, cwd=tmp_path)
-    assert drawn.returncode == 0, drawn.stderr
-    image = next((tmp_path / "images").rglob("images/*.png"))
+    demo = run(command, "demo", "--quick", "--out", "demo", cwd=tmp_path)
+    assert demo.returncode == 0, demo.stderr[-2000:]
+    assert (tmp_path / "demo/report.html").is_file()
+    image = next((tmp_path / "demo/phantom/Test").rglob("images/*.png"))
     answer = run(command, "predict", "covid-robust", image, "--anyway", cwd=tmp_path)
     assert answer.returncode == 0, answer.stderr
     assert "not for diagnosis" in answer.stdout.lower()

@@ -269,7 +269,7 @@ def _asked(bound: float) -> str:
 def _text(share: Share) -> str:
     """Return a figure with its interval."""
     ends = "" if share.interval is None else f" [{share.interval[0]:.1%}, {share.interval[1]:.1%}]"
-    return _percent(share.value) + ends
+    return ("not known" if share.value is None else f"{share.value:.1%}") + ends
 
 
 def _percent(value: float | None) -> str:

@@ -32,7 +32,9 @@ Slurm = Annotated[
 def demo(
     out: Annotated[Path, Option(help="Folder for the data, the runs and the report.")] = Path("out/demo"),
     jobs: Jobs = None,
-    full: Annotated[bool, Option("--full", help="More images, larger networks, all severities: 6 minutes.")] = False,
+    full: Annotated[
+        bool, Option("--full/--quick", help="More images, larger networks, all severities: 6 minutes.")
+    ] = False,
 ) -> None:
     """Run a whole small study on synthetic images in minutes. Needs no data and no network."""
     from trustcxr.study import demo as demo_study
