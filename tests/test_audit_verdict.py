@@ -164,17 +164,17 @@ def test_a_table_of_scores_says_that_robustness_was_not_measured() -> None:
             "robust",
             {"attacks": [attacked("pgd", 0.01, 0.3), attacked("pgd", 0.02, 0.0, 0.01)]},
             False,
-            "On 400 images, accuracy falls from 90.0% [87.0%, 93.0%] to 0.0% [0.0%, 1.0%] when each pixel may change by "
-            "5.1 of 255 grey levels (PGD; 30.0% [27.0%, 33.0%] by 2.6); more than 72% is asked, by the whole interval: "
-            "NOT ROBUST.",
+            "On 400 images, accuracy falls from 90.0% [87.0%, 93.0%] to 0.0% [0.0%, 1.0%] when each pixel may change "
+            "by 5.1 of 255 grey levels (PGD; 30.0% [27.0%, 33.0%] by 2.6); more than 72% is asked, by the whole "
+            "interval: NOT ROBUST.",
         ),
         ("robust", {"attacks": [attacked("pgd", 0.02, 0.71)]}, None, "NOT SETTLED."),
         (  # the clean accuracy of the images that were attacked counts
             "robust",
             {"attacks": [attacked("pgd", 0.02, 0.6) | {"clean": {"value": 0.7, "ci": [0.65, 0.75]}}]},
             True,
-            "On 400 images, accuracy falls from 70.0% [65.0%, 75.0%] to 60.0% [57.0%, 63.0%] when each pixel may change by "
-            "5.1 of 255 grey levels (PGD); more than 56% is asked, by the whole interval: ROBUST.",
+            "On 400 images, accuracy falls from 70.0% [65.0%, 75.0%] to 60.0% [57.0%, 63.0%] when each pixel may "
+            "change by 5.1 of 255 grey levels (PGD); more than 56% is asked, by the whole interval: ROBUST.",
         ),
         ("robust", {"attacks": [attacked("pgd", 0.01, 0.88)]}, None, "NOT SETTLED."),
         ("robust", {"attacks": [attacked("pgd", 0.01, 0.1)]}, False, "NOT ROBUST."),
