@@ -35,6 +35,7 @@ from foreign_models import (
 from pack import Pack
 from trustcxr.audit import formats
 from trustcxr.audit.formats import load
+from trustcxr.audit.formats.onnx import ConvertedNet
 from trustcxr.data.phantom import render
 from trustcxr.errors import UserError
 
@@ -355,6 +356,21 @@ def test_an_onnx_file_with_channels_last_is_told_from_one_of_64_channels(net: nn
     for call in (lambda: formats.describe_file(path), lambda: load(path, classes=CLASSES, **IMAGENET)):
         with pytest.raises(UserError, match=r"takes images as .*32, 32, 3\), channels last; export it with channels"):
             call()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_onnx_graph_keeps_its_maps_in_the_fast_memory_format(channels: int, tmp_path: Path) -> None:
+    layers = nn.Sequential(nn.Conv2d(channels, 8, 3), nn.MaxPool2d(2), nn.Flatten(), nn.LazyLinear(3)).eval()
+    layers(torch.rand(1, channels, SIDE, SIDE))
+    path, images = tmp_path / "m.onnx", torch.rand(2, channels, SIDE, SIDE)
+    torch.onnx.export(layers, (images,), path, dynamo=False, input_names=["x"], dynamic_axes={"x": {0: "b"}})
+    graph, maps = ConvertedNet(path), []
+    pool, *rest = [step for step in graph._steps if step[0].__name__ == "_max_pool"]
+    graph._steps[graph._steps.index(pool)] = (lambda x, a: maps.append(x[0]) or pool[0](x, a), *pool[1:])
+    assert torch.allclose(graph(images), layers(images), atol=1e-6)
+    assert not rest
+    assert maps[0].is_contiguous(memory_format=torch.channels_last)
+    assert not maps[0].is_contiguous()
 
 
 def test_the_logarithm_of_a_softmax_in_onnx_stays_finite(tmp_path: Path) -> None:

@@ -312,8 +312,11 @@ def test_feature_maps_are_no_pictures_and_keep_one_slope(radiograph: tuple[int, 
 
 
 def test_a_surrogate_learns_to_answer_as_the_model_and_its_images_transfer(radiographs: tuple[Tensor, Tensor]) -> None:
+    asked = []
+
     class Blind(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
+            asked.append(len(images))
             return torch.tensor(trained()(images).detach().numpy())
 
     taught, _ = images_and_labels(200, seed=77)
@@ -321,6 +324,7 @@ def test_a_surrogate_learns_to_answer_as_the_model_and_its_images_transfer(radio
         state = torch.get_rng_state()
         surrogate = distil(Blind(), taught, epsilon=EPSILON, steps=60)
         assert torch.equal(torch.get_rng_state(), state)
+    assert sum(asked) == 2 * len(taught), "once without and once with noise: a slow model is asked no more"
     answers = surrogate(radiographs[0]).argmax(1)
     assert float((answers == trained()(radiographs[0]).argmax(1)).float().mean()) > 0.85
     found = adaptive(Blind(), *radiographs, epsilon=0.1, gradients=False, surrogate=surrogate, steps=10)

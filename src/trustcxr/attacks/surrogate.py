@@ -48,24 +48,22 @@ def distil(
 ) -> SurrogateNet:
     """Train a surrogate of `model` on `images` (N, 1, H, W) in [0, 1], and return it in evaluation mode.
 
-    Half of each batch has noise of +- `epsilon`. `scale` divides the model's logits (`GradientTraits.scale`).
+    Half of what it learns from has noise of +- `epsilon`. `scale` divides the model's logits (`GradientTraits.scale`).
     """
     random = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]), preserve_state(model), torch.inference_mode(False), torch.enable_grad():
         torch.manual_seed(seed)
+        noise = (torch.rand(images.shape, generator=random) * 2 - 1).sign() * epsilon
+        taught = torch.cat([images, (images + noise.to(images)).clamp(0, 1)]).to(memory_format=torch.channels_last)
         with torch.no_grad():
-            classes = model(images[:1]).shape[1]
-        net = SurrogateNet(classes).to(images.device).train()
+            targets = torch.cat([(model(part).float() / scale).softmax(1) for part in taught.split(batch_size)])
+        net = SurrogateNet(targets.shape[1]).train()
+        net = net.to(images.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimiser = torch.optim.Adam(net.parameters(), lr=2e-3)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, total_steps=steps)
         for _ in range(steps):
-            batch = images[torch.randint(len(images), (batch_size,), generator=random)].clone()
-            half = batch_size // 2
-            noise = (torch.rand(batch[:half].shape, generator=random) * 2 - 1).sign() * epsilon
-            batch[:half] = (batch[:half] + noise.to(batch)).clamp(0, 1)
-            with torch.no_grad():
-                targets = (model(batch).float() / scale).softmax(1)
-            loss = F.kl_div(net(batch).log_softmax(1), targets, reduction="batchmean")
+            rows = torch.randint(len(taught), (batch_size,), generator=random)
+            loss = F.kl_div(net(taught[rows]).log_softmax(1), targets[rows], reduction="batchmean")
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()

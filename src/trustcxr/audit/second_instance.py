@@ -22,6 +22,7 @@ from trustcxr.audit.entry_checks import Check
 from trustcxr.audit.formats import ExternalModel, WrappedModel
 from trustcxr.audit.formats.wrapper import as_states
 from trustcxr.audit.subject import Subject, open_model
+from trustcxr.evaluation.parallel import keep_freed_memory
 from trustcxr.registry import CORRUPTIONS, VIEWS
 from trustcxr.storage import atomic
 from trustcxr.storage.prediction_table import CLEAN, Condition
@@ -179,6 +180,7 @@ def answer_request(folder: Path) -> None:
     """Load the model of a request, ask it, and write its logits into the folder."""
     request = atomic.read_json(folder / _REQUEST)
     torch.set_num_threads(request["threads"])
+    keep_freed_memory()
     subject = open_model(request["model"], trust_code=request["trust_code"])
     answers, alone = _ask(subject, request)
     atomic.write_arrays(folder / _ANSWERS, {"answers": answers, "alone": alone})

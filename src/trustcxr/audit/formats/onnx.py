@@ -156,7 +156,7 @@ class ConvertedNet(nn.Module):
         for number, tensor in enumerate(graph.initializer):
             self._stored[tensor.name] = f"t{number}"
             values = torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy())
-            values = values.contiguous(memory_format=torch.channels_last) if values.ndim == 4 else values
+            values = values.to(memory_format=torch.channels_last) if values.ndim == 4 else values
             self.register_buffer(f"t{number}", values)
         self._input = next(i.name for i in graph.input if i.name not in self._stored)
         self._output, self.outputs = graph.output[0].name, len(graph.output)
@@ -169,7 +169,7 @@ class ConvertedNet(nn.Module):
         """Return the first output."""
         values: dict[str, Any] = {name: getattr(self, buffer) for name, buffer in self._stored.items()}
         if images.ndim == 4:  # convolution and max-pooling are several times faster with channels last
-            images = images.contiguous(memory_format=torch.channels_last)
+            images = images.to(memory_format=torch.channels_last)  # `contiguous` leaves one channel as it is
         values |= {"": None, self._input: images}
         for run, inputs, outputs, attributes in self._steps:
             result = run([values[name] for name in inputs], attributes)
