@@ -2,7 +2,7 @@
 
 `python -m benchmarks.chest_check fit` fits it on training images of the packs, sets its thresholds on validation
 images, and writes `src/trustcxr/data/images/chest_network.safetensors`. `measure` prints how many images of other
-hospitals pass, and how many others do not (studies/measurements). Both read packs from TRUSTCXR_DATA.
+hospitals pass, and how many others do not (studies/image-checks). Both read packs from TRUSTCXR_DATA.
 """
 
 import json

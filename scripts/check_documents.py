@@ -15,7 +15,7 @@ MOST_WORDS = {"README.md": 1300}
 MOST_WORDS_OF_A_PAGE = 1200
 MOST_LINES_OF_A_HOW_TO = 80
 LONGEST_MEAN_SENTENCE = 18
-LONG = ("docs/reference/", "studies/measurements/", "CHANGELOG.md", "CONTRIBUTING.md")
+LONG = ("docs/reference/", "CHANGELOG.md", "CONTRIBUTING.md")
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 
 

@@ -121,6 +121,23 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return "".join(f"| {' | '.join(str(cell) for cell in line)} |\n" for line in lines)
 
 
+def join_intervals(table: pd.DataFrame) -> str:
+    """Return a Markdown table in which the columns X, X low and X high are one."""
+    table = table.astype(str).where(table.notna(), "-")
+    head = [column for column in table if not str(column).endswith((" low", " high"))]
+
+    def show(row: pd.Series, column: str) -> str:
+        low, high = (row.get(f"{column} {end}", "-") for end in ("low", "high"))
+        return row[column] if "-" in (low, high) else f"{row[column]} [{low}, {high}]"
+
+    return markdown(head, [[show(row, column) for column in head] for _, row in table.iterrows()])
+
+
+def join_all_intervals(tables: Tables) -> dict[str, str]:
+    """Return each file as a table of `join_intervals`."""
+    return {name: join_intervals(table) for name, table in tables.items()}
+
+
 Series = Sequence[tuple[float, float, float]]
 
 

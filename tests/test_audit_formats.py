@@ -57,7 +57,7 @@ def formats_have_the_figures_of(
 ) -> None:
     """The audits of a run in each format, on the first images of each class of validation, hold together.
 
-    One image may tip at rounding under attack, and of so few that is much: points: studies/measurements/.
+    One image may tip at rounding under attack, and of so few that is much: points: studies/formats/.
     """
     images = benchmark.first_images(data, folder / "images", load_run(own_run, on="cpu"), count, split="Val")
     found = benchmark.rows(own_run, images, folder / "out", only=only)

@@ -420,7 +420,7 @@ def network(folder: Path) -> str:
     """What answers: an image costs what its network and its size cost."""
     run = validate(RunRecipe, atomic.read_yaml(folder / layout.RUN_FILE)["recipe"], str(folder))
     known = "with" if (folder / layout.OOD_FILE).is_file() else "without"
-    return f"{run.model.name} at {run.data.size} pixels, {known} its familiarity"
+    return f"{run.model.name} at {run.data.size} pixels, {known} statistics of its training images"
 
 
 def machine() -> str:

@@ -10,39 +10,10 @@ import sys
 from pathlib import Path
 
 import pandas as pd
-from studies.build import Tables, markdown
+from studies.build import join_all_intervals
 
+make_tables = join_all_intervals
 INTERVAL = re.compile(r"^([+-]?[\d.]+)%? [\[(]([+-]?[\d.]+)%?(?:,| to) ([+-]?[\d.]+)%?[\])]$")
-
-
-def make_tables(tables: Tables) -> dict[str, str]:
-    """Return each file as a table; the columns X, X low and X high become one."""
-    made = {}
-    for name, table in tables.items():
-        if name == "out-of-distribution":
-            made[name] = _refusals(table)
-            continue
-        head = [column for column in table if not str(column).endswith((" low", " high"))]
-        rows = []
-        for _, row in table.astype(str).replace("nan", "-").iterrows():
-            ends = {column: [row.get(f"{column} {end}", "-") for end in ("low", "high")] for column in head}
-            shown = {
-                column: row[column] if "-" in pair else f"{row[column]} [{pair[0]}, {pair[1]}]"
-                for column, pair in ends.items()
-            }
-            rows.append(list(shown.values()))
-        made[name] = markdown([str(column) for column in head], rows)
-    return made
-
-
-def _refusals(table: pd.DataFrame) -> str:
-    """Return what the score that warns refuses, of each kind of image."""
-    shown = table[table["method"] == "the score"]
-    rows = [
-        [row["kind"], row["n"], f"{100 * row['refused']:.1f} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"]
-        for _, row in shown.iterrows()
-    ]
-    return markdown(("images", "n", "unlike the training images, %"), rows)
 
 
 def read_printed(text: str) -> pd.DataFrame:
