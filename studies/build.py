@@ -130,7 +130,7 @@ def join_intervals(table: pd.DataFrame) -> str:
         low, high = (row.get(f"{column} {end}", "-") for end in ("low", "high"))
         return row[column] if "-" in (low, high) else f"{row[column]} [{low}, {high}]"
 
-    return markdown(head, [[show(row, column) for column in head] for _, row in table.iterrows()])
+    return markdown(head, [[show(row, str(column)) for column in head] for _, row in table.iterrows()])
 
 
 def join_all_intervals(tables: Tables) -> dict[str, str]:
