@@ -124,13 +124,13 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 def join_intervals(table: pd.DataFrame) -> str:
     """Return a Markdown table in which the columns X, X low and X high are one."""
     table = table.astype(str).where(table.notna(), "-")
-    head = [column for column in table if not str(column).endswith((" low", " high"))]
+    head = [str(column) for column in table if not str(column).endswith((" low", " high"))]
 
     def show(row: pd.Series, column: str) -> str:
         low, high = (row.get(f"{column} {end}", "-") for end in ("low", "high"))
         return row[column] if "-" in (low, high) else f"{row[column]} [{low}, {high}]"
 
-    return markdown(head, [[show(row, str(column)) for column in head] for _, row in table.iterrows()])
+    return markdown(head, [[show(row, column) for column in head] for _, row in table.iterrows()])
 
 
 def join_all_intervals(tables: Tables) -> dict[str, str]:
