@@ -78,7 +78,7 @@ def test_the_answer_is_that_of_predict(api: TestClient, run: Path, tmp_path: Pat
         w for w in [*told.warnings, *border] if other_steps not in w
     ]
     assert predict.NOT_FITTED in found["warnings"]
-    assert found["familiarity"] is None
+    assert found["ood"] is None
     assert found["calibrated"] is False
     assert "not calibrated" in found["calibration"]
     assert found["notice"] == NOTICE

@@ -37,7 +37,7 @@ _BATCH = 128
 
 
 @dataclass(frozen=True)
-class Familiarity:
+class OodModel:
     """The density of a run's training images, and the scores of its validation images.
 
     middle, spread: (2,), median and interquartile range of the log distances of validation images. scores: (N,),
@@ -68,7 +68,7 @@ class Familiarity:
         return float((self.scores < score).double().mean())
 
 
-def fit(run: Run, train: Dataset | JoinedDataset, val: Dataset) -> Familiarity:
+def fit(run: Run, train: Dataset | JoinedDataset, val: Dataset) -> OodModel:
     """Fit the densities on training images, and set the threshold on validation images."""
     followed = track(batches(train), f"training images of {run.name}", -(-len(train) // _BATCH))
     rows = [(_features(run, images), _small(images), signs(images)) for images in followed]
@@ -85,7 +85,7 @@ def fit(run: Run, train: Dataset | JoinedDataset, val: Dataset) -> Familiarity:
     low, high = torch.quantile(quality, _shares(EXTREME, 1 - EXTREME), dim=0)
     threshold = float(scores[max(int(np.ceil(ACCEPTED * len(scores))), 1) - 1])
     about = {"train": train.fingerprint, "val": val.fingerprint, "images": str(len(train))}
-    return Familiarity(network, radiograph, middle, spread, scores, threshold, low, high, about)
+    return OodModel(network, radiograph, middle, spread, scores, threshold, low, high, about)
 
 
 def batches(data: Dataset | JoinedDataset) -> Iterator[Tensor]:
@@ -94,20 +94,20 @@ def batches(data: Dataset | JoinedDataset) -> Iterator[Tensor]:
         yield torch.from_numpy(data.batch(range(first, min(first + _BATCH, len(data))))).float().div_(255)
 
 
-def save(familiarity: Familiarity, folder: Path) -> None:
+def save(ood_model: OodModel, folder: Path) -> None:
     """Write it into a run's folder as safetensors, with the checksum of the run's weights."""
-    parts = {view: vars(getattr(familiarity, view)) for view in COMPONENTS}
+    parts = {view: vars(getattr(ood_model, view)) for view in COMPONENTS}
     tensors = {f"{view}.{name}": value for view, part in parts.items() for name, value in part.items()}
-    tensors |= {name: getattr(familiarity, name) for name in _TENSORS}
-    tensors["threshold"] = torch.tensor(familiarity.threshold, dtype=torch.float64)
-    about = familiarity.about | {"weights": atomic.checksum(folder / layout.WEIGHTS_FILE)}
+    tensors |= {name: getattr(ood_model, name) for name in _TENSORS}
+    tensors["threshold"] = torch.tensor(ood_model.threshold, dtype=torch.float64)
+    about = ood_model.about | {"weights": atomic.checksum(folder / layout.WEIGHTS_FILE)}
     with atomic.atomic_write(folder / layout.OOD_FILE) as temporary:
         # By its bytes: safetensors would make the file readable for its owner alone.
         whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
         temporary.write_bytes(save_tensors(whole, {"about": json.dumps(about)}))
 
 
-def load(folder: Path) -> Familiarity | None:
+def load(folder: Path) -> OodModel | None:
     """Load what was fitted for a run; None if nothing was. Raises UserError if it is damaged, or of other weights."""
     path = folder / layout.OOD_FILE
     if not path.is_file():
@@ -121,29 +121,29 @@ def load(folder: Path) -> Familiarity | None:
             Components(*(tensors[f"{v}.{name}"] for name in ("mean", "axes", "rest"))) for v in COMPONENTS
         )
         values = {name: tensors[name] for name in _TENSORS}
-        familiarity = Familiarity(network, image, **values, threshold=float(tensors["threshold"]), about=about)
+        ood_model = OodModel(network, image, **values, threshold=float(tensors["threshold"]), about=about)
     except (KeyError, ValueError, SafetensorError) as problem:
         raise UserError(f"{path}: not readable ({type(problem).__name__}). {advice}") from None
     if about.get("weights") != atomic.checksum(folder / layout.WEIGHTS_FILE):
         raise UserError(f"{path}: belongs to other weights than those of the run. {advice}")
-    return familiarity
+    return ood_model
 
 
-def describe_outlier(familiarity: Familiarity, score: float) -> str | None:
+def describe_outlier(ood_model: OodModel, score: float) -> str | None:
     """Return a warning if the score is above the threshold; None if not."""
-    if score <= familiarity.threshold:
+    if score <= ood_model.threshold:
         return None
-    share = min(familiarity.rarer_than(score), 0.999)
+    share = min(ood_model.rarer_than(score), 0.999)
     return (
         f"it is unlike the images that the network was trained on: more unusual than {share:.1%} of its validation "
         f"images, of which {ACCEPTED:.0%} are accepted"
     )
 
 
-def describe_quality(familiarity: Familiarity, image: Tensor) -> list[str]:
+def describe_quality(ood_model: OodModel, image: Tensor) -> list[str]:
     """Return warnings on the quality of one image (1, 1, H, W), compared with the training images."""
     values = signs(image)[0]
-    low, high = values < familiarity.low - 1e-9, values > familiarity.high + 1e-9
+    low, high = values < ood_model.low - 1e-9, values > ood_model.high + 1e-9
     return [words for sign, words in enumerate(_TOO_LOW) if words and low[sign]] + [
         words for sign, words in enumerate(_TOO_HIGH) if words and high[sign]
     ]

@@ -18,7 +18,7 @@ from trustcxr.errors import CannotWrite
 from trustcxr.evaluation.trained_run import Run, load_run
 from trustcxr.explain import counterfactual_view, heatmap_io, ood
 from trustcxr.explain.counterfactual_view import predict_labels, temperature
-from trustcxr.explain.ood import Familiarity
+from trustcxr.explain.ood import OodModel
 from trustcxr.registry import USUAL_ATTACKS
 from trustcxr.storage.atomic import atomic_write
 from trustcxr.storage.os_errors import Source, check_present, check_writable, escaped, is_full, reason
@@ -43,7 +43,7 @@ def predict(
     """
     attacks.check_epsilon(epsilon)
     check_present(paths)
-    run, familiarity = load_run(folder), ood.load(folder)
+    run, ood_model = load_run(folder), ood.load(folder)
     heatmaps = heatmap_io.choose_paths(paths, out, run.folder)
     answers: list[ImageAnswer] = []
     full = False
@@ -52,7 +52,7 @@ def predict(
             answers.append(ImageAnswer(image=str(path), error=_FULL))
             continue
         try:
-            answers.append(_of_file(run, familiarity, path, heatmap, epsilon, anyway=anyway))
+            answers.append(_of_file(run, ood_model, path, heatmap, epsilon, anyway=anyway))
         except CannotWrite as problem:
             answers.append(ImageAnswer(image=str(path), error=f"no heatmap: {_refused(heatmap, problem)}"))
             full = is_full(problem)
@@ -66,7 +66,7 @@ def _refused(heatmap: Path, problem: CannotWrite) -> str:
 
 
 def _of_file(
-    run: Run, familiarity: Familiarity | None, path: Path, heatmap: Path, epsilon: float, *, anyway: bool
+    run: Run, ood_model: OodModel | None, path: Path, heatmap: Path, epsilon: float, *, anyway: bool
 ) -> ImageAnswer:
     if (reason_left_out := describe_own_output(path)) is not None:
         return ImageAnswer(image=str(path), left_out=reason_left_out)
@@ -79,7 +79,7 @@ def _of_file(
     check_writable(heatmap)
     result = predict_image(run, image.pixels, epsilon=epsilon)
     result.image = str(path)
-    saliency = add_doubts(result, run, familiarity, image, steps=_STEPS)
+    saliency = add_doubts(result, run, ood_model, image, steps=_STEPS)
     picture = draw_heatmap(run, image.pixels, saliency, image.pixels.shape)
     with atomic_write(heatmap) as temporary:
         picture.save(temporary, pnginfo=heatmap_io.make_metadata(path, run.folder), compress_level=1)
@@ -129,7 +129,7 @@ def describe_own_output(source: Source) -> str | None:
 def add_doubts(
     result: ImageAnswer,
     run: Run,
-    familiarity: Familiarity | None,
+    ood_model: OodModel | None,
     image: LoadedImage,
     *,
     steps: int,
@@ -142,7 +142,7 @@ def add_doubts(
     pixels = as_input(image.pixels, run.size, run.resize).to(run.device)
     predicted = run.classes.index(result.predicted)
     (saliency,) = counterfactual_view.make_maps(run, pixels, predicted, [counterfactual_view.SHOWN])
-    add_warnings(result, run, familiarity, image)
+    add_warnings(result, run, ood_model, image)
     result.warnings += counterfactual_view.describe_maps([saliency], run)
     flip = counterfactual_view.find_flip(run, pixels, predicted, steps=steps, searched=searched)
     result.smallest_change = flip.epsilon if flip else None
@@ -151,17 +151,17 @@ def add_doubts(
     return saliency
 
 
-def add_warnings(result: ImageAnswer, run: Run, familiarity: Familiarity | None, image: LoadedImage) -> None:
+def add_warnings(result: ImageAnswer, run: Run, ood_model: OodModel | None, image: LoadedImage) -> None:
     """Add what speaks against the image: no chest image, a child, unlike the training images, poor quality."""
     result.warnings = list(image.doubts)
-    if familiarity is None:
+    if ood_model is None:
         result.warnings.append(NOT_FITTED)
     else:
         pixels = as_input(image.pixels, run.size, run.resize)
-        score = float(familiarity.score(run, pixels))
-        result.rarer_than = familiarity.rarer_than(score)
-        unlike = ood.describe_outlier(familiarity, score)
-        result.warnings += [*([unlike] if unlike else []), *ood.describe_quality(familiarity, pixels)]
+        score = float(ood_model.score(run, pixels))
+        result.rarer_than = ood_model.rarer_than(score)
+        unlike = ood.describe_outlier(ood_model, score)
+        result.warnings += [*([unlike] if unlike else []), *ood.describe_quality(ood_model, pixels)]
     if min(image.pixels.shape) < run.size:
         height, width = image.pixels.shape
         result.warnings.append(f"poor quality: {width} x {height} pixels, fewer than the network's {run.size}")

@@ -119,7 +119,7 @@ def _fault(answer: schemas.ImageAnswer) -> str:
     return f"{'' if answer.unwritten else 'not read: '}{answer.error}"
 
 
-def describe_ood_fit(fit: schemas.FamiliarityDocument) -> str:
+def describe_ood_fit(fit: schemas.OodDocument) -> str:
     """Return how the out-of-distribution threshold was set, and its false alarms."""
     return (
         f"{fit.run}: fitted on {plural(fit.trained or 0, 'training image')}; the threshold accepts "

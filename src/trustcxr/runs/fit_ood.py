@@ -16,12 +16,12 @@ from trustcxr.runs.test_data import Source
 from trustcxr.runs.training_data import add_data
 from trustcxr.statistics import Bootstrap, share_interval
 from trustcxr.storage.locks import folder_lock
-from trustcxr.storage.schemas import FamiliarityDocument, Share
+from trustcxr.storage.schemas import OodDocument, Share
 
 
 def fit(
     folder: Path, data: Path, *, labels: Mapping[str, str | None] | None = None, listing: Listing | None = None
-) -> FamiliarityDocument:
+) -> OodDocument:
     """Fit on training images, set the threshold on validation images, and count false alarms on test images.
 
     Writes ood.safetensors into the run's folder. Raises UserError if the data are not those of the run, or the run is a
@@ -42,7 +42,7 @@ def fit(
     scores = torch.cat([detector.score(run, images) for images in ood.batches(test)])
     alarms, bootstrap = (scores > detector.threshold).double(), Bootstrap.over(test.groups)
     low, high = share_interval(bootstrap, bootstrap.means(alarms.numpy()))
-    return FamiliarityDocument(
+    return OodDocument(
         run=run.name,
         accepted=ood.ACCEPTED,
         threshold=detector.threshold,

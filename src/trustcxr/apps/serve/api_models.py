@@ -24,7 +24,7 @@ class Survived(BaseModel):
     survives: bool
 
 
-class Familiarity(BaseModel):
+class OutOfDistribution(BaseModel):
     """Similarity to the training images of the run."""
 
     rarer_than: Share = Field(description="Share of validation images that are more similar.")
@@ -42,7 +42,7 @@ class Prediction(BaseModel):
     calibrated: bool = Field(description="True if probabilities are calibrated on validation images.")
     calibration: str = Field(description="The same as text.")
     warnings: list[str] = Field(description="Every reason for doubt that was found, or could not be looked for.")
-    familiarity: Familiarity | None = Field(description="Null if not fitted for this run.")
+    ood: OutOfDistribution | None = Field(description="Null if not fitted for this run.")
     epsilon: float = Field(description="L-infinity radius of the attacks, for pixels in [0, 1].")
     survives: list[Survived]
     seconds: float = Field(description="Time to read and answer.")

@@ -20,7 +20,7 @@ from trustcxr.errors import lookup
 from trustcxr.evaluation.trained_run import Run
 from trustcxr.explain import counterfactual_view, ood
 from trustcxr.explain import predict as one_image
-from trustcxr.explain.ood import Familiarity
+from trustcxr.explain.ood import OodModel
 from trustcxr.models import fuse_batchnorm
 from trustcxr.report import formatting, terminal
 from trustcxr.storage.schemas import ImageAnswer
@@ -39,12 +39,12 @@ class ServedModel:
     methods: list[str]
     steps: int
     searched: nn.Module
-    familiarity: Familiarity | None
+    ood_model: OodModel | None
 
     @classmethod
     def prepare(cls, name: str, run: Run) -> "ServedModel":
         """Prepare a run; one pass is made now, so that the first image is as fast as others."""
-        familiarity = ood.load(run.folder)
+        ood_model = ood.load(run.folder)
         images = torch.rand(2, 1, run.size, run.size, generator=torch.Generator().manual_seed(0)).to(run.device)
         searched = fuse_batchnorm.make_fused_copy(run.model, images)
         return cls(
@@ -53,7 +53,7 @@ class ServedModel:
             counterfactual_view.find_methods(run),
             counterfactual_view.choose_steps(run),
             searched,
-            familiarity,
+            ood_model,
         )
 
 
@@ -74,7 +74,7 @@ def look_at_image(
     predicted = run.classes.index(answer.predicted)
     height, width = image.pixels.shape
     maps = counterfactual_view.make_maps(run, pixels, predicted, model.methods)
-    one_image.add_warnings(answer, run, model.familiarity, image)
+    one_image.add_warnings(answer, run, model.ood_model, image)
     answer.warnings += counterfactual_view.describe_maps(maps, run)
     parts = {
         "width": width,
@@ -143,7 +143,7 @@ def refusal(model: ServedModel, data: bytes, why: str) -> bytes:
 
 
 def _add_doubts(model: ServedModel, image: one_image.LoadedImage, answer: ImageAnswer) -> counterfactual_view.Map:
-    return one_image.add_doubts(answer, model.run, model.familiarity, image, steps=model.steps, searched=model.searched)
+    return one_image.add_doubts(answer, model.run, model.ood_model, image, steps=model.steps, searched=model.searched)
 
 
 def _as_input(run: Run, image: one_image.LoadedImage) -> Tensor:
@@ -151,10 +151,10 @@ def _as_input(run: Run, image: one_image.LoadedImage) -> Tensor:
 
 
 def _describe(model: ServedModel, answer: ImageAnswer, since: float) -> dict[str, object]:
-    familiarity = None
-    if model.familiarity is not None and answer.rarer_than is not None:
-        familiarity = api_models.Familiarity(
-            rarer_than=answer.rarer_than, accepted=ood.ACCEPTED, validated=len(model.familiarity.scores)
+    distance = None
+    if model.ood_model is not None and answer.rarer_than is not None:
+        distance = api_models.OutOfDistribution(
+            rarer_than=answer.rarer_than, accepted=ood.ACCEPTED, validated=len(model.ood_model.scores)
         )
     ranked = sorted(answer.probabilities.items(), key=lambda pair: -pair[1])
     return {
@@ -164,7 +164,7 @@ def _describe(model: ServedModel, answer: ImageAnswer, since: float) -> dict[str
         "calibrated": bool(answer.calibrated),
         "calibration": terminal.CALIBRATED if answer.calibrated else terminal.NOT_CALIBRATED,
         "warnings": [*answer.warnings, *([answer.border] if answer.border else [])],
-        "familiarity": familiarity,
+        "ood": distance,
         "epsilon": answer.epsilon,
         "survives": [api_models.Survived(attack=name, survives=survives) for name, survives in answer.survives.items()],
         "seconds": round(time.monotonic() - since, 3),

@@ -42,7 +42,7 @@ class ImageAnswer(Document):
         return self.error is not None and self.error.startswith(UNWRITTEN)
 
 
-class FamiliarityDocument(Document):
+class OodDocument(Document):
     """The threshold that accepts the share `accepted` of the validation images, and its false alarms on test images.
 
     `trained`, `validated`, `tested`: numbers of images.

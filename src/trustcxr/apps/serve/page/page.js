@@ -171,8 +171,8 @@ function fill(panel, answer) {
   fillMaps(panel, answer);
   fillFlip(panel, answer);
   at(".corruptions").replaceChildren(...answer.corruptions.map((row) => corrupted(row, answer.predicted)));
-  const familiarity = answer.familiarity;
-  const like = familiarity ? `Less similar to the training images than ${percent(familiarity.rarer_than)} of the ${familiarity.validated} validation images, of which ${percent(familiarity.accepted)} are accepted. ` : "";
+  const ood = answer.ood;
+  const like = ood ? `Less similar to the training images than ${percent(ood.rarer_than)} of the ${ood.validated} validation images, of which ${percent(ood.accepted)} are accepted. ` : "";
   at(".took").textContent = `${like}The network sees ${answer.size} x ${answer.size} pixels of the image's ${answer.width} x ${answer.height}. Answered in ${answer.seconds.toFixed(1)} s.`;
   at(".answers").hidden = false;
 }

@@ -13,7 +13,7 @@ from trustcxr.data.images.density import fit_components
 from trustcxr.errors import UserError
 from trustcxr.evaluation.trained_run import Run, load_run
 from trustcxr.explain import ood, predict
-from trustcxr.explain.ood import Familiarity
+from trustcxr.explain.ood import OodModel
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.fixture(scope="module")
-def known(run: Run, radiographs: tuple) -> Familiarity:
+def known(run: Run, radiographs: tuple) -> OodModel:
     return ood.fit(run, *radiographs)
 
 
@@ -31,7 +31,7 @@ def pixels(data: object) -> torch.Tensor:
 
 
 def test_95_percent_of_validation_images_are_accepted_and_pictures_of_other_things_are_not(
-    run: Run, radiographs: tuple, known: Familiarity
+    run: Run, radiographs: tuple, known: OodModel
 ) -> None:
     accepted = (known.score(run, pixels(radiographs[1])) <= known.threshold).double().mean()
     assert 0.95 <= float(accepted) < 1
@@ -46,7 +46,7 @@ def test_95_percent_of_validation_images_are_accepted_and_pictures_of_other_thin
         assert float(refused) >= 0.9, name
 
 
-def test_a_image_has_one_score_alone_and_among_others(run: Run, radiographs: tuple, known: Familiarity) -> None:
+def test_a_image_has_one_score_alone_and_among_others(run: Run, radiographs: tuple, known: OodModel) -> None:
     images = pixels(radiographs[1])[:6]
     together = known.score(run, images)
     alone = torch.cat([known.score(run, image[None]) for image in images])
@@ -54,7 +54,7 @@ def test_a_image_has_one_score_alone_and_among_others(run: Run, radiographs: tup
     assert not run.model.training
 
 
-def test_each_view_sees_what_it_is_for(run: Run, radiographs: tuple, known: Familiarity) -> None:
+def test_each_view_sees_what_it_is_for(run: Run, radiographs: tuple, known: OodModel) -> None:
     brighter = (pixels(radiographs[1]) * 0.5 + 0.4).clamp(0, 1)
     views = known.views(run, brighter) - known.views(run, pixels(radiographs[1]))
     assert float(views[:, 1].abs().max()) < 0.5  # the image's own view is of even contrast
@@ -71,7 +71,7 @@ def test_distances_are_those_of_the_density() -> None:
     assert found.distance(found.mean[None]).item() == pytest.approx(0, abs=1e-9)
 
 
-def test_it_is_stored_as_tensors_and_belongs_to_its_weights(run: Run, known: Familiarity, tmp_path: Path) -> None:
+def test_it_is_stored_as_tensors_and_belongs_to_its_weights(run: Run, known: OodModel, tmp_path: Path) -> None:
     folder = served.untrained_run(tmp_path)
     ood.save(known, folder)
     (folder / "like-any-other").touch()
@@ -92,7 +92,7 @@ def test_it_is_stored_as_tensors_and_belongs_to_its_weights(run: Run, known: Fam
     assert ood.load(folder) is None
 
 
-def test_predict_warns_of_what_is_unlike_and_poor(run: Run, known: Familiarity, tmp_path: Path) -> None:
+def test_predict_warns_of_what_is_unlike_and_poor(run: Run, known: OodModel, tmp_path: Path) -> None:
     ood.save(known, run.folder)
     noise = np.random.default_rng(0).integers(0, 256, (32, 32), np.uint8)
     for name, picture in (("image", Image.open(served.io.BytesIO(served.image(3, 64)))), ("noise", noise)):
@@ -119,7 +119,7 @@ def test_predict_warns_of_what_is_unlike_and_poor(run: Run, known: Familiarity, 
         ((torch.rand(1, 1, 32, 32) > 0.5).float(), "little between black and white"),
     ],
 )
-def test_poor_quality_is_said_in_words(known: Familiarity, image: torch.Tensor, said: str) -> None:
+def test_poor_quality_is_said_in_words(known: OodModel, image: torch.Tensor, said: str) -> None:
     assert any(said in words for words in ood.describe_quality(known, image))
 
 
