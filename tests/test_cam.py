@@ -317,6 +317,14 @@ def test_no_evidence_a_flat_map_and_an_overflow_are_null_maps_of_zeros(name: str
         assert torch.equal(cam(model, batch, target), torch.zeros(1, 8, 8))
 
 
+def test_a_layer_of_one_cell_has_a_null_map_and_warns() -> None:
+    model, images = factory.build("resnet10t", classes=3).eval(), torch.rand(2, 1, 32, 32)
+    with pytest.warns(UserWarning, match=r"one cell, so the map is null: give an earlier one, such as layer=-2"):
+        maps = explain.grad_cam(model, images)
+    assert not maps.any()
+    assert cam_methods.cells(model, images, "gradcam@-2") == (2, 2)
+
+
 def test_target_none_is_the_predicted_class_and_a_tensor_is_one_each(small: Small, x: Tensor) -> None:
     small.eval()
     predicted = small(x).argmax(dim=1)

@@ -21,7 +21,7 @@ from trustcxr.data.checks.check import check_data
 from trustcxr.data.images import generated, read
 from trustcxr.data.phantom.render_image import render
 from trustcxr.evaluation.trained_run import load_run
-from trustcxr.explain import heatmap_io, predict
+from trustcxr.explain import counterfactual_view, heatmap_io, methods, predict
 from trustcxr.report import terminal
 from trustcxr.statistics import softmax
 from trustcxr.storage.schemas import Calibration, RunDocument
@@ -65,6 +65,17 @@ def test_nothing_is_written_beside_an_image(run: Path, radiographs: Path, monkey
     shares = [name for name in table if name.startswith("probability ")]
     assert table[shares].sum(axis=1).tolist() == pytest.approx([1, 1])
     assert table["doubts"].str.contains("fit-ood").all()
+
+
+def test_a_network_of_one_cell_shows_the_map_of_an_earlier_stage() -> None:
+    run = load_run("covid-robust")
+    pixels = torch.from_numpy(render("COVID-19", 0, run.size).image / 255).float()[None, None]
+    assert methods.cells(run.model, pixels, "gradcam") == (1, 1)
+    names = ["gradcam", "layercam@-2", "gradcam++"]
+    maps = counterfactual_view.make_maps(run, pixels, 0, names)
+    assert [each.method for each in maps] == ["gradcam@-2", "layercam@-2", "gradcam++@-2"]
+    assert [each.cells for each in maps] == [(2, 2)] * 3
+    assert all(each.pixels.max() > 0 for each in maps)
 
 
 def test_a_file_that_is_not_ours_is_never_overwritten(run: Path, radiographs: Path) -> None:

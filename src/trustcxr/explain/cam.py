@@ -2,6 +2,7 @@
 
 import math
 import threading
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -30,8 +31,9 @@ def grad_cam(model: nn.Module, x: Tensor, target: Target = None, *, layer: Layer
     than once, the last output is used.
 
     Returns saliency (B, H, W), float32, on the device of `x`: positive evidence for the target, upsampled bilinearly,
-    each map divided by its maximum. A constant map, or one without positive evidence, is all zeros (a null map). The
-    model runs in eval mode and its state is preserved. Works inside `no_grad`, `inference_mode` and autocast.
+    each map divided by its maximum. A constant map, or one without positive evidence, is all zeros (a null map). If the
+    layer has a single cell, all maps are null, and a warning says so. The model runs in eval mode and its state is
+    preserved. Works inside `no_grad`, `inference_mode` and autocast.
 
     Raises UserError for an unknown layer or class.
 
@@ -126,7 +128,10 @@ def _activation_map(features: Tensor, gradient: Tensor) -> Tensor:
 def cam_of(combine: Combine, model: nn.Module, x: Tensor, target: Target, layer: Layer) -> Tensor:
     """Return saliency (B, H, W) by a combination of a layer's features and gradient, (B, K, h, w) -> (B, h, w)."""
     check_images(x)
-    return saliency_from(combine, model, x, *feature_map_and_gradient(model, x, target, find_layer(model, layer)))
+    features, gradient = feature_map_and_gradient(model, x, target, find_layer(model, layer))
+    if features.shape[2:] == (1, 1):
+        warnings.warn("the layer has one cell, so the map is null: give an earlier one, such as layer=-2", stacklevel=3)
+    return saliency_from(combine, model, x, features, gradient)
 
 
 def saliency_from(combine: Combine, model: nn.Module, x: Tensor, features: Tensor, gradient: Tensor) -> Tensor:

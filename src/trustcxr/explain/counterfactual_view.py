@@ -15,6 +15,7 @@ from trustcxr import attacks, corruptions
 from trustcxr.errors import UserError
 from trustcxr.evaluation.trained_run import Run
 from trustcxr.explain import baselines, methods
+from trustcxr.models.feature_maps import stage_names
 from trustcxr.registry import CORRUPTIONS, USUAL_ATTACKS, Method
 from trustcxr.statistics import softmax
 
@@ -95,10 +96,22 @@ def find_methods(run: Run) -> list[str]:
 
 
 def make_maps(run: Run, pixels: Tensor, predicted: int, names: Sequence[str]) -> list[Map]:
-    """Make maps of one image (1, 1, H, W) in [0, 1], each with its baselines."""
+    """Make maps of one image (1, 1, H, W) in [0, 1], each with its baselines.
+
+    A CAM whose map would have one cell, which shows nothing, is made at the last stage with more.
+    """
+    names = [_finer(run, pixels, name) for name in names]
     layers = {name: other for name in names if (other := Method.parse(name).baseline)}
     saliency = methods.maps(run.model, pixels, predicted, [*names, *dict.fromkeys(map(str, layers.values()))])
     return [_add_baselines(run, pixels, name, saliency, layers.get(name)) for name in names]
+
+
+def _finer(run: Run, pixels: Tensor, name: str) -> str:
+    """Return a CAM at the last stage whose map has more than one cell; other methods as they are."""
+    if name not in methods.COMBINE:  # a layer is named, or the method reads none
+        return name
+    stages = (name, *(f"{name}@{number}" for number in range(-2, -len(stage_names(run.model)) - 1, -1)))
+    return next((stage for stage in stages if methods.cells(run.model, pixels, stage) != (1, 1)), name)
 
 
 def _add_baselines(run: Run, pixels: Tensor, name: str, saliency: dict[str, Tensor], same_layer: Method | None) -> Map:

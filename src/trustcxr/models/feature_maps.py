@@ -24,7 +24,7 @@ def find_layer(model: nn.Module, layer: Layer) -> nn.Module:
     names = {name: module for name, module in model.named_modules() if name}
     if layer in (None, -1, "cam_layer"):
         return _last_map(model, names)
-    stages = _stages(model)
+    stages = stage_names(model)
     if isinstance(layer, int):
         if -len(stages) <= layer <= -2:
             return names[stages[layer]]
@@ -58,7 +58,7 @@ def before_mixing(net: nn.Module) -> nn.Module | None:
     return getattr(blocks[-1], "norm1", getattr(blocks[-1], "norm_out", None))
 
 
-def _stages(model: nn.Module) -> list[str]:
+def stage_names(model: nn.Module) -> list[str]:
     """Return the names of the modules that end each stage of a timm network; empty for other networks."""
     prefix = "net." if hasattr(model, "net") else ""
     module_names = {name for name, _ in model.named_modules()}

@@ -83,9 +83,10 @@ class Method:
 
     @property
     def label(self) -> str:
-        """Format the name for a table: LayerCAM @ gate."""
+        """Format the name for a table: `LayerCAM, stage -2`, or `LayerCAM, gate`."""
         entry = SALIENCY.get(self.base)
-        return (entry.label if entry else self.base) + ("" if self.layer is None else f" @ {self.layer}")
+        stage = "stage " if (self.layer or "").startswith("-") else ""
+        return (entry.label if entry else self.base) + ("" if self.layer is None else f", {stage}{self.layer}")
 
 
 # Baseline maps, with their labels in tables. The last two need the network: the map's layer without the gradient, and

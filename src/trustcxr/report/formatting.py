@@ -7,7 +7,7 @@ from typing import SupportsFloat
 
 from trustcxr.console import format_duration
 from trustcxr.console import plural as plural
-from trustcxr.registry import ATTACKS, CORRUPTIONS, MEASURES, SALIENCY, Method, format_attack
+from trustcxr.registry import ATTACKS, CORRUPTIONS, MEASURES, Method, format_attack
 from trustcxr.storage.schemas import Share
 
 DASH = "–"
@@ -124,12 +124,7 @@ def corruption(name: object) -> str:
 
 def method(name: object) -> str:
     """Return the published name of a saliency method: Grad-CAM; LayerCAM, stage −2 for `layercam@-2`."""
-    parsed = Method.parse(str(name))
-    label = SALIENCY[parsed.base].label if parsed.base in SALIENCY else parsed.base
-    layer = parsed.layer
-    if layer is None:
-        return label
-    return f"{label}, stage {layer.replace('-', MINUS)}" if layer.startswith("-") else f"{label}, {layer}"
+    return Method.parse(str(name)).label.replace(", stage -", f", stage {MINUS}")
 
 
 def measure(name: object) -> str:
