@@ -16,7 +16,7 @@ from trustcxr.audit.compare import compare
 from trustcxr.audit.formats.model_file import OutputSpec
 from trustcxr.audit.formats.score_table import read_scores
 from trustcxr.report import leaderboard
-from trustcxr.report.paired_rows import compare_rows
+from trustcxr.report.leaderboard import compare_rows
 from trustcxr.storage import atomic
 from trustcxr.storage.schemas import ImageAnswer
 

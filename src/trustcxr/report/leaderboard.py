@@ -2,16 +2,19 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from pathlib import Path
+
+import numpy as np
 
 from trustcxr.errors import UserError
 from trustcxr.registry import WORST_CASE, is_linf
 from trustcxr.report import formatting, html
-from trustcxr.report.paired_rows import compare_rows
 from trustcxr.report.tables.table import Cell, Table, guarded, share, whole
 from trustcxr.report.terminal import format_percent
+from trustcxr.statistics import Bootstraps, interval
 from trustcxr.storage import atomic, layout
 from trustcxr.storage.image_results import read_image_results
 from trustcxr.storage.os_errors import reason
@@ -29,6 +32,7 @@ from trustcxr.storage.schemas import (
 )
 from trustcxr.version import NOTICE
 
+Pair = dict[str, list[float] | None]
 PAGE, TABLE = "leaderboard.html", "leaderboard.csv"
 _GRADIENT_CHECKS = (
     *("gradients", "same answer with gradients", "nothing stops gradients", "no gradients used inside"),
@@ -494,3 +498,31 @@ def _list_page_data(board: Board) -> dict[str, object]:
         rows.append({**about, "filters": filters, "figures": figures})
     pairs = compare_rows([board.results.get(folder) for folder, _ in board.entries])
     return {"rows": rows, "pairs": pairs, "attack": board.attack}
+
+
+def compare_rows(results: Sequence[ImageResults | None]) -> dict[str, Pair]:
+    """Return the paired differences of each two rows with results of the same images, by their numbers: "0 1".
+
+    Of clean images ("clean") and under worst case ("attacked"): second less first, both ends of its 95 % interval over
+    groups, images right in the first alone, in the second alone, and all images. None without a worst case in both.
+    """
+    bootstraps, pairs = Bootstraps(), dict[str, Pair]()
+    for (i, one), (j, other) in combinations(enumerate(results), 2):
+        if one is not None and other is not None and one.same_images(other):
+            groups = np.char.zfill(np.cumsum([int(new) for new in one.new_group]).astype(str), 9)
+            parts = {"clean": (one.clean, other.clean), "attacked": (one.worst_case, other.worst_case)}
+            pairs[f"{i} {j}"] = {name: _compare_texts(*texts, groups, bootstraps) for name, texts in parts.items()}
+    return pairs
+
+
+def _compare_texts(first: str, second: str, groups: np.ndarray, bootstraps: Bootstraps) -> list[float] | None:
+    if not first or not second:
+        return None
+    a, b = (np.array([np.nan if right == "-" else float(right) for right in text]) for text in (first, second))
+    both = np.isfinite(a) & np.isfinite(b)
+    if not both.any():
+        return None
+    difference = (b - a)[both]
+    ends = interval(bootstraps.over(groups[both]).means(difference))
+    alone = [int((difference < 0).sum()), int((difference > 0).sum())]
+    return [round(value, 6) for value in (float(difference.mean()), *ends)] + [*alone, len(difference)]
