@@ -87,7 +87,7 @@ def test_the_wheel_works_in_a_clean_environment(tmp_path: Path) -> None:
     demo = run(command, "demo", "--quick", "--out", "demo", cwd=tmp_path)
     assert demo.returncode == 0, demo.stderr[-2000:]
     assert (tmp_path / "demo/report.html").is_file()
-    image = next((tmp_path / "demo/phantom/Test").rglob("images/*.png"))
+    image = next((tmp_path / "demo/phantom").rglob("Test/*/images/*.png"))
     answer = run(command, "predict", "covid-robust", image, "--anyway", cwd=tmp_path)
     assert answer.returncode == 0, answer.stderr
     assert "not for diagnosis" in answer.stdout.lower()
