@@ -1,6 +1,7 @@
 """Models that only look robust or accurate: each fails a grave check, or is broken as its undefended network is."""
 
 import time
+from collections.abc import Iterable
 from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
@@ -142,15 +143,24 @@ def test_no_masked_model_is_believed(
 ) -> None:
     for variable in (table.NAME, table.WEIGHTS):
         monkeypatch.setenv(variable, "")
-    classes = table.prepare(covidqu, 32, 8, 8, tmp_path)
-    rows = {}
-    for name in names:
-        row = dict(zip(table.HEAD, table.describe(name, classes, 32, tmp_path, whole=False), strict=True))
-        rows[name] = row
+
+    def describe(names: Iterable[str], each: int) -> dict[str, dict[str, object]]:
+        """Return the row of each model, examined on `each` images of a class."""
+        folder = tmp_path / str(each)
+        classes = table.prepare(covidqu, 32, each, 8, folder)
+        rows = {name: table.describe(name, classes, 32, folder, whole=False) for name in names}
+        return {name: dict(zip(table.HEAD, row, strict=True)) for name, row in rows.items()}
+
+    def believed(rows: dict[str, dict[str, object]]) -> set[str]:
+        """Return who is believed; of the 8-bit grid nothing is tried here."""
+        return {name for name, row in rows.items() if row["believed"]} - {"undone ends", "undone floats"}
+
+    rows = describe(names, 8)
     assert rows[table.BARE]["sound"] is True, "nothing honest is accused"
-    # Of the 8-bit grid nothing is tried.
-    believed = {name for name, row in rows.items() if row["believed"]} - {"undone ends", "undone floats"}
-    assert believed == set()
+    # Of 24 images a fall of five may be chance: who is believed of them is asked of 72.
+    if few := believed(rows):
+        rows |= describe(few, 24)
+    assert believed(rows) == set()
     for name in {*names} & {*PITFALLS}:
         assert not rows[name]["sound"], name
     for name, row in rows.items():
