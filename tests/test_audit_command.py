@@ -49,13 +49,8 @@ def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     short = real.model_copy(update=changed)
     monkeypatch.setattr(audits, "load_exam", lambda *_: short)
     monkeypatch.setattr(attack_runner, "distil", partial(distil, steps=20))
-    monkeypatch.setattr(second_instance, "run_elsewhere", answer_here)
-
-
-def answer_here(folder: Path) -> str:
-    """Ask the second instance in this process, without the seconds that another takes to import torch."""
-    second_instance.answer_request(folder)
-    return ""
+    # In this process, without the seconds that another takes to import torch.
+    monkeypatch.setattr(second_instance, "run_elsewhere", second_instance.answer_request)
 
 
 class Brightness(nn.Module):

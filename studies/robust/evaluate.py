@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from scipy import stats
 
 import trustcxr as tx
+from trustcxr.storage import layout
 from trustcxr.storage.schemas import Share
 
 HEAD = ("network", "measure", "n", "value", "low", "high")
@@ -31,12 +32,13 @@ def join_runs(runs: Sequence[Path], folder: Path) -> Path:
     document = yaml.safe_load((folder / "run.yaml").read_text(encoding="utf-8"))
     document["recipe"]["model"]["members"] = len(runs)
     document["name"] = folder.name
-    (folder / "run.yaml").write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
     parts = [load_file(run / "model.safetensors") for run in runs]
     weights = {name: parts[0][name] for name in ("mean", "std")}
     for number, part in enumerate(parts):
         weights |= {name.replace("net.", f"net.nets.{number}.", 1): part[name] for name in part if name not in weights}
     save_file(weights, folder / "model.safetensors")
+    document["checksums"] = layout.checksums(folder, document["classes"])
+    (folder / "run.yaml").write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
     return folder
 
 

@@ -4,10 +4,11 @@ It sees the adversarial images first, eight of them one by one, and the unpertur
 images, counts them, or looks at its batch answers differently then.
 """
 
+import io
+import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -33,7 +34,6 @@ ALONE = 8  # images that it is asked one by one
 _BATCH = 24
 _MOVED = 0.1  # of the typical largest logit: low precision, and the batch of a quantised network, move logits less
 _SHARE = 0.01  # of the answers that may move further
-_REQUEST, _ANSWERS = "request.json", "answers.npz"
 
 
 @dataclass(frozen=True)
@@ -115,25 +115,28 @@ def judge_again(
     if not isinstance(model, str | Path):
         answers, alone = _ask(model, request)
     else:
-        with tempfile.TemporaryDirectory() as out:
-            atomic.write_json(Path(out) / _REQUEST, request)
-            if problem := run_elsewhere(Path(out)):
-                return Check(name, None, f"no second instance could be asked ({problem[:160]})", grave=True)
-            with np.load(Path(out) / _ANSWERS, allow_pickle=False) as file:
-                answers, alone = file["answers"], file["alone"]
+        result = run_elsewhere(request)
+        if isinstance(result, str):
+            return Check(name, None, f"no second instance could be asked ({result[:160]})", grave=True)
+        answers, alone = result
     order = stored.order()
     moved = _moved(stored, answers, np.arange(len(answers)))
     moved_alone = _moved(stored, alone, order[: len(alone)])
     return _describe(name, stored, moved, moved_alone)
 
 
-def run_elsewhere(folder: Path) -> str:
-    """Answer the request in a folder in a new process; return why that failed, "" if it did not."""
+def run_elsewhere(request: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray] | str:
+    """Return `answer_request` of a new process, or why that failed. Nothing is written to a disk."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path)}
-    command = [sys.executable, "-m", "trustcxr.audit.second_instance", str(folder)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-    return lines[-1] if done.returncode else ""
+    command = [sys.executable, "-m", "trustcxr.audit.second_instance"]
+    done = subprocess.run(
+        command, env=environment, input=json.dumps(request).encode(), capture_output=True, check=False
+    )
+    if done.returncode:
+        lines = done.stderr.decode(errors="replace").strip().splitlines()
+        return lines[-1] if lines else f"exit code {done.returncode}"
+    with np.load(io.BytesIO(done.stdout), allow_pickle=False) as file:
+        return file["answers"], file["alone"]
 
 
 def _moved(stored: _StoredImages, answers: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -176,14 +179,11 @@ def takes_one(model: torch.nn.Module, subject: Subject) -> bool:
     return True
 
 
-def answer_request(folder: Path) -> None:
-    """Load the model of a request, ask it, and write its logits into the folder."""
-    request = atomic.read_json(folder / _REQUEST)
+def answer_request(request: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Load the model of a request, and return its logits in another order, and those of images one by one."""
     torch.set_num_threads(request["threads"])
     keep_freed_memory()
-    subject = open_model(request["model"], trust_code=request["trust_code"])
-    answers, alone = _ask(subject, request)
-    atomic.write_arrays(folder / _ANSWERS, {"answers": answers, "alone": alone})
+    return _ask(open_model(request["model"], trust_code=request["trust_code"]), request)
 
 
 def _ask(subject: Subject, request: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
@@ -209,5 +209,15 @@ def _ask(subject: Subject, request: Mapping[str, Any]) -> tuple[np.ndarray, np.n
     return answers, np.concatenate(alone) if alone else answers[:0]
 
 
+def main() -> None:
+    """Answer the request on stdin; the arrays go to stdout."""
+    with os.fdopen(os.dup(1), "wb") as stdout:
+        os.dup2(2, 1)  # what a model prints does not mix with its answers
+        answers, alone = answer_request(json.load(sys.stdin))
+        arrays = io.BytesIO()
+        np.savez(arrays, answers=answers, alone=alone)
+        stdout.write(arrays.getvalue())
+
+
 if __name__ == "__main__":
-    answer_request(Path(sys.argv[1]))
+    main()
