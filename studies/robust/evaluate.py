@@ -1,6 +1,6 @@
-"""Measure the runs of one recipe on Test: each seed, their mean, and the ensemble of all.
+"""Measure the runs of one recipe on Test, and print a row for each seed, their mean, and the ensemble of all.
 
-    python studies/robust/evaluate.py RUN RUN ... --data covidqu-midi --out FOLDER > studies/robust/results.csv
+    python studies/robust/evaluate.py RUN RUN ... --recipe NAME --data covidqu-midi --out FOLDER >> results.csv
 
 The ensemble averages the logits of the runs. It is written as a run of its own into FOLDER. Intervals of a row are over
 images; those of the mean are over seeds (Student's t).
@@ -22,13 +22,11 @@ import trustcxr as tx
 from trustcxr.storage import layout
 from trustcxr.storage.schemas import Share
 
-HEAD = ("network", "measure", "n", "value", "low", "high")
-
 
 def join_runs(runs: Sequence[Path], folder: Path) -> Path:
     """Write the ensemble of runs of one network as a run, and return its folder."""
     shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(runs[0], folder, ignore=shutil.ignore_patterns("evaluations", "before_refit"))
+    shutil.copytree(runs[0], folder, ignore=shutil.ignore_patterns("evaluations", layout.BEFORE_REFIT))
     document = yaml.safe_load((folder / "run.yaml").read_text(encoding="utf-8"))
     document["recipe"]["model"]["members"] = len(runs)
     document["name"] = folder.name
@@ -39,6 +37,8 @@ def join_runs(runs: Sequence[Path], folder: Path) -> Path:
     save_file(weights, folder / "model.safetensors")
     document["checksums"] = layout.checksums(folder, document["classes"])
     (folder / "run.yaml").write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
+    if (runs[0] / layout.BEFORE_REFIT).is_dir():
+        join_runs([run / layout.BEFORE_REFIT for run in runs], folder / layout.BEFORE_REFIT)
     return folder
 
 
@@ -70,13 +70,13 @@ def main() -> None:
     """Write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+")
+    parser.add_argument("--recipe", required=True)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     table = csv.writer(sys.stdout)
-    table.writerow(HEAD)
     for row in list_rows(options.runs, options.data, options.out):
-        table.writerow([f"{cell:.6g}" if isinstance(cell, float) else cell for cell in row])
+        table.writerow([options.recipe, *(f"{cell:.6g}" if isinstance(cell, float) else cell for cell in row)])
 
 
 if __name__ == "__main__":
