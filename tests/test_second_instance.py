@@ -40,6 +40,7 @@ def test_what_a_model_prints_does_not_mix_with_its_answers(tmp_path: Path, monke
     monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
     request = ask(tmp_path / "asked", "Talkative")
+    (tmp_path / "asked" / ".clean-0-000000.123.npz").write_bytes(b"cut off by a kill")
     before = {path.name for path in (tmp_path / "asked").iterdir()}
     elsewhere, here = run_elsewhere(request), answer_request(request)
     assert not isinstance(elsewhere, str), elsewhere

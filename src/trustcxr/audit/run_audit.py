@@ -88,7 +88,6 @@ def audit(
             path_of = model.folder if isinstance(model, Run) else model
             again = path_of if isinstance(path_of, str | Path) else copy_subject(path_of)
             earlier, document = None, _compute(current, out, key, again, trust_code)
-            atomic.write_json(path, document)
         apply_criteria(document, bounds, out, measured_before=earlier is not None)
         if document != earlier:
             atomic.write_json(path, document)

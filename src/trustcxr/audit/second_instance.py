@@ -71,7 +71,7 @@ class _StoredImages:
     @classmethod
     def load(cls, folder: Path) -> "_StoredImages":
         parts = []
-        for path in sorted(folder.glob("*.npz")):
+        for path in sorted(folder.glob("[!.]*.npz")):  # a kill leaves files under temporary names, with a dot
             with np.load(path, allow_pickle=False) as file:
                 parts.append((not path.name.startswith(f"{CLEAN}-"), {key: file[key] for key in file.files}))
         counts = [len(part["logits"]) for _, part in parts]
