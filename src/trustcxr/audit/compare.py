@@ -27,7 +27,13 @@ def compare(first: Path, second: Path, *, resamples: int = 2000) -> AuditPair:
     same images and classes, and have a whole predictions.parquet.
     """
     audits = [read_audit(layout.check_audit(folder) / layout.AUDIT_FILE) for folder in (first, second)]
-    _check_comparable(audits, (first, second))
+    return compare_documents(audits, (first, second), resamples=resamples)
+
+
+def compare_documents(audits: list[AuditDocument], folders: tuple[Path, Path], *, resamples: int = 2000) -> AuditPair:
+    """Compare two audits whose tables are in `folders`, as `compare` does."""
+    first, second = folders
+    _check_comparable(audits, folders)
     lost = [row for document in audits for row in document.attacks if row.accuracy.value is None]
     withdrawn = {f"{a.effort.name if a.attack == WORST_CASE else a.attack} accuracy @{a.epsilon:g}" for a in lost}
     for document, path in zip(audits, (folder / layout.PREDICTIONS_FILE for folder in (first, second)), strict=True):

@@ -11,7 +11,7 @@ from typing import Any
 from scipy import stats
 
 from trustcxr.audit import verdict
-from trustcxr.audit.compare import compare
+from trustcxr.audit.compare import compare_documents
 from trustcxr.audit.facts import predictive_values
 from trustcxr.audit.formats import ExternalModel
 from trustcxr.audit.subject import Subject
@@ -188,10 +188,12 @@ def _judge_figure(document: AuditDocument, one: Criterion, figure: Figure, out: 
             return _row(one, text="the model's makers claim no such figure")
         reason = f" (the makers' {_format(figure, claim)} less the margin)"
         return _compare(one, figure, side, claim - margin, reason, _under_attack(one))
-    return _compare_audits(one, figure, side, margin, out)
+    return _compare_audits(document, one, figure, side, margin, out)
 
 
-def _compare_audits(one: Criterion, figure: Figure, side: str, margin: float, out: Path) -> CriterionResult:
+def _compare_audits(
+    document: AuditDocument, one: Criterion, figure: Figure, side: str, margin: float, out: Path
+) -> CriterionResult:
     """Compare a figure with that of another audit: image by image, or as independent if that cannot be."""
     folder = Path(str(one.not_worse_than))
     other = read_audit(folder / layout.AUDIT_FILE)
@@ -199,7 +201,7 @@ def _compare_audits(one: Criterion, figure: Figure, side: str, margin: float, ou
     match = next((o for o in others if o.path == figure.path and o.share.value is not None), None)
     if match is None:
         return _row(one, text=f"{folder} has no figure {figure.path}")
-    difference, how = _paired_difference(figure, folder, out), "image by image"
+    difference, how = _paired_difference(figure, [other, document], (folder, out)), "image by image"
     if difference is None:
         difference, how = _independent_difference(figure.share, match.share), "as of independent images"
     change = replace(figure, path=f"{figure.path} less that of {other.model.name}", share=difference)
@@ -207,8 +209,8 @@ def _compare_audits(one: Criterion, figure: Figure, side: str, margin: float, ou
     return _compare(one, change, side, bound, f" (the margin; compared {how})", "")
 
 
-def _paired_difference(figure: Figure, folder: Path, out: Path) -> Share | None:
-    """Return this accuracy less the other's over the same images; None if `compare` has no such row."""
+def _paired_difference(figure: Figure, audits: list[AuditDocument], folders: tuple[Path, Path]) -> Share | None:
+    """Return the second audit's accuracy less the first's over the same images; None if that has no row."""
     measure = f"{CLEAN} accuracy"
     if attack := re.fullmatch(r"attacks\[(.*)\]\.accuracy", figure.path):
         parts = dict(pair.split("=") for pair in attack[1].split(", "))
@@ -216,7 +218,7 @@ def _paired_difference(figure: Figure, folder: Path, out: Path) -> Share | None:
     elif figure.path != f"{CLEAN}.accuracy":
         return None
     with suppress(UserError):  # other images, or another protocol
-        return {row.measure: row.difference for row in compare(folder, out).rows}.get(measure)
+        return {row.measure: row.difference for row in compare_documents(audits, folders).rows}.get(measure)
     return None
 
 
