@@ -145,3 +145,10 @@ def test_pictures_are_what_the_audit_reads(tmp_path: Path, synthetic: list[Pixel
     assert np.array_equal(read_back.thumbs, thumbs)
     assert np.array_equal(read_back.trimmed, trimmed)
     assert not np.array_equal(thumbs, trimmed)
+
+
+def test_an_even_area_gives_a_correlation() -> None:
+    random = np.random.default_rng(0)
+    pictures = random.random((64, 64, 64), np.float32)
+    pictures[:, :40] = random.random((64, 1, 1), np.float32)
+    assert np.isfinite(registration.correlate(pictures, np.roll(pictures, 1, axis=2))).all()
