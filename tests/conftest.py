@@ -77,6 +77,14 @@ def bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def no_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """bfloat16 is used nowhere."""
+    import torch
+
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False}, raising=False)
+
+
+@pytest.fixture
 def bars(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int]]:
     """The progress bars that were closed so far: what they say, how much was done and of how much."""
     from trustcxr.console import Progress

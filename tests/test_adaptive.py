@@ -1,5 +1,6 @@
 """Networks that only look robust are found out, and broken as their honest twins are."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from trustcxr.attacks.adaptive import CLIMBS, LONGER, adaptive, wrong_share
 from trustcxr.attacks.bpda import BPDA, AttackView, _gains, probe_gradients
 from trustcxr.attacks.surrogate import distil
 from trustcxr.audit.attack_runner import AttackRunner
+from trustcxr.audit.entry_checks import EntryReport, check_afterwards
+from trustcxr.audit.model_state import describe_state
 from trustcxr.errors import UserError
 from trustcxr.models.preserve_state import preserve_state
 from trustcxr.recipes.evaluation_recipe import AttackRecipe
@@ -118,6 +121,67 @@ def test_an_honest_network_is_left_alone(radiographs: tuple[Tensor, Tensor]) -> 
     assert (traits.random, traits.scale, traits.stopped, traits.zero_gradients) == (False, 1.0, {}, 0.0)
     assert not traits.needs_bpda
     assert [v.bpda for v in traits.variants(trained())] == [False]
+
+
+class Offset(nn.Module):
+    """Adds the same number to all logits, which changes no answer but takes the digits that bfloat16 has."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.net(images) + 300
+
+
+class Numpy(Offset):
+    """Leaves torch in a pass without a gradient, which bfloat16 does not allow."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.net(images)
+        return logits if logits.requires_grad else torch.from_numpy(logits.numpy())
+
+
+class Misleads(Offset):
+    """Has the gradient of another answer in a search, which it knows by autocast."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.net(images)
+        if torch.is_autocast_enabled("cpu") and logits.requires_grad:
+            other = -logits.float()
+            return (logits.float() - other).detach() + other
+        return logits
+
+
+@pytest.mark.usefixtures("bfloat16")
+@pytest.mark.parametrize(("kind", "precision"), [(None, "bf16"), (Offset, None), (Numpy, None), (Misleads, None)])
+def test_an_attack_searches_in_bfloat16_only_if_the_model_agrees_with_itself_in_it(
+    kind: type[nn.Module] | None, precision: str | None, radiographs: tuple[Tensor, Tensor], monkeypatch: Any
+) -> None:
+    model, used = kind(trained()) if kind else trained(), []
+
+    def pgd_of(*arguments: Any, **options: Any) -> Tensor:
+        used.append(options.get("precision"))
+        return pgd(*arguments, **options)
+
+    monkeypatch.setattr(attacks, "get", lambda name: pgd_of)
+    traits = probe_gradients(model, radiographs[0])
+    assert traits.plain
+    recipe = AttackRecipe(name="pgd", steps=3, precision="bf16")
+    AttackRunner(model, traits, True, radiographs[0])(recipe, *radiographs, 0.04, {**recipe.options(), "seed": 0})
+    assert set(used) == {precision}
+
+
+@pytest.mark.usefixtures("bfloat16")
+@pytest.mark.parametrize("honest", [True, False])
+def test_after_the_attacks_a_model_agrees_with_itself_in_bfloat16_on_adversarial_images(
+    honest: bool, radiographs: tuple[Tensor, Tensor]
+) -> None:
+    model = trained() if honest else Misleads(trained())
+    traits = replace(probe_gradients(model, radiographs[0]), bfloat16=True)
+    report = EntryReport((), model, traits, gradients=True, state=describe_state(model, radiographs[0][:2]))
+    failed = [check.check for check in check_afterwards(report, radiographs[0], epsilon=0.02) if not check.passed]
+    assert failed == ([] if honest else ["bfloat16"])
 
 
 @pytest.mark.parametrize(

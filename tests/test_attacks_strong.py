@@ -518,12 +518,14 @@ def test_a_pass_in_bf16_gives_the_same_signs(name: str, batch: tuple[Tensor, Ten
 
 @pytest.mark.sample("apgd-ce-0.01")
 @pytest.mark.usefixtures("bfloat16")
-@pytest.mark.parametrize(("name", "loss"), [("apgd-ce", 0.01), ("apgd-margin", 0.01), ("square", 0.04)])
+@pytest.mark.parametrize(("name", "loss"), [("pgd", 0.01), ("apgd-ce", 0.01), ("apgd-margin", 0.01), ("square", 0.04)])
 def test_a_search_in_bf16_claims_nothing_that_is_not_so(name: str, loss: float, batch: tuple[Tensor, Tensor]) -> None:
     images, labels = (t[:150] for t in batch)
     model = trained("fgsm")
-    option = {"queries": 100} if name == "square" else {"steps": 20}
+    option: dict[str, Any] = {"queries": 100} if name == "square" else {"steps": 20}
+    option |= {"stop_when_wrong": True} if name == "pgd" else {}
     full, half = (attacks.get(name)(model, images, labels, epsilon=0.04, precision=p, **option) for p in (None, "bf16"))
+    assert not torch.equal(full, half)
     assert accuracy(model, half, labels) <= accuracy(model, full, labels) + loss
     report = attacks.worst_case_report(model, images, labels, epsilon=0.04, precision="bf16", **QUICK)
     assert report.accuracy == pytest.approx(accuracy(model, report.images, labels))

@@ -97,6 +97,7 @@ def figures(document: Any) -> dict[tuple[str, float], float]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_bfloat16")
 def test_the_audit_of_a_run_has_the_figures_of_its_evaluation(pack: Pack, tmp_path: Path) -> None:
     folder = shutil.copytree(pack.run("standard"), tmp_path / "run")
     images = pack.folder / "training-images" / "phantom"
@@ -108,6 +109,7 @@ def test_the_audit_of_a_run_has_the_figures_of_its_evaluation(pack: Pack, tmp_pa
     assert document["protocol"] == "exam-1"
     assert document["model"]["kind"] == "run"
     assert len(document["corruptions"]) == 15
+    assert "bfloat16" not in document["facts"]
     schemas.AuditDocument.model_validate(document)
     assert schemas.read_schema(schemas.AuditDocument, tmp_path / "audit" / "audit.json").plain() == document
     # The same network as a file of weights, without anything of ours beside it.

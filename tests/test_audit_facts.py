@@ -14,10 +14,12 @@ import pytest
 from PIL import Image
 
 from browser import chromium, opened
+from pack import Pack
 from test_audit_command import CLASSES, _short, greys
 from test_audit_tables import answers, table
 from test_cli import complaint, run
 from test_report import Page
+from trustcxr.attacks import computes_in_bfloat16
 from trustcxr.audit import facts, subgroups
 from trustcxr.audit import run_audit as audits
 from trustcxr.report import audit_html
@@ -63,6 +65,13 @@ def test_the_flow_counts_every_image_that_was_left_out_and_why(audited: Path) ->
     assert len(found.date) == 10
     assert {"trustcxr", "torch"} <= found.versions.keys()
     assert found.hardware.cores
+
+
+def test_attacks_that_searched_in_bfloat16_are_named(pack: Pack) -> None:
+    expected = ["PGD", "Square"] if computes_in_bfloat16("cpu") else []
+    assert read_schema(AuditDocument, pack.audits() / "good" / "audit.json").facts.bfloat16 == expected
+    page = (pack.audits() / "good" / "report.html").read_text()
+    assert ("bfloat16 for the search of PGD and Square" in page) == bool(expected)
 
 
 @pytest.mark.slow

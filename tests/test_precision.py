@@ -8,11 +8,6 @@ from trustcxr import attacks
 from trustcxr.training import environment
 
 
-@pytest.fixture
-def no_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False}, raising=False)
-
-
 @pytest.mark.usefixtures("no_bfloat16")
 @pytest.mark.parametrize(
     ("asked", "device", "used"),

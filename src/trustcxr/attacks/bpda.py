@@ -8,13 +8,14 @@ logits are scaled so that the loss does not saturate.
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from trustcxr.attacks.base import computes_in_bfloat16, input_gradient, logits_of, lowered
 from trustcxr.models.preserve_state import preserve_state
 
 STEPS = {"round", "floor", "ceil", "trunc", "fix", "sign", "sgn", "heaviside", "rint"} | {
@@ -32,6 +33,7 @@ _COARSE = slice(1, 4)  # rings of the coarsest frequencies
 _MARGINS = (0.02, 30.0)  # median margins that need no scaling
 _MARGIN = 5.0  # median margin after scaling
 REPEATS = 8  # passes that show whether a model is random
+_FEW, _RADIUS = 16, 0.02  # images of that comparison, and their random change
 
 
 class BPDA(TorchFunctionMode):
@@ -229,7 +231,7 @@ class GradientTraits:
     random: outputs change from call to call. draws: passes to average over. margin: median difference of the two
     highest logits. scale: divisor of the logits. zero_gradients, broken_gradients: share of images with a gradient that
     is zero everywhere, or has a NaN or an infinity. healed: zero_gradients with BPDA. stopped: functions that stop
-    gradients, with the number of calls in a pass.
+    gradients, with the number of calls in a pass. bfloat16: attacks may search in bfloat16 (`agrees_in_bfloat16`).
     """
 
     random: bool
@@ -240,6 +242,12 @@ class GradientTraits:
     broken_gradients: float
     healed: float
     stopped: dict[str, int]
+    bfloat16: bool = False
+
+    @property
+    def plain(self) -> bool:
+        """Return whether an attack needs no adaptation to the model."""
+        return not (self.random or self.scale != 1 or self.needs_bpda)
 
     @property
     def needs_bpda(self) -> bool:
@@ -271,7 +279,36 @@ def probe_gradients(model: nn.Module, images: Tensor, *, random: bool = True) ->
         scale = 1.0 if typical == 0 or _MARGINS[0] <= typical <= _MARGINS[1] else typical / _MARGIN
         zero, broken, _ = _gradients(AttackView(model, scale=scale), images)
         healed, _, stopped = _gradients(AttackView(model, scale=scale, bpda=True), images)
-    return GradientTraits(random, draws, typical, scale, zero, broken, healed, stopped)
+        traits = GradientTraits(random, draws, typical, scale, zero, broken, healed, stopped)
+        few = images[:_FEW]
+        noise = torch.rand(few.shape, generator=torch.Generator().manual_seed(0)).to(few) - 0.5
+        both = torch.cat([few, (few + _RADIUS * noise.sign()).clamp(0, 1)])
+        return replace(traits, bfloat16=traits.plain and agrees_in_bfloat16(model, both))
+
+
+def agrees_in_bfloat16(model: nn.Module, images: Tensor, *, shift: float = 0.05, same_signs: float = 0.8) -> bool:
+    """Return whether bfloat16 changes logits and gradients of a model on images (B, 1, H, W), but only a little.
+
+    No logit, less the mean of its image, may move by more than `shift` of a typical largest one, with and without a
+    gradient. At least `same_signs` of the gradients must keep their sign. False also if the processor does not compute
+    in bfloat16, or the model raises an error in it.
+    """
+    if not computes_in_bfloat16(images.device.type):
+        return False
+    try:
+        logits = logits_of(model, images)
+        labels = logits.argmax(1)
+        gradient, _ = input_gradient(model, images, labels)
+        with lowered("bf16", images):
+            lower_gradient, followed = input_gradient(model, images, labels)
+            plain = logits_of(model, images)
+    except Exception:  # an external module may raise anything
+        return False
+    largest = (logits - logits.mean(1, keepdim=True)).abs().amax(1).median()
+    shifts = torch.stack([followed.float(), plain]) - logits
+    most = (shifts - shifts.mean(2, keepdim=True)).abs().max()
+    same = (gradient.sign() == lower_gradient.sign()).float().mean()
+    return bool((most > 0) & (most <= shift * largest) & (same >= same_signs))
 
 
 def _draws(spread: float) -> int:

@@ -27,6 +27,7 @@ def pgd(
     seed: int = 0,
     stop_when_wrong: bool = False,
     mode: Mode = "eval",
+    precision: base.Precision | None = None,
 ) -> Tensor:
     """Projected gradient descent (Madry et al. 2018): x' = P(x + step_size * sign(gradient)), P onto ball and [0, 1].
 
@@ -38,6 +39,7 @@ def pgd(
         random_start: draw each start evenly from the ball, instead of the image itself.
         restarts: starts; an image keeps the first that is misclassified.
         stop_when_wrong: take an image out of the batch once it is misclassified, to save time. It needs mode "eval".
+        precision: "bf16" computes gradients in bfloat16 and confirms each success in the caller's precision.
 
     Raises UserError as fgsm does, and for steps, restarts or a step size that are not positive.
 
@@ -67,7 +69,8 @@ def pgd(
         for restart in range(restarts):
             start = draw(images[todo], radius[todo], generator) if random_start else images[todo]
             rows = (images[todo], start, labels[todo], radius[todo], step[todo])
-            perturbed = _climb(model, *rows, steps=steps, norm=norm, stop_when_wrong=stop_when_wrong)
+            options: dict[str, Any] = {"norm": norm, "stop_when_wrong": stop_when_wrong, "precision": precision}
+            perturbed = _climb(model, *rows, steps=steps, **options)
             result[todo] = perturbed
             if restart + 1 < restarts:
                 todo = todo[~base.is_misclassified(model, perturbed, labels[todo])]
@@ -137,6 +140,7 @@ def _climb(
     norm: Norm = "linf",
     decay: float | None = None,
     stop_when_wrong: bool = False,
+    precision: base.Precision | None = None,
 ) -> Tensor:
     low, high = base.ball(originals, radius) if norm == "linf" else (None, None)
     result = start.clone()
@@ -144,9 +148,10 @@ def _climb(
     active = torch.arange(len(start), device=start.device)
     for number in range(steps):
         current = result[active]
-        gradient, logits = base.input_gradient(model, current, labels[active], check=number == 0)
+        with base.lowered(precision, start):
+            gradient, logits = base.input_gradient(model, current, labels[active], check=number == 0)
         if stop_when_wrong:
-            right = logits.argmax(1) == labels[active]
+            right = ~base.is_misclassified(model, current, labels[active], precision=precision, logits=logits)
             active, current, gradient = active[right], current[right], gradient[right]
             if len(active) == 0:
                 break

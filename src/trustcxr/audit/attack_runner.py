@@ -65,6 +65,8 @@ class AttackRunner:
             options["ends"] = ENDS
         if (self.traits.random or self.whole_climb) and "stop_when_wrong" in options:
             options["stop_when_wrong"] = False
+        if not self.traits.bfloat16:
+            options.pop("precision", None)
         if self.plain:
             search = partial(function, epsilon=epsilon, **options)
             return self._search(search, images, labels, one_step=attack.name in ONE_STEP)
@@ -113,8 +115,7 @@ class AttackRunner:
     @property
     def plain(self) -> bool:
         """Return whether attacks need no adaptation to the model."""
-        traits = self.traits
-        return self.gradients and not (traits.random or traits.scale != 1 or traits.needs_bpda)
+        return self.gradients and self.traits.plain
 
     @cached_property
     def view(self) -> AttackView:
@@ -172,9 +173,12 @@ def threshold_attacks(protocol: Sequence[AttackRecipe], *, gradients: bool) -> t
     """Return the attacks on each decision at the radii of worst-case: PGD, or Square without gradients.
 
     They have its queries and at most THRESHOLD_STEPS of its steps: they run for each class on every image to the end.
+    PGD has the precision of the protocol's PGD.
     """
     worst = [attack for attack in protocol if attack.name == WORST_CASE]
     if not gradients:
         return tuple(AttackRecipe(name="square", epsilons=a.epsilons, queries=a.queries) for a in worst)
+    precision = next((attack.precision for attack in protocol if attack.name == "pgd"), None)
     steps = [min(THRESHOLD_STEPS, attack.steps or THRESHOLD_STEPS) for attack in worst]
-    return tuple(AttackRecipe(name="pgd", epsilons=a.epsilons, steps=n) for a, n in zip(worst, steps, strict=True))
+    options = [{"epsilons": a.epsilons, "steps": n, "precision": precision} for a, n in zip(worst, steps, strict=True)]
+    return tuple(AttackRecipe(name="pgd", **each) for each in options)

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from trustcxr.attacks.base import input_gradient
-from trustcxr.attacks.bpda import GradientTraits, plain_name, probe_gradients
+from trustcxr.attacks.base import input_gradient, logits_of
+from trustcxr.attacks.bpda import GradientTraits, agrees_in_bfloat16, plain_name, probe_gradients
+from trustcxr.attacks.pgd import pgd
 from trustcxr.audit.active_test import ENOUGH, Planted, active_test
 from trustcxr.audit.declaration_check import Declared, check_declaration
 from trustcxr.audit.formats import ExternalModel, WrappedModel
@@ -41,6 +42,7 @@ _WEIGHTED = {"conv2d", "linear"}  # layers whose second argument is a weight
 STEP_SHARE = 1 / 4  # of epsilon: the step of finite differences
 GAINED = 0.25  # least median of the loss gained by it, as a share of what gradients promise
 UPHILL = 0.5  # least share of images whose loss rises by twice as much as along a random sign
+_CLIMB = 10  # steps of PGD to the images on which bfloat16 must agree
 _STEPS = 3  # of the progress bar: gradients, declaration, planted examples
 
 
@@ -147,7 +149,8 @@ def run_entry_checks(
 def check_afterwards(report: EntryReport, images: Tensor, *, epsilon: float, planted: int = PLANTED) -> list[Check]:
     """Check on the images of the entry checks that the attacks of an audit have not changed the model.
 
-    Its state must be what it was, and its gradients must still agree with finite differences.
+    Its state must be what it was, and its gradients must still agree with finite differences. If attacks searched in
+    bfloat16, it must agree with the model's own precision on adversarial images too.
     """
     model, few, checks = report.model, images[:PROBED], []
     if model is None or report.traits is None:
@@ -166,6 +169,16 @@ def check_afterwards(report: EntryReport, images: Tensor, *, epsilon: float, pla
             if again is None or not again.passed:
                 text = "after the attacks its gradients no longer agree with finite differences, as they did at first"
                 checks.append(Check("finite differences", False, text, grave=True))
+        if report.traits.bfloat16:
+            some = few[:planted]
+            perturbed = pgd(model, some, logits_of(model, some).argmax(1), epsilon=epsilon, steps=_CLIMB)
+            # Near a boundary honest models differ more than on other images.
+            if not agrees_in_bfloat16(model, perturbed, shift=0.25, same_signs=0.6):
+                text = (
+                    "attacks searched in bfloat16, in which it has other answers or gradients on adversarial images "
+                    "than in its own precision: they were misled"
+                )
+                checks.append(Check("bfloat16", False, text, grave=True))
     return checks
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,7 @@ class Measured:
     one_vs_rest: pd.DataFrame | None = None  # predictions under attacks on the threshold of one class each
     images: int = 0  # with predictions
     guards: Guards = field(default_factory=Guards)
+    bfloat16: bool = False  # whether an attack may have searched in it
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class _Predictor:
     report: EntryReport
     shown: Tensor
     parts: Path
+    bfloat16: list[bool] = field(default_factory=list)  # of each decision that is attacked
 
     @property
     def attacks(self) -> Sequence[AttackRecipe]:
@@ -106,6 +108,7 @@ class _Predictor:
     def make_runner(self, model: nn.Module, attacks: Sequence[AttackRecipe]) -> AttackRunner:
         """Prepare attacks on one decision, with climbs that go on after it has changed."""
         traits = probe_gradients(model, self.shown[:PROBED], random=self.report.random)
+        self.bfloat16.append(traits.bfloat16)
         load, gradients = self.audit.load_surrogate_images, self.report.gradients
         runner = AttackRunner(model, traits, gradients, self.shown, whole_climb=True, load_surrogate_images=load)
         return runner.prepare(attacks)
@@ -152,6 +155,7 @@ def measure_classes(audit: Audit, report: EntryReport, shown: Tensor, parts: Pat
         one_vs_rest=attacked,
         images=int((table["attack"] == CLEAN).sum()),
         guards=guards,
+        bfloat16=any(predictor.bfloat16) or (report.traits is not None and report.traits.bfloat16),
     )
 
 
@@ -266,7 +270,8 @@ def measure_findings(audit: Audit, report: EntryReport, shown: Tensor, parts: Pa
     if report.model is not None and not report.random:
         checks.append(_check_memory_of_findings(audit, report.model, truth, findings))
     count = int(answered.sum())
-    return Measured(table, None, figures, points, divisions, findings, checks, submitted, images=count, guards=guards)
+    measured = Measured(table, None, figures, points, divisions, findings, checks, submitted, images=count)
+    return replace(measured, guards=guards, bfloat16=any(predictor.bfloat16))
 
 
 def _check_memory_of_findings(audit: Audit, model: nn.Module, truth: np.ndarray, findings: Sequence[Finding]) -> Check:

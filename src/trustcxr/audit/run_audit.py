@@ -148,6 +148,9 @@ def _compute(audit: Audit, out: Path, key: str, model: str | Path | Subject | No
     document.findings, document.submitted = measured.findings, measured.submitted
     names = subject.classes if is_multilabel(subject) else ()
     document.facts = facts.describe_facts(audit.images, measured.images, names)
+    if measured.bfloat16:
+        attacks = audit.attacks(gradients=report.gradients)
+        document.facts.bfloat16 = [attack.entry.label for attack in attacks if attack.precision]
     document.failures = facts.find_failures(measured.table, multilabel.STATES if names else subject.classes)
     checks = _merge_checks(report.checks, measured.checks)
     learned_from = _describe_surrogate_images(audit, len(shown))

@@ -43,6 +43,7 @@ class Attack:
 
 
 _CLIMB = {"steps": 50, "restarts": 1}
+_PGD: dict[str, Any] = {"steps": 20, "restarts": 1, "precision": None}
 _SEARCH = {"queries": 1000, "precision": None}
 ATTACKS = by_name(
     Attack(
@@ -51,13 +52,13 @@ ATTACKS = by_name(
     ),
     Attack("fgsm-rs", "FGSM-RS", "Wong et al. 2020", "fgsm:fgsm_rs", steps="one"),
     Attack(
-        "pgd", "PGD", "Madry et al. 2018", "pgd:pgd", {"steps": 20, "restarts": 1}, shows_steps=True,
+        "pgd", "PGD", "Madry et al. 2018", "pgd:pgd", _PGD, shows_steps=True,
         stops_when_wrong=True, style=("#b3261e", "^", "solid"),
         about="Many small steps: a stronger attack, which training against a single step may not withstand.",
     ),
     Attack(
-        "pgd-l2", "PGD (L2)", "Madry et al. 2018", "pgd:pgd_l2", {"steps": 20, "restarts": 1}, norm="l2",
-        shows_steps=True, stops_when_wrong=True,
+        "pgd-l2", "PGD (L2)", "Madry et al. 2018", "pgd:pgd_l2", _PGD, norm="l2", shows_steps=True,
+        stops_when_wrong=True,
     ),
     Attack(
         "momentum", "momentum", "Dong et al. 2018", "pgd:momentum", {"steps": 10}, shows_steps=True, seeded=False,

@@ -38,12 +38,14 @@ class AuditFacts(Document):
     """Date, software, machine and images of an audit.
 
     `patients` is the number of known patients, None if no image names its patient; `without_patient`: images without
-    one. `classes`: images with each class, or with each finding and a label of it, in `labelled`.
+    one. `classes`: images with each class, or with each finding and a label of it, in `labelled`. `bfloat16`: attacks
+    that searched in bfloat16; every answer that counts is in the model's own precision.
     """
 
     date: str = ""
     versions: dict[str, str] = {}
     hardware: Hardware = Hardware()
+    bfloat16: list[str] = []
     patients: int | None = None
     without_patient: int | None = None
     classes: dict[str, int] = {}

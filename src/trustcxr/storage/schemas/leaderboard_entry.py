@@ -17,7 +17,7 @@ AUDIT_PARTS = (
     *("version", "protocol", "classes", "split", "data", "model", "clean", "attacks", "corruptions_mean", "masking"),
     *("entry_checks", "verdict", "withdrawn", "submitted", "examination", "facts"),
 )
-FACTS = ("date", "versions", "hardware")
+FACTS = ("date", "versions", "hardware", "bfloat16")
 _COMMIT = re.compile(r"\S+@[0-9a-f]{7,40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
