@@ -4,14 +4,14 @@ import pandas as pd
 from matplotlib.figure import Figure
 from studies.build import COLOURS, Tables, markdown, percent
 
-HEAD = ("model", "clean", "balanced", "lungs hidden", "corrupted", "worst case", "protocol", "measurement")
+HEAD = ("model", "clean", "balanced", "lungs hidden", "corrupted", "worst case", "protocol", "measurement", "min")
 TITLES = {"covidqu-midi": "711 images of covidqu-midi", "external-cxr": "325 images of external-cxr"}
 SERIES = (("clean", "unperturbed"), ("lungs_hidden", "lungs hidden"), ("worst_0.02", "worst case"))
 
 
 def make_tables(tables: Tables) -> dict[str, str]:
     """Return a table for each data set, the highest clean accuracy first, and the constant answer last."""
-    results = tables["results"]
+    results = tables["results"].merge(tables["times"], on=["model", "data"])
     made = {}
     for data, name in (("covidqu-midi", "midi"), ("external-cxr", "external")):
         rows = results[results["data"] == data].sort_values("clean", ascending=False)
@@ -21,13 +21,14 @@ def make_tables(tables: Tables) -> dict[str, str]:
 
 def _cells(row: pd.Series) -> list[str]:
     figures = [percent(row, name) for name in ("clean", "balanced", "lungs_hidden", "corrupted", "worst_0.02")]
-    return [str(row["model"]), *figures, str(row["protocol"]), "sound" if row["sound"] else "not sound"]
+    minutes = f"{row['processor_seconds'] / 60:.1f}"
+    return [str(row["model"]), *figures, str(row["protocol"]), "sound" if row["sound"] else "not sound", minutes]
 
 
 def _constant(row: pd.Series) -> list[str]:
     """Return the accuracy of the commonest class: on all images, and on those with a lung mask."""
     shares = [f"{100 * row[name]:.1f}" for name in ("constant", "constant_hidden")]
-    return ["always the commonest class", shares[0], "", shares[1], *[""] * 4]
+    return ["always the commonest class", shares[0], "", shares[1], *[""] * 5]
 
 
 def draw_figure(tables: Tables) -> Figure:
