@@ -73,6 +73,13 @@ class GradientOfDecoy(_Decoy):
         return replace_forward(self.decoy(images), true)
 
 
+class Autocast(MaskedModel):
+    """Reverses its gradient under autocast, in which attacks may search."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.net(reverse(images) if torch.is_autocast_enabled("cpu") else images)
+
+
 class CallStack(MaskedModel):
     """Reverses its gradient if an attack stands in the call stack."""
 
@@ -93,4 +100,5 @@ MODELS: dict[str, type[MaskedModel]] = {
     "requires_grad": RequiresGrad,
     "gradient of a decoy": GradientOfDecoy,
     "call stack": CallStack,
+    "autocast": Autocast,
 }
