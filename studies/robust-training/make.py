@@ -1,7 +1,8 @@
 """Make the tables of three seeds and of nine ways to train, and the figure."""
 
+import pandas as pd
 from matplotlib.figure import Figure
-from studies.build import Tables, interval_figure, markdown, measured, percent, percents
+from studies.build import Tables, interval_figure, markdown, percent, percents
 
 COLUMNS = ("clean", "fgsm", "pgd", "worst_case")
 NAMES = {
@@ -18,21 +19,25 @@ NAMES = {
 
 
 def make_tables(tables: Tables) -> dict[str, str]:
-    """Return the means of three seeds, and the nine ways of one seed."""
+    """Return the means of three seeds, and the nine ways to train."""
     means = tables["results"].query("seed == 'mean' and seeds == 3").set_index("row")
     rows = [[name, *(percent(means.loc[row], column) for column in COLUMNS)] for row, name in NAMES.items()]
-    ways = tables["nine-ways"]
-    one_seed = []
-    for run in ways["run"].unique():
-        shown = [measured(ways, run, "clean")]
-        shown += [measured(ways, run, attack, epsilon=0.02) for attack in ("fgsm", "pgd", "worst-case")]
-        cells = [f"{100 * row['value']:.1f} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]" for row in shown]
-        one_seed.append([f"`{run.removeprefix('resnet18-').removesuffix('-s0')}`", *cells])
     head = ("clean", "FGSM", "PGD-20", "worst case")
     return {
         "results": markdown(("network, trained by FGSM", *head), rows),
-        "ways": markdown(("training", *head), one_seed),
+        "ways": markdown(("training", *head), _list_ways(tables["nine-ways"])),
     }
+
+
+def _list_ways(results: pd.DataFrame) -> list[list[str]]:
+    """Return a row for each way: the mean of its seeds, and the lowest and the highest of them."""
+    at = results[results["epsilon"].isin((0.0, 0.02))]
+    seeds = at.groupby(["training", "condition"])["value"].agg(["mean", "min", "max"]) * 100
+    rows = []
+    for training in seeds["mean"].xs("worst-case-20/50", level=1).sort_values(ascending=False).index:
+        shown = [seeds.loc[(training, condition)] for condition in ("clean", "FGSM", "PGD-20", "worst-case-20/50")]
+        rows.append([f"`{training}`", *(f"{one['mean']:.1f} ({one['min']:.1f} to {one['max']:.1f})" for one in shown)])
+    return rows
 
 
 def draw_figure(tables: Tables) -> Figure:

@@ -28,7 +28,8 @@ def join_runs(runs: Sequence[Path], folder: Path) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(runs[0], folder, ignore=shutil.ignore_patterns("evaluations", layout.BEFORE_REFIT))
     document = yaml.safe_load((folder / "run.yaml").read_text(encoding="utf-8"))
-    document["recipe"]["model"]["members"] = len(runs)
+    model = document["recipe"]["model"]
+    model |= {"members": len(runs), "label": f"{model['name']}-ensemble-of-{len(runs)}"}
     document["name"] = folder.name
     parts = [load_file(run / "model.safetensors") for run in runs]
     weights = {name: parts[0][name] for name in ("mean", "std")}
