@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from trustcxr._memory import keep_freed_memory
 from trustcxr.audit import facts, measure, multilabel, verdict
 from trustcxr.audit.audit_data import Audit, check_out_folder, first_images, open_images
 from trustcxr.audit.criteria import apply_criteria, choose_criteria
@@ -19,7 +20,6 @@ from trustcxr.audit.submitted import SubmittedImages, check_radius, read_submitt
 from trustcxr.console import log
 from trustcxr.data.dataset import Dataset
 from trustcxr.errors import UserError
-from trustcxr.evaluation.parallel import keep_freed_memory
 from trustcxr.evaluation.trained_run import Run
 from trustcxr.recipes.criteria_file import CriteriaRecipe, check_criteria
 from trustcxr.recipes.exams import NEWEST

@@ -18,6 +18,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from trustcxr._memory import keep_freed_memory
 from trustcxr.cli.audit_commands import audit_app
 from trustcxr.cli.data_commands import cache_app, data_app
 from trustcxr.cli.run_commands import run_app, zoo_app
@@ -111,6 +112,7 @@ app.add_typer(cache_app, name="cache", rich_help_panel="Data and disk")
 
 def main() -> None:
     """Run the command; report wrong input or a disk error in one line, with exit code 2."""
+    keep_freed_memory()
     gc.set_threshold(5_000, 10, 10)  # importing torch triggers seven collections with the default: 0.7 s
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a file name may hold bytes that are not text

@@ -4,12 +4,10 @@ A network's passes release Python's lock, and batches share nothing. Threads wit
 other after each.
 """
 
-import ctypes
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from typing import TypeVar
 
 import torch
@@ -70,15 +68,3 @@ def parallel_map(
         hook.remove()
         torch.set_num_threads(cores)
         torch.set_rng_state(state)
-
-
-def keep_freed_memory() -> bool:
-    """Let glibc keep the memory of freed tensors for the next ones; return whether this C library can.
-
-    Else it returns blocks to the system, and gets them back filled with zeros: a third of a step of VGG16 at 96 pixels.
-    """
-    with suppress(AttributeError, OSError):
-        mallopt = ctypes.CDLL(None).mallopt
-        # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD of glibc's mallopt, in bytes
-        return all(mallopt(name, size) for name, size in ((-3, (1 << 31) - 1), (-1, (1 << 31) - 1), (-2, 64 << 20)))
-    return False

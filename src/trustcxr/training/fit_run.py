@@ -14,12 +14,12 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
+from trustcxr._memory import keep_freed_memory
 from trustcxr.console import log
 from trustcxr.data import fingerprints
 from trustcxr.data.dataset import Dataset, JoinedDataset, read_sources
 from trustcxr.data.loader import loader
 from trustcxr.errors import UserError, unknown
-from trustcxr.evaluation.parallel import keep_freed_memory
 from trustcxr.models import classifier, factory, lung_gate, zoo
 from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.storage import atomic, layout, schemas, segments
