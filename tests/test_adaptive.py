@@ -403,3 +403,8 @@ def test_a_model_without_gradients_says_so_to_an_attack(radiographs: tuple[Tenso
 
     with pytest.raises(UserError, match="no gradient that torch can follow"):
         pgd(Blind(), *radiographs, epsilon=0.02)
+
+
+def test_no_images_are_no_work() -> None:
+    none = torch.rand(0, 1, SIDE, SIDE)
+    assert adaptive(trained(), none, torch.zeros(0, dtype=torch.long), epsilon=EPSILON).shape == none.shape

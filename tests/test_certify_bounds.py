@@ -9,7 +9,7 @@ import torch
 from scipy.optimize import linprog
 from torch import Tensor, nn
 
-from trustcxr.certify import affine_graph, crown, ibp
+from trustcxr.certify import affine_graph, crown, ibp, prove
 from trustcxr.errors import UserError
 
 EPSILON = 0.03
@@ -240,3 +240,9 @@ def test_a_layer_that_cannot_be_bounded_is_named(layer: nn.Module, named: str) -
         affine_graph.layers(net)
     assert "'1.1'" in str(refused.value)
     assert named in str(refused.value)
+
+
+@pytest.mark.parametrize(("scale", "epsilon"), [(1.0, -0.1), (1.0, 1.5), (255.0, 0.02), (1.0, float("nan"))])
+def test_no_proof_outside_of_what_was_proved(scale: float, epsilon: float) -> None:
+    with pytest.raises(UserError, match="0, 1"):
+        prove(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), torch.full((1, 1, 2, 2), scale), epsilon=epsilon)

@@ -30,6 +30,14 @@ def on_grid(images: Tensor) -> bool:
     return torch.equal(images, to_pixels((images * 255).round().to(torch.uint8)))
 
 
+def test_a_pixel_between_two_grey_levels_stays_if_it_was_not_changed() -> None:
+    images = torch.rand(4, 1, 12, 12, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(round_inwards(images, images), images)
+    assert torch.equal(pgd_on_grid(linear(), images, torch.zeros(4, dtype=torch.long), epsilon=0.0), images)
+    report = worst_case_report(linear(), images, torch.zeros(4, dtype=torch.long), epsilon=0.001, steps=2, queries=5)
+    assert (report.images - images).abs().max() <= 0.001 + 1e-6
+
+
 @pytest.mark.parametrize("epsilon", [0.0, 1 / 255, 0.02, 0.3])
 def test_a_rounded_image_is_an_8_bit_file_within_the_ball(epsilon: float) -> None:
     images = files()

@@ -319,6 +319,20 @@ def test_the_same_place_of_a_healthy_image_is_filled_and_its_fall_is_subtracted(
     assert (middles - there).abs().max() <= 1, "the same place in the lungs"
 
 
+def test_beside_a_healthy_image_the_whole_lesion_is_removed_too() -> None:
+    radiographs, healthy, reader = _images("COVID-19"), _images("Normal", seed=30), _lesion_reader()
+    beside = explained.compare_with_healthy(reader, radiographs, healthy, 0, 1, fills=("grey",))
+    alone = explained.remove_lesions(reader, radiographs, 0, fills=("grey",))
+    alone = alone[alone["control"] == "lung"]
+    assert beside["whole"].to_numpy() == pytest.approx(alone["whole"].to_numpy())
+    assert (beside["whole"] < beside["without"]).any(), "a part of the lesion alone was removed there"
+
+
+def test_pairs_that_share_a_healthy_image_are_one_group() -> None:
+    pairs = np.array([["a", "h1"], ["b", "h2"], ["c", "h1"], ["b", "h3"], ["d", "h3"], ["e", "h4"]])
+    assert explained._join_groups(pairs).tolist() == ["a", "b", "a", "b", "b", "e"]
+
+
 def test_a_model_that_any_edit_upsets_has_an_effect_but_none_over_a_healthy_image() -> None:
     class Upset(nn.Module):
         """Answers class 0 of the ill and class 1 of the healthy, and doubts both once they are edited."""

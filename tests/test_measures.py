@@ -1,5 +1,7 @@
 """Measures of saliency: by hand, against scikit-image, scikit-learn and SciPy, and on the traps of others."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -265,3 +267,8 @@ def test_ssim_is_that_of_torchmetrics(maps: Tensor) -> None:
         a[:, None].double(), b[:, None].double(), data_range=1.0, reduction="none"
     )
     torch.testing.assert_close(measures.ssim(a, b), wanted.flatten(), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("measure", AGAINST_MASK, ids=NAMES)
+def test_no_maps_have_no_figures(measure: Callable[..., Tensor]) -> None:
+    assert measure(torch.rand(0, 8, 8), torch.ones(0, 8, 8)).shape == (0,)

@@ -91,13 +91,13 @@ def test_intervals_agree_with_resampling_by_hand() -> None:
 
     weights = Bootstrap.over(groups, resamples=120).row_weights()[1:]
     predicted, probabilities = logits.argmax(1), softmax(logits)
-    by_hand: dict[str, list[float]] = {"accuracy": [], "f1_macro": [], "auroc_macro": [], "recall_macro": []}
+    by_hand: dict[str, list[float]] = {"accuracy": [], "f1_macro": [], "auroc_macro": [], "precision_macro": []}
     for weight in weights:
         rows = np.repeat(np.arange(90), weight)
         common: dict[str, Any] = {"labels": range(3), "average": "macro", "zero_division": 0}
         by_hand["accuracy"].append(sk.accuracy_score(labels[rows], predicted[rows]))
         by_hand["f1_macro"].append(sk.f1_score(labels[rows], predicted[rows], **common))
-        by_hand["recall_macro"].append(sk.recall_score(labels[rows], predicted[rows], **common))
+        by_hand["precision_macro"].append(sk.precision_score(labels[rows], predicted[rows], **common))
         by_hand["auroc_macro"].append(sk.roc_auc_score(labels[rows], probabilities[rows], multi_class="ovr"))
     for name, values in by_hand.items():
         assert found[name]["ci"] == pytest.approx(np.quantile(values, [0.025, 0.975]).tolist()), name
@@ -130,11 +130,23 @@ def test_a_perfect_classifier_is_perfect_in_every_resample() -> None:
     labels = np.repeat([0, 1, 2], [30, 30, 3])
     found = metrics.classification(20 * np.eye(3)[labels], labels, np.arange(63), NAMES[3], resamples=500).plain()
     for name in ("precision", "recall", "f1", "auroc"):
-        assert found[f"{name}_macro"] == {"value": 1, "ci": [1, 1]}, name
+        assert found[f"{name}_macro"]["value"] == 1
+        low, high = found[f"{name}_macro"]["ci"]
+        assert high == 1
+        assert 0.4 < low < 0.95, "no error in 63 images does not prove that there is never one"
+        lows = [found["per_class"][label][name]["ci"][0] for label in NAMES[3]]
+        assert lows[2] < lows[0] == lows[1] < 1, f"three images say less than thirty: {name}"
+    assert found["recall_macro"] == found["balanced_accuracy"]
     ends = [found["per_class"][name]["auroc"]["ci"] for name in NAMES[3]]
     assert all(high == 1 for _, high in ends)
     assert ends[0] == pytest.approx(ends[1])
     assert ends[2][0] < ends[0][0] < 1, "three images say less than thirty"
+
+
+def test_one_group_has_no_interval_of_its_calibration() -> None:
+    logits, labels = answers(3)
+    assert metrics.classification(logits, labels, np.zeros(200), NAMES[3], resamples=50).ece.interval is None
+    assert metrics.classification(logits, labels, np.arange(200), NAMES[3], resamples=50).ece.interval is not None
 
 
 def test_one_class_alone_has_no_auroc() -> None:

@@ -156,6 +156,11 @@ def test_mcnemar_is_exact() -> None:
     assert result.difference_ci[0] > 0
 
 
+def test_one_group_has_no_interval_of_a_difference() -> None:
+    assert np.isnan(paired([1, 0], [0, 0], [1, 1]).difference_ci).all()
+    assert paired([1, 0], [0, 0], [1, 2]).difference_ci == [-1, 0]
+
+
 def test_few_groups_are_flipped_in_every_way(random: np.random.Generator) -> None:
     """By hand, over all signs: the sums of groups change theirs together."""
     difference, groups = random.normal(0.3, 1, 21), np.repeat(np.arange(7), 3)

@@ -212,7 +212,7 @@ def test_one_more_network_with_random_weights_is_not_above_random_weights() -> N
         )  # images are many: the draws are what varies
         difference = own - np.mean(draws)
         low, high = saliency_summary.widen_by_draws(
-            difference, [difference - 0.005, difference + 0.005], float(np.std(draws, ddof=1))
+            difference, [difference - 0.005, difference + 0.005], baseline_scores.spread_of_draws(draws)
         )
         above.append(low > 0)
         assert low < difference < high
@@ -229,8 +229,23 @@ def test_how_far_random_networks_lie_apart_widens_what_a_map_has_over_them(table
         return lead.difference.value - low, high - lead.difference.value
 
     near, far = over(0.0), over(0.1)
-    reach = 2.776 * 0.1 * (1 + 1 / 5) ** 0.5  # Student's t of four degrees of freedom: five draws, and one more
-    assert far == pytest.approx([(end**2 + reach**2) ** 0.5 for end in near], abs=1e-3)
+    assert far == pytest.approx([(end**2 + 0.1**2) ** 0.5 for end in near], abs=1e-3)
+
+
+def test_a_draw_without_any_map_does_not_hide_how_far_the_others_lie_apart() -> None:
+    means = [0.2, 0.3, 0.4, 0.3, 0.3]
+    spread = 2.776 * np.std(means, ddof=1) * (1 + 1 / 5) ** 0.5  # Student's t of four degrees of freedom
+    assert baseline_scores.spread_of_draws(means) == pytest.approx(spread, abs=1e-4)
+    assert baseline_scores.spread_of_draws([*means[:4], np.nan]) > spread, "four draws say less than five"
+    assert np.isnan(baseline_scores.spread_of_draws([0.2, np.nan, np.nan, np.nan, np.nan]))
+
+
+def test_a_map_is_not_above_random_weights_whose_variation_is_unknown(table: pd.DataFrame) -> None:
+    unknown = table.assign(**{baseline_scores.SPREAD: np.nan})
+    part = summarise(unknown, images=72, resamples=300)["gradcam"]
+    assert all(lead.difference.interval is None for lead in part.random_weights.leads)
+    assert part.shows == []
+    assert part.survives == ""
 
 
 def test_the_brightness_beside_a_map_is_the_smoothed_one(table: pd.DataFrame, folder: Path) -> None:

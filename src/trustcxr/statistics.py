@@ -252,7 +252,7 @@ class Paired:
 def paired(first: ArrayLike, second: ArrayLike, groups: ArrayLike, *, resamples: int = 2000, seed: int = 0) -> Paired:
     """Compare two figures of the same rows (N,): mean difference, its interval over groups, `sign_flip`'s p-value.
 
-    Rows with a NaN in either are left out.
+    Rows with a NaN in either are left out. The ends are NaN if all rows are of one group.
     """
     a, b = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
     finite = np.isfinite(a) & np.isfinite(b)
@@ -261,12 +261,12 @@ def paired(first: ArrayLike, second: ArrayLike, groups: ArrayLike, *, resamples:
         nan = float("nan")
         return Paired(nan, nan, nan, [nan, nan], nan, nan, 0)
     difference = b - a
-    means = Bootstrap.over(names, resamples=resamples, seed=seed).means(difference)
+    bootstrap = Bootstrap.over(names, resamples=resamples, seed=seed)
     return Paired(
         float(a.mean()),
         float(b.mean()),
         float(difference.mean()),
-        interval(means),
+        interval(bootstrap.means(difference)) if bootstrap.count_groups() > 1 else [float("nan")] * 2,
         float((difference > 0).mean()),
         sign_flip(difference, names),
         len(a),

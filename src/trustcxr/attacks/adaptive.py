@@ -53,6 +53,8 @@ def adaptive(
     """
     check_input(images, labels, epsilon)
     images = images.detach()
+    if not len(images):
+        return images.clone()
     traits = traits or probe_gradients(model, images[:32])
     worst = _Worst(model, images, labels, random=traits.random)
     for candidates in start:

@@ -17,7 +17,7 @@ _NEAR = 1e-4  # of a grey level: what float32 makes of a whole one
 def round_inwards(perturbed: Tensor, images: Tensor) -> Tensor:
     """Round pixels (B, 1, H, W) in [0, 1] to whole grey levels, toward the images, so that none ends further off.
 
-    A pixel becomes that of the image if no grey level lies between both.
+    A pixel becomes that of the image if no grey level lies between both, or it was not changed.
 
     >>> import torch
     >>> images = torch.full((1, 1, 1, 2), 100 / 255)
@@ -28,8 +28,8 @@ def round_inwards(perturbed: Tensor, images: Tensor) -> Tensor:
     whole = levels.round()
     inwards = torch.where(levels > original, levels.floor(), levels.ceil())
     whole = torch.where((levels - whole).abs() < _NEAR, whole, inwards)
-    crossed = (whole - original) * (levels - original) < 0
-    return base.round_toward(torch.where(crossed, images.to(levels), whole / GREYS), images)
+    none_between = (whole - original) * (levels - original) <= 0
+    return base.round_toward(torch.where(none_between, images.to(levels), whole / GREYS), images)
 
 
 def keep_worse(model: nn.Module, images: Tensor, perturbed: Tensor, labels: Tensor) -> Tensor:

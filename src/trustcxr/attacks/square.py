@@ -26,7 +26,8 @@ def square(
     precision: base.Precision | None = None,
     ends: float = 1.0,
 ) -> Tensor:
-    """Square attack, L-infinity (Andriushchenko et al. 2020). Black box: at most `queries` forward passes.
+    """Square attack, L-infinity (Andriushchenko et al. 2020). Black box: at most `queries` forward passes
+    after one of the images.
 
     It starts from vertical stripes of +- epsilon. Then it moves one square at a time to +- epsilon, in shrinking sizes.
     A move is accepted if it reduces the margin: logit of the true class - the highest other. An image leaves the batch

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from trustcxr.certify import affine_graph, crown, ibp
 from trustcxr.certify.affine_graph import NUDGE, Layer, box
-from trustcxr.errors import UserError, unknown
+from trustcxr.errors import UserError, pixel_range_error, unknown
 
 NEURONS, STEPS = 256, 10  # CROWN's defaults: size of layers that it bounds, and gradients in its slopes
 
@@ -56,8 +56,9 @@ def prove(model: nn.Module, images: Tensor, *, epsilon: float, method: str = "cr
         epsilon: L-infinity radius in [0, 1].
         method: `ibp` (intervals, Gowal et al. 2018), or `crown`: also CROWN (Zhang et al. 2018) if intervals fail.
 
-    The proof is of the pixels that the network sees, after decoding and resizing, not of a file. Raises UserError for a
-    layer that cannot be bounded, naming it.
+    The proof is of the pixels that the network sees, after decoding and resizing, not of a file. It allows for the
+    rounding of float32, in which a GPU computes here too (without TF32): let the model answer in `without_tf32` there.
+    Raises UserError for a layer that cannot be bounded, naming it, and for images or an epsilon outside [0, 1].
 
     Example:
         >>> import torch
@@ -70,10 +71,15 @@ def prove(model: nn.Module, images: Tensor, *, epsilon: float, method: str = "cr
         >>> prove(model, image, epsilon=0.05), prove(model, image, epsilon=0.2)
         (tensor([True]), tensor([False]))
     """
-    from trustcxr.models.preserve_state import preserve_state
+    from trustcxr.models.preserve_state import preserve_state, without_tf32
 
+    if not 0 <= epsilon <= 1:
+        raise UserError(f"certify: epsilon must lie in [0, 1], not {epsilon:g}: 0.02 is 5.1 grey levels of 255")
+    low, high = (float(end) for end in images.detach().aminmax()) if images.numel() else (0.0, 1.0)
+    if not (low >= 0 and high <= 1):  # a NaN fails this too
+        raise pixel_range_error("certify", low, high)
     layers = affine_graph.exact(model)
-    with torch.no_grad(), preserve_state(model):
+    with torch.no_grad(), preserve_state(model), without_tf32():
         answers = model(images).argmax(1)
     return least_margins(layers, images, answers, epsilon, effort(method)) > 0
 

@@ -1,5 +1,6 @@
 """Compute metrics from predictions: every number in metrics.json can be computed from a table again."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -111,27 +112,34 @@ class _Measured:
 def _classified(bootstrap: Bootstrap, counted: _Measured, cells: Floats, classes: tuple[str, ...]) -> Classification:
     """Return the document, with intervals; `cells` (N, C, C) as in `_cells`."""
     figures, true, predicted = dict(counted.figures), cells.sum(2) > 0, cells.sum(1) > 0
-    areas = figures["auroc"]
     shares = {"recall": true, "precision": predicted}
+    several = counted.findings is not None and counted.findings != 1
+    per_class = {
+        label: ClassResult(
+            **{name: _share(bootstrap, figures[name][:, k], of[:, k]) for name, of in shares.items()},
+            f1=_f1(bootstrap, figures["f1"][:, k], (true | predicted)[:, k], several),
+            auroc=_area(bootstrap, figures["auroc"][:, k], true[:, k], several),
+            n=int(true[:, k].sum()),
+        )
+        for k, label in enumerate(classes)
+    }
+    recall = _mean_share(bootstrap, figures["recall"], true)
+    means = {
+        f"{name}_macro": _mean(figures[name], [getattr(one, name) for one in per_class.values()])
+        for name in ("precision", "f1", "auroc")
+    }
     result = Classification(
-        accuracy=_share(bootstrap, figures.pop("accuracy")),
-        balanced_accuracy=_mean_share(bootstrap, figures["recall"], true),
-        **{f"{name}_macro": _figure(_macro(values)) for name, values in figures.items()},
-        ece=_calibration_error(counted.bins),
+        accuracy=_share(bootstrap, figures["accuracy"]),
+        balanced_accuracy=recall,
+        recall_macro=recall,
+        **means,
+        ece=_calibration_error(counted.bins, bootstrap),
         ece_plug_in=float(calibration.calibration_error(counted.bins[0])),
         constant_answer=counted.constant,
         n=len(cells),
         groups=int(bootstrap.weights.shape[1]),
         confusion=counted.confusion.astype(int).tolist(),
-        per_class={
-            label: ClassResult(
-                **{name: _share(bootstrap, figures[name][:, k], of[:, k]) for name, of in shares.items()},
-                f1=_figure(figures["f1"][:, k]),
-                auroc=_area(bootstrap, areas[:, k], true[:, k], counted.findings),
-                n=int(true[:, k].sum()),
-            )
-            for k, label in enumerate(classes)
-        },
+        per_class=per_class,
     )
     if counted.findings is not None:
         result.findings = counted.findings
@@ -151,10 +159,32 @@ def _areas(probabilities: Floats, labels: NDArray[np.int64], bootstrap: Bootstra
     return np.stack([statistics.auroc(probabilities[:, k], labels == k, weights) for k in range(count)], axis=1)
 
 
-def _area(bootstrap: Bootstrap, areas: Floats, positive: NDArray[np.bool_], findings: int | None) -> Share:
-    """Return one area with its interval, by resampling if it is the mean of several `findings`."""
-    several = findings is not None and findings != 1
+def _area(bootstrap: Bootstrap, areas: Floats, positive: NDArray[np.bool_], several: bool) -> Share:
+    """Return one area with its interval, by resampling if it is the mean of `several` findings."""
     return _figure(areas) if several else Share(value=float(areas[0]), ci=area_interval(bootstrap, areas, positive))
+
+
+def _f1(bootstrap: Bootstrap, values: Floats, either: NDArray[np.bool_], several: bool) -> Share:
+    """Return one class's F1 with its interval, by resampling if it is the mean of `several` findings.
+
+    F1 is 2 J / (1 + J), where J is the share of hits among the rows `either` (N,) of or answered as the class.
+    """
+    if several:
+        return _figure(values)
+    ends = share_interval(bootstrap, values / (2 - values), of=either)
+    return Share(value=float(values[0]), ci=[2 * end / (1 + end) for end in ends])
+
+
+def _mean(values: Floats, classes: Sequence[Share]) -> Share:
+    """Return the mean of figures (R + 1, C) of the `classes` with its interval.
+
+    If all resamples are equal, as without an error, its ends are the means of the classes' ends.
+    """
+    mean = _figure(_macro(values))
+    if mean.interval is None or mean.interval[0] < mean.interval[1]:
+        return mean
+    ends = np.mean([one.interval for one in classes if one.interval is not None], axis=0)
+    return Share(value=mean.value, ci=(float(ends[0]), float(ends[1])))
 
 
 def _check_numbers(logits: Floats) -> None:
@@ -177,9 +207,10 @@ def _mean_share(bootstrap: Bootstrap, shares: Floats, of: NDArray[np.bool_]) -> 
     return Share(value=float(_macro(shares)[0]), ci=mean_share_interval(bootstrap, shares, of))
 
 
-def _calibration_error(bins: Floats) -> Share:
+def _calibration_error(bins: Floats, bootstrap: Bootstrap) -> Share:
+    """Return the calibration error with its interval, which one group does not have."""
     error, ends = calibration.debiased_error(bins)
-    return Share(value=error, ci=ends)
+    return Share(value=error, ci=ends if bootstrap.count_groups() > 1 else None)
 
 
 def _from_confusion(confusion: Floats) -> dict[str, Floats]:
@@ -317,7 +348,7 @@ def _attack(rows: "pd.DataFrame", shown: "pd.DataFrame", samples: Bootstraps) ->
         accuracy=plain.accuracy,
         balanced_accuracy=plain.balanced_accuracy,
         success_rate=_share(bootstrap, broken, was_right),
-        ece=_calibration_error(totals),
+        ece=_calibration_error(totals, bootstrap),
         ece_plug_in=float(calibration.calibration_error(totals[0])),
         n=len(rows),
     )

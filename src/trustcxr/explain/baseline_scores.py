@@ -10,16 +10,18 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from scipy import stats
 from torch import Tensor, nn
 
 from trustcxr.explain import baselines, measures, methods, randomisation
 from trustcxr.registry import MEASURES, RANDOMISED, REFERENCES, SALIENCY, SHARP, Measure, Method
+from trustcxr.statistics import LEVEL
 
 CENTRE = "centre"
 DRAWS = (1, 2, 3, 4, 5)  # seeds of the networks with random weights: one network is one draw
 CONTROLLED = 128  # images, drawn by seed, that are explained with random weights
 NOISE = "noise"
-SPREAD = "randomised_spread"  # column: standard deviation between the draws' means
+SPREAD = "randomised_spread"  # column: how far the mean of one more draw may lie from that of the draws (95 %)
 # The baselines that are also compared rank-matched, with the values of the map itself.
 SHARPENED = tuple(name + SHARP for name in REFERENCES if name not in ("chance", RANDOMISED))
 SIMILARITY = "random_network_ssim"  # SSIM with the map of the network with random weights
@@ -163,7 +165,7 @@ class RandomWeightsBaseline(NamedTuple):
 
     rows: np.ndarray  # (N,): the images, as rows of the data set, ascending
     figures: dict[str, dict[str, Tensor]]  # by method and measure, (N,)
-    spread: dict[str, dict[str, float]]  # the same: standard deviation between the draws' means over the images
+    spread: dict[str, dict[str, float]]  # the same: `spread_of_draws` of the draws' means over the images
 
     def select(self, name: str, rows: np.ndarray) -> dict[str, Tensor]:
         """Return one method's scores of some rows, (B,): NaN for images that were not drawn."""
@@ -176,6 +178,18 @@ class RandomWeightsBaseline(NamedTuple):
         """Return the spread between draws for each of these scores of a method, (B,): NaN where they are NaN."""
         scores = self.spread.get(name, {})
         return {key: torch.where(values.isnan(), torch.nan, scores[key]) for key, values in figures.items()}
+
+
+def spread_of_draws(means: Sequence[float]) -> float:
+    """Return how far the mean of one more draw may lie from that of these, with 95 % confidence (Student's t).
+
+    A draw without a mean (NaN: all its maps are null) does not count. NaN if fewer than two count.
+    """
+    finite = np.array([mean for mean in means if not np.isnan(mean)])
+    if len(finite) < 2:
+        return float("nan")
+    factor = stats.t.ppf((1 + LEVEL) / 2, len(finite) - 1) * (1 + 1 / len(finite)) ** 0.5
+    return float(factor * finite.std(ddof=1))
 
 
 def make_random_baseline(
@@ -205,7 +219,7 @@ def make_random_baseline(
         for name in wanted
     }
     spread = {
-        name: {key: float(torch.stack([draw[name][key].nanmean() for draw in draws]).std()) for key in scores}
+        name: {key: spread_of_draws([float(draw[name][key].nanmean()) for draw in draws]) for key in scores}
         for name, scores in figures.items()
     }
     return RandomWeightsBaseline(chosen, figures, spread)

@@ -19,6 +19,8 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy import stats
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 
 from trustcxr import attacks
@@ -64,9 +66,7 @@ def remove_lesions(
         for control, pair in pairs(images).items():
             for fill in fills:
                 edited, other = _changed(images, pair, fill, refilled=control == "lung")
-                whole = answer(
-                    lesion_edits.fill_region(images.images, images.lesion, images.lung, images.lesion, fill=fill)
-                )
+                whole = answer(_without_lesion(images, fill))
                 without, control_answers = answer(edited), answer(other)
                 share = pair.share.where(images.lung.flatten(1).any(1), torch.nan).cpu().numpy()
                 about = {"lesion": _cover(images), "fill": fill, "control": control, "share": share}
@@ -96,7 +96,9 @@ def compare_with_healthy(
         for fill in fills:
             edited, other = _changed(images, pair, fill, refilled=True, others=healthy)
             without, control = _answer(model, edited, target), _answer(model, other, healthy_target)
-            tables.append(_compared(before, without, control, about | {"fill": fill}, control_before=at_first))
+            whole = _answer(model, _without_lesion(images, fill), target)
+            filled = about | {"fill": fill}
+            tables.append(_compared(before, without, control, filled, whole=whole, control_before=at_first))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -106,6 +108,11 @@ def pairs(images: EditInputs) -> dict[str, Pair]:
         "lung": lesion_edits.match_controls(images.lesion, images.lung),
         "background": lesion_edits.match_controls(images.lesion, ~images.lung),
     }
+
+
+def _without_lesion(images: EditInputs, fill: str) -> Tensor:
+    """Return the images with the whole lesion filled in."""
+    return lesion_edits.fill_region(images.images, images.lesion, images.lung, images.lesion, fill=fill)
 
 
 def _changed(
@@ -228,7 +235,8 @@ def lesion_effects(
 ) -> pd.DataFrame:
     """Return the table of lesion_effects.parquet: `remove_lesions` of every image with a lesion, for its own class.
 
-    Each is compared with a drawn healthy image too (`compare_with_healthy`). A drawn `sample` is also inpainted (with
+    Each is compared with a drawn healthy image too (`compare_with_healthy`); the groups of these rows join all patients
+    that share a healthy image. A drawn `sample` is also inpainted (with
     scikit-image), edited under PGD at `epsilon`, and transplanted into healthy images, clean and under PGD. Empty if no
     image has a lesion mask.
     """
@@ -238,7 +246,11 @@ def lesion_effects(
     healthy = np.random.default_rng(0).permutation(_healthy(run, dataset))
     if len(healthy):
         partners = np.stack([rows, np.resize(healthy, len(rows))], 1)
-        jobs += [partial(_compared_with_healthy, run, dataset, some, fills) for some in slices(partners, batch_size)]
+        joined = _join_groups(dataset.groups[partners])
+        jobs += [
+            partial(_compared_with_healthy, run, dataset, some, names, fills)
+            for some, names in zip(slices(partners, batch_size), slices(joined, batch_size), strict=True)
+        ]
     if len(drawn) and find_spec("skimage") is not None:
         jobs += [partial(_removed, run, dataset, some, INPAINTED) for some in slices(drawn, batch_size)]
     if epsilon > 0:
@@ -279,13 +291,26 @@ def _removed(
 
 
 def _compared_with_healthy(
-    run: Run | ModelUnderTest, dataset: Dataset, partners: np.ndarray, fills: Sequence[str]
+    run: Run | ModelUnderTest, dataset: Dataset, partners: np.ndarray, groups: np.ndarray, fills: Sequence[str]
 ) -> pd.DataFrame:
-    """Run `compare_with_healthy` on pairs of rows, (N, 2): an image with a lesion, and a healthy one."""
+    """Run `compare_with_healthy` on pairs of rows, (N, 2), of `groups` (N,): an image with a lesion, a healthy one."""
     images, healthy = (lesion_edits.make_edit_inputs(dataset, rows, run.device) for rows in partners.T)
     labels = [torch.from_numpy(dataset.labels[rows]).to(run.device) for rows in partners.T]
     table = compare_with_healthy(run.model, images, healthy, *labels, fills=fills)
-    return _add_columns(table, dataset, partners[:, 0], 0.0)
+    joined = groups[table["image"].to_numpy()]
+    return _add_columns(table, dataset, partners[:, 0], 0.0).assign(group=joined)
+
+
+def _join_groups(pairs: np.ndarray) -> np.ndarray:
+    """Return a group (N,) for pairs of groups (N, 2): pairs that share one, directly or through others, have the same.
+
+    It has the name of the first group of its first pair.
+    """
+    names, edges = np.unique(pairs, return_inverse=True)
+    first, second = edges.reshape(pairs.shape).T
+    graph = coo_array((np.ones(len(pairs)), (first, second)), shape=(len(names), len(names)))
+    _, starts, joined = np.unique(connected_components(graph)[1][first], return_index=True, return_inverse=True)
+    return pairs[starts[joined], 0]
 
 
 def _put_in(run: Run | ModelUnderTest, dataset: Dataset, trios: np.ndarray, epsilon: float = 0.0) -> pd.DataFrame:

@@ -388,7 +388,7 @@ def _average_ranks(maps: Tensor) -> Tensor:
 
 def _top(maps: Tensor, count: Tensor) -> Tensor:
     """Return the membership, 0 to 1, of each pixel in the `count` most salient ones; ties share."""
-    ranked = maps.topk(max(int(count.max()), 1), dim=1).values
+    ranked = maps.topk(int(count.max().clamp(min=1)) if len(count) else 1, dim=1).values
     last = ranked.gather(1, (count.long()[:, None] - 1).clamp(min=0))
     above, tied = maps > last, maps == last
     remaining = count[:, None] - above.sum(dim=1, keepdim=True)

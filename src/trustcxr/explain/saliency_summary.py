@@ -5,14 +5,13 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import stats
 
 from trustcxr import registry
 from trustcxr.explain import verdicts
 from trustcxr.explain.baseline_scores import CEILING, DRAWS, SHARPENED, SPREAD
 from trustcxr.explain.evaluate import BY_CAUSE, CASCADE, RANDOM
 from trustcxr.explain.stability import CLEAN, STABILITY_ATTACK
-from trustcxr.statistics import LEVEL, Bootstrap, Floats, interval, share_interval
+from trustcxr.statistics import Bootstrap, Floats, interval, share_interval
 from trustcxr.storage import schemas
 
 COVERED = 0.95  # share of the lungs from which an infection mask gives no position within them
@@ -50,14 +49,14 @@ class Summary:
         for measure, groups, values in _by_measure(against_masks, baselines):
             bootstrap, scores = self._over(groups), values.pop("value")
             columns = {name: column for name, column in values.items() if not np.isnan(column).all()}
-            spread = columns.pop(SPREAD, np.zeros(1))
+            spread = float(np.nanmax(columns.pop(SPREAD))) if SPREAD in columns else float("nan")
             for name, column in columns.items():
                 over = bootstrap.means(scores - column)
                 if np.isnan(over[0]):
                     continue
                 ends = interval(over)
                 if name == registry.RANDOMISED:
-                    ends = widen_by_draws(float(over[0]), ends, float(np.nanmax(spread)))
+                    ends = widen_by_draws(float(over[0]), ends, spread)
                 difference = schemas.Share(value=over[0], ci=ends)
                 leads.append(schemas.Lead(measure=measure, baseline=name, difference=difference))
         return leads
@@ -84,14 +83,12 @@ def find_closest(leads: Sequence[schemas.Lead]) -> list[schemas.Lead]:
     return list(smallest.values())
 
 
-def widen_by_draws(difference: float, ends: Sequence[float], spread: float, draws: int = len(DRAWS)) -> list[float]:
-    """Return the interval of a lead over random weights, widened by the variation between draws.
+def widen_by_draws(difference: float, ends: Sequence[float], spread: float) -> list[float]:
+    """Return the interval `ends` of a lead over random weights, widened by the variation between draws.
 
-    `ends`: the interval over images. `spread`: standard deviation between draws. One more draw would differ from their
-    mean by `spread` times the root of 1 + 1 / draws: Student's t with draws - 1 degrees of freedom.
+    `spread` is that of `baseline_scores.spread_of_draws`; if it is NaN, so are both ends.
     """
-    reach = float(stats.t.ppf((1 + LEVEL) / 2, draws - 1)) * spread * (1 + 1 / draws) ** 0.5
-    below, above = (float(np.hypot(difference - end, reach)) for end in ends)
+    below, above = (float(np.hypot(difference - end, spread)) for end in ends)
     return [difference - below, difference + above]
 
 

@@ -49,6 +49,7 @@ def list_void(part: SaliencyDocument) -> list[str]:
     """Return the measures that are above chance, and as high with random weights."""
     over = {lead.measure: lead for lead in part.random_weights.leads} if part.random_weights else {}
     names = [name for name in registry.HEADLINE_MEASURES if name in over and not _above(over[name])]
+    names = [name for name in names if over[name].difference.interval is not None]
     return [name for name in names if part.figure(name).against_chance == "above"]
 
 

@@ -28,7 +28,11 @@ TABLES = (
     layout.CERTIFIED_FILE,
 )
 # Add one to a file if the same weights, data and options give other figures.
-ALGORITHM_VERSION = dict.fromkeys((*TABLES, layout.METRICS_FILE, layout.EXAMPLES_FILE), 1) | {layout.LESIONS_FILE: 2}
+ALGORITHM_VERSION = dict.fromkeys((*TABLES, layout.METRICS_FILE, layout.EXAMPLES_FILE), 1) | {
+    layout.SALIENCY_FILE: 2,
+    layout.LESIONS_FILE: 3,
+    layout.METRICS_FILE: 2,
+}
 
 
 def hash_of(**parts: object) -> str:
