@@ -38,6 +38,24 @@ def test_compare_shows_both_models_and_the_difference(pack: Pack) -> None:
     assert np.allclose(table["bad"] - table["good"], table["difference"], atol=1e-6)
 
 
+def test_an_audit_says_first_whether_its_figures_can_be_relied_on(pack: Pack) -> None:
+    from trustcxr.storage.schemas import AuditDocument, Verdict, read_schema
+
+    audit = read_schema(AuditDocument, pack.audits() / "good" / "audit.json")
+    audit.verdict = Verdict(sound=False, reasons=["a planted example was missed"])
+    for shown in (audit._repr_html_(), str(audit)):
+        assert shown.index("NOT sound") < shown.index("planted example") < shown.index("clean") < shown.index(NOTICE)
+    audit.verdict.sound = True
+    assert "is sound" in str(audit)
+
+
+def test_no_image_is_left_out_of_a_loaded_data_set(pack: Pack) -> None:
+    data = tx.load_dataset(pack.images(), split="Test", size=32)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(32 * 32, len(data.classes)))
+    audit = tx.audit.run(model, data, attacks=["fgsm"], epsilons=[0.02])
+    assert [(step.n, step.left_out or 0) for step in audit.facts.flow] == [(len(data), 0)] * len(audit.facts.flow)
+
+
 def test_a_saliency_figure_has_the_map_and_the_outline() -> None:
     image, heat, mask = torch.rand(1, 16, 16), torch.rand(16, 16), torch.zeros(16, 16)
     mask[4:9, 4:9] = 1

@@ -271,7 +271,7 @@ def _images_of(subject: Subject, dataset: Dataset) -> AuditImages:
     for what, own, wanted in (("size", dataset.size, subject.size), ("classes", dataset.classes, subject.classes)):
         if own != wanted:
             raise UserError(f"{dataset.where}: its {what} {own} is not the model's. Load it with {what}={wanted!r}")
-    return AuditImages(dataset)
+    return AuditImages(dataset, listed=len(dataset) + len(dataset.skipped))
 
 
 def _surrogate_images(training: Dataset, examined: Dataset) -> SurrogateImages | None:

@@ -67,8 +67,9 @@ def propose_declaration(
     if in_file:
         inputs = [external.input.model_copy(update={"range": draft.range})]
     readings = try_readings(network, images, truth, len(dataset.classes), inputs)
-    where = f"{len(rows)} images of {split}" if split else f"{len(rows)} images, which an audit should not examine too"
+    where = f"{len(rows)} images of {split}" if split else f"{len(rows)} images (do not audit on the same ones)"
     draft.remarks.append(f"tried on {where}, one of each patient: {len(readings)} declarations")
+    draft.remarks.append("the best score is no proof of a declaration: ask the makers, or read their code")
     draft.table = _format_table(readings, dataset.classes)
     _fill(draft, readings, dataset.classes, truth, in_file=in_file)
     return format_draft(draft)

@@ -55,7 +55,8 @@ def audit(
         Path | None, Option(help="Adversarial images (safetensors); the worse of these and ours counts.")
     ] = None,
     init: Annotated[
-        bool, Option("--init", help="Print a model file for MODEL, with questions; with --data the best.")
+        bool,
+        Option("--init", help="Print a model file for MODEL; with --data, the input and class order that score best."),
     ] = False,
     criteria: Annotated[Path | None, Option(help="File of acceptance criteria. Default: the model file's.")] = None,
     init_criteria: Annotated[bool, Option("--init-criteria", help="Print a draft of acceptance criteria.")] = False,
@@ -84,7 +85,7 @@ def audit(
         return _print_draft(model, data, data_options | {"split": split}, trust_code=trust_code, json=json)
     if data is None or out is None:
         raise UserError(
-            f"audit {model}: say {'--data PATH' if data is None else '--out DIR'}; see trustcxr audit --help"
+            f"audit {model}: give {'--data PATH' if data is None else '--out DIR'}; see trustcxr audit --help"
         )
     _check_options(model, data, protocol, attack or (), epsilon or ())
     if fail and criteria is None and not _names_criteria(Path(model)):

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from trustcxr.storage.schemas import RunDocument
 
 run_app = Typer()
-zoo_app = Typer(help="Trained models that come with the package.", no_args_is_help=True)
+zoo_app = Typer(help="Build a trained model of the package again.", no_args_is_help=True)
 
 
 @run_app.command(epilog="Example: trustcxr models")

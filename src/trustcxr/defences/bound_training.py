@@ -12,7 +12,7 @@ Shared options:
 """
 
 from collections.abc import Sequence
-from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +57,12 @@ def ibp(
     return loss + regulariser * (1 - grown) * unevenness(layers, bounds), worst
 
 
-crown_ibp = partial(ibp, with_crown=True)
+def crown_ibp(*arguments: Any, **options: Any) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of the worst logits within CROWN's bounds, then the intervals' (CROWN-IBP; Zhang et al. 2020).
+
+    Arguments as `ibp`.
+    """
+    return ibp(*arguments, with_crown=True, **options)
 
 
 def unevenness(layers: Sequence[affine_graph.Layer], bounds: Sequence[Interval]) -> Tensor:

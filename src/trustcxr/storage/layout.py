@@ -43,6 +43,8 @@ _GIVE_STUDY = "give the folder that `trustcxr study --out` wrote"
 
 def check_run(folder: Path) -> Path:
     """Return the folder. Raises UserError, with what is missing or which process trains it, if it is no trained run."""
+    if folder.is_file():
+        raise UserError(f"{folder}: a file, not the folder of a run; `audit` and `explain` take model files")
     if not folder.is_dir():
         raise UserError(f"{folder}: no such run folder; a run is made by `trustcxr train` or `trustcxr study`")
     missing = [name for name in (RUN_FILE, WEIGHTS_FILE) if not (folder / name).is_file()]

@@ -243,7 +243,8 @@ def _shape_text(shape: Any) -> str:
 
 def format_draft(draft: Draft) -> str:
     """Return a draft as YAML, with a comment at each line that is still a question."""
-    lines = ["# A model file for `trustcxr audit`. Answer what has a question mark."]
+    where = f" Keep it in the folder of {_printable(draft.value)}." if draft.key == "source" else ""
+    lines = [f"# A model file for `trustcxr audit`. Answer what has a question mark.{where}"]
     lines += [f"# seen: {_printable(line)}" for line in draft.remarks]
     lines += [f"#   {_on_one_line(line)}" for line in draft.table]
     lines.append(f"{draft.key}: {json.dumps(draft.value, ensure_ascii=False)}")

@@ -46,7 +46,7 @@ def open_source(declared: ModelFile, probe: Tensor, *, trust_code: bool) -> Reso
         return _open_python(declared.python, trust_code, declared.folder)
     path = Path(str(declared.source))
     if not path.is_file():
-        where = "" if declared.folder is None else ", looked for from the folder of the model file that names it"
+        where = "" if declared.folder is None else " in the folder of the model file"
         raise UserError(f"{path}: no such file{where}; give one that ends in {', '.join(SUFFIXES)}")
     if path.suffix not in SUFFIXES:
         raise UserError(f"{path}: {unknown('kind of model file', path.suffix, SUFFIXES)}")

@@ -112,9 +112,10 @@ class DataAudit:
             parts.append(f"Look at this: {'; '.join(f.text for f in others)}.")
         if parts:
             return " ".join(parts)
-        reason = "too few images for confounds" if self.probed else "confounds were not checked"
-        checked = "faults, leaks or confounds" if self.probes else f"faults or leaks ({reason})"
-        return f"No {checked} found."
+        if self.probes:
+            return "No faults, leaks or confounds found."
+        reason = "There are too few images to find confounds" if self.probed else "Confounds were not checked"
+        return f"No faults or leaks found. {reason}."
 
     def to_dict(self) -> dict[str, Any]:
         """Return all results for JSON."""

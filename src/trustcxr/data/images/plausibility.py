@@ -20,7 +20,7 @@ _REASONS = {
     "mirrored": "its heart lies on the other side: mirrored, or dextrocardia",
     "turned": "it is turned or upside down",
     "inverted": "its black and white are inverted",
-    "other": "it is not laid out as a frontal chest image is",
+    "other": "it does not look like an upright frontal chest X-ray",
 }
 _IMAGES = {"CR", "DX", "DR", "RG", "RF", "OT", "SC", "XC", "PX"}  # modalities that an image may be stored as
 _OTHERS = {"CT", "MR", "US", "MG", "PT", "NM", "XA", "ECG", "OPT", "OP", "ES", "GM", "SM", "IO", "BMD", "SEG", "SR"}

@@ -316,6 +316,14 @@ class AuditDocument(RunDocument):
     predictive_values: list[PredictiveValue] = []
     criteria: list[CriterionResult] = []
 
+    def summary(self) -> str:
+        """Return in one sentence whether the figures can be relied on, and why not."""
+        if self.verdict.sound is None:
+            return ""
+        if self.verdict.sound:
+            return "The measurement is sound."
+        return f"The measurement is NOT sound: do not rely on the figures. {'; '.join(self.verdict.reasons)}"
+
     def same_classes(self, other: "AuditDocument") -> bool:
         """Return whether both have the same classes, in any order."""
         return sorted(self.classes) == sorted(other.classes)

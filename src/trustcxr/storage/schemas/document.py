@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
@@ -45,10 +46,17 @@ class Result(Document):
         """Return the figures as a table, a row for each condition; shares and interval ends are in [0, 1]."""
         raise NotImplementedError
 
+    def summary(self) -> str:
+        """Return what to know before the table, in one sentence; empty if there is nothing."""
+        return ""
+
+    def __str__(self) -> str:
+        return "\n".join(filter(None, (self.summary(), self.table().to_string(index=False), NOTICE)))
+
     def _repr_html_(self) -> str:
         table = self.table().dropna(axis="columns", how="all").convert_dtypes().astype(object)
         shown = table.where(table.notna(), "").to_html(index=False, float_format="{:.3f}".format)
-        return f"{shown}<p>{NOTICE}</p>"
+        return f"<p>{escape(self.summary())}</p>{shown}<p>{NOTICE}</p>"
 
 
 class Share(Document):
