@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from scripts import write_schemas
 
 from study_fixture import make_study
 from trustcxr.errors import UserError
 from trustcxr.report import load
-from trustcxr.storage import atomic, json_schema, schemas
+from trustcxr.storage import atomic, schemas
 from trustcxr.storage.schemas import AttackResult, Figure, RunDocument, Share, StudyDocument, TrainingDocument
 
 
@@ -121,11 +122,11 @@ def test_a_file_that_is_no_document_is_one_line(tmp_path: Path) -> None:
 def test_the_published_schemas_are_current() -> None:
     folder = Path(__file__).resolve().parents[1] / "docs" / "schema"
     published = {path.name: path.read_text(encoding="utf-8") for path in folder.glob("*.json")}
-    assert published == json_schema.schemas(), "write them again: python -m trustcxr.storage.json_schema docs/schema"
+    assert published == write_schemas.schemas(), "write them again: python -m scripts.write_schemas docs/schema"
 
 
 def test_the_schema_is_of_what_stands_on_disk(study: dict[str, Any]) -> None:
-    found = json.loads(json_schema.schemas()["metrics.schema.json"])
+    found = json.loads(write_schemas.schemas()["metrics.schema.json"])
     clean = found["$defs"]["Classification"]["properties"]
     assert set(study["runs"][0]["clean"]) <= set(clean)
     assert "class" in found["$defs"]["PlantedShortcut"]["properties"]

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from small_runs import make_images, recipe
-from trustcxr import _memory, cli
+from trustcxr import cli
+from trustcxr.storage import memory
 from trustcxr.training import fit_run
 
 FAULTS = """
@@ -16,7 +17,7 @@ import resource
 import sys
 from concurrent.futures import ThreadPoolExecutor
 import numpy as np
-from trustcxr import _memory
+from trustcxr.storage import memory
 
 def step():
     kept = [np.ones(megabytes << 20, np.uint8) for megabytes in (16, 40)]  # above and below what glibc maps apart
@@ -31,7 +32,7 @@ def faults():
 
 in_a_thread = sys.argv[1] == "thread"
 first = 0 if in_a_thread else faults()
-kept = _memory.keep_freed_memory()
+kept = memory.keep_freed_memory()
 with ThreadPoolExecutor(1) as pool:
     after = pool.submit(faults).result() if in_a_thread else faults()
 print(kept, first, after)
@@ -70,7 +71,7 @@ def test_the_command_line_asks_for_it_first(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_another_c_library_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ctypes.CDLL", lambda name: object())
-    assert _memory.keep_freed_memory() is False
+    assert memory.keep_freed_memory() is False
 
 
 def test_a_training_on_a_processor_asks_for_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import nn
 
-from trustcxr._memory import keep_freed_memory
 from trustcxr.audit import facts, measure, multilabel, verdict
 from trustcxr.audit.audit_data import Audit, check_out_folder, first_images, open_images
 from trustcxr.audit.criteria import apply_criteria, choose_criteria
@@ -29,6 +28,7 @@ from trustcxr.registry import BLACK_BOX
 from trustcxr.runs.test_data import check_out
 from trustcxr.storage import atomic, layout
 from trustcxr.storage.locks import LOCK_FILE, folder_lock
+from trustcxr.storage.memory import keep_freed_memory
 from trustcxr.storage.prediction_table import CLEAN
 from trustcxr.storage.schemas import AttackResult, AuditDocument, MaskingVerdict, Share, read_schema
 from trustcxr.storage.schemas.run_document import CONSTANT

@@ -19,13 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trustcxr._memory import keep_freed_memory
 from trustcxr.audit.entry_checks import Check
 from trustcxr.audit.formats import ExternalModel, WrappedModel
 from trustcxr.audit.formats.wrapper import as_states
 from trustcxr.audit.subject import Subject, open_model
 from trustcxr.registry import CORRUPTIONS, VIEWS
 from trustcxr.storage import atomic
+from trustcxr.storage.memory import keep_freed_memory
 from trustcxr.storage.prediction_table import CLEAN, Condition
 
 ASKED = "asked"  # folder, among the parts of an audit

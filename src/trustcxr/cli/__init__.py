@@ -18,13 +18,13 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from trustcxr._memory import keep_freed_memory
 from trustcxr.cli.audit_commands import audit_app
 from trustcxr.cli.data_commands import cache_app, data_app
-from trustcxr.cli.run_commands import run_app, zoo_app
+from trustcxr.cli.run_commands import run_app
 from trustcxr.cli.serve_commands import serve_app
 from trustcxr.cli.study_commands import study_app
 from trustcxr.errors import OUT_OF_MEMORY, UserError, is_out_of_memory
+from trustcxr.storage.memory import keep_freed_memory
 from trustcxr.version import NOTICE, __version__
 
 _STOPPED = 130  # the exit code that shells use after Ctrl-C
@@ -105,7 +105,6 @@ for panel, commands in (
     for command in commands.registered_commands:
         command.rich_help_panel = panel
     app.add_typer(commands)
-app.add_typer(zoo_app, name="zoo", rich_help_panel="One model")
 app.add_typer(data_app, name="data", rich_help_panel="Data and disk")
 app.add_typer(cache_app, name="cache", rich_help_panel="Data and disk")
 

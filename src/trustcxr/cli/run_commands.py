@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from trustcxr.storage.schemas import RunDocument
 
 run_app = Typer()
-zoo_app = Typer(help="Build a trained model of the package again.", no_args_is_help=True)
 
 
 @run_app.command(epilog="Example: trustcxr models")
@@ -380,26 +379,6 @@ def push(
     hint = f"; for a hub write hf://{target}" if looks_like_hub else ""
     kind = "" if hub.is_address(target) else f" (a folder of this machine{hint})"
     print(f'{run} is at {address}{kind}; tx.load_run("{address}") loads it\n{NOTICE}')
-
-
-@zoo_app.command(epilog="Example: trustcxr zoo build covid-robust --data covidqu-midi --out out/zoo")
-def build(
-    name: Annotated[str, Argument(metavar="NAME", help="A trained model; `trustcxr models` lists them.")],
-    data: Data,
-    out: Annotated[Path, Option(help="Folder for NAME.json, the packed run NAME, its training and its audit.")],
-    description: Annotated[
-        Path | None, Option(help="YAML of a new model: summary, recipe, licence, data_licence, not_for, training_data.")
-    ] = None,
-) -> None:
-    """Train a model of the zoo again from its recipe, audit it, and pack its weights. Start it again to resume."""
-    check_exists(data)
-    from trustcxr import report
-    from trustcxr.audit import zoo_build
-    from trustcxr.report.terminal import list_trained
-
-    entry = zoo_build.build(name, data, out, description=description)
-    report.print_rows(name, list_trained([entry]))
-    print(f"written to {out / name}\n{NOTICE}")
 
 
 @run_app.command(epilog="Example: trustcxr fit-ood out/quick/runs/resnet18-fgsm-s0 --data COVID-QU-Ex")

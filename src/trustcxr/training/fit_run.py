@@ -14,7 +14,6 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from trustcxr._memory import keep_freed_memory
 from trustcxr.console import log
 from trustcxr.data import fingerprints
 from trustcxr.data.dataset import Dataset, JoinedDataset, read_sources
@@ -23,6 +22,7 @@ from trustcxr.errors import UserError, unknown
 from trustcxr.models import classifier, factory, lung_gate, zoo
 from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.storage import atomic, layout, schemas, segments
+from trustcxr.storage.memory import keep_freed_memory
 from trustcxr.storage.schemas import TrainingDocument
 from trustcxr.training import checkpoint, environment, lung_segmenter, tracking
 from trustcxr.training.devices import Devices, Team, does_not_fit, start_processes

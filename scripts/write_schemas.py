@@ -1,4 +1,4 @@
-"""Write the JSON schemas of the documents on disk: `python -m trustcxr.storage.json_schema docs/schema`."""
+"""Write the JSON schemas of the documents on disk: `python -m scripts.write_schemas docs/schema`."""
 
 import json
 import sys

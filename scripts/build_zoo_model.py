@@ -1,5 +1,11 @@
-"""Build a trained model of the zoo from its recipe: train, pack the weights in float16, audit, describe."""
+"""Build a trained model of the zoo from its recipe: train, pack the weights in float16, audit, describe.
 
+    python -m scripts.build_zoo_model covid-robust --data covidqu-midi --out out/zoo
+
+Start it again to resume.
+"""
+
+import argparse
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +24,7 @@ from trustcxr.runs import fit_ood, run_folder
 from trustcxr.storage import atomic, layout
 from trustcxr.storage.schemas import AuditDocument, CertifiedResult, ZooAudit, ZooEntry, ZooFigure, ZooInput
 from trustcxr.storage.schemas.zoo_entry import CERTIFIED
-from trustcxr.version import __version__
+from trustcxr.version import NOTICE, __version__
 
 
 def build(name: str, data: Path, out: Path, *, description: Path | None = None) -> ZooEntry:
@@ -93,3 +99,20 @@ def _complete(entry: ZooEntry, folder: Path, document: AuditDocument, certified:
         figures=rows,
     )
     return entry
+
+
+def main() -> None:
+    """Build the model that the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", help="a trained model; `trustcxr models` lists them")
+    parser.add_argument("--data", type=Path, required=True, help="folder of images, or a list (CSV)")
+    parser.add_argument("--out", type=Path, required=True, help="folder for NAME.json, the packed run NAME, its audit")
+    keys = "summary, recipe, licence, data_licence, not_for, training_data"
+    parser.add_argument("--description", type=Path, help=f"YAML of a new model: {keys}")
+    typed = parser.parse_args()
+    build(typed.name, typed.data, typed.out, description=typed.description)
+    print(f"written to {typed.out / typed.name}\n{NOTICE}")
+
+
+if __name__ == "__main__":
+    main()
