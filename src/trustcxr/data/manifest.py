@@ -150,10 +150,11 @@ class Manifest:
             )
         if split in SHARES and others:
             other = shlex.quote(others[min(list(SHARES).index(split), len(others) - 1)])
-            return UserError(
-                f"{message}. Choose one of them: --set data.splits.{split.lower()}={other} for training (in a recipe "
-                f"under data.splits), --split {other} for testing"
-            )
+            test = f"to test on it, --split {other} (in Python split={other!r})"
+            if len(self.splits) == 1:
+                return UserError(f"{message}: {test}; to train on these images, divide them first")
+            train = f"to train on it, --set data.splits.{split.lower()}={other} (in a recipe, under data.splits)"
+            return UserError(f"{message}. Choose one of them: {train}; {test}")
         if split in SHARES and self.split_column is not None:
             message += f": no row has it in the column '{self.split_column}'. Give it to some images"
         return UserError(message)

@@ -102,5 +102,5 @@ def _check_options(attacks: Iterable[str], epsilons: Iterable[float]) -> None:
 def load_exam(version: str = NEWEST) -> ExamRecipe:
     """Load a protocol by its version; UserError with the valid names for any other."""
     if version not in (names := list_exams()):
-        raise UserError(f"--protocol {version}: {unknown('protocol', version, names)}")
+        raise unknown("protocol", version, names)
     return read_recipe(ExamRecipe, EXAMS / f"{version}.yaml")
