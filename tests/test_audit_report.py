@@ -17,7 +17,7 @@ from test_audit_command import Brightness, few_steps, greys, model_file  # noqa:
 from test_cli import complaint, run
 from trustcxr.report import audit_html, leaderboard, load, terminal
 from trustcxr.report.audit_text import describe_attacked, describe_audit, find_hardest
-from trustcxr.report.tables import robustness
+from trustcxr.report.tables import audit_rows, robustness
 from trustcxr.storage import atomic
 from trustcxr.storage.schemas import AuditDocument, RunDocument, Verdict, read_schema
 
@@ -102,6 +102,10 @@ def test_errors_of_both_kinds_have_likelihood_ratios_with_intervals_also_under_a
     for told in ("\n".join(describe_audit(document)), audit_html.render_card(document)):
         assert as_it_is in told
         assert f"{attacked}, LR- 1.75, AUROC" in told
+    table = audit_rows.operating_points(document.operating_points)
+    ratios = [[cell.text for cell in row][table.header.index("LR+") :][:2] for row in table.rows]
+    assert ratios == [["∞", "0.2"], ["0.5", "1.75"], ["–", "1"]], "of 0 by 0 there is no ratio"
+    assert "∞" not in table.latex()
     document.operating_points = document.operating_points[::2]
     (line,) = describe_attacked(document, "ill")
     assert "specificity 100.0% [-, -], LR- 1, AUROC" in line, "of 0 by 0 there is no ratio"

@@ -370,6 +370,7 @@ def test_a_list_with_columns_of_its_own_from_the_check_to_the_evaluation(
         (("train", "--data", "x", "--out", ""), "what follows --out"),
         (("train", "--data=", "--out", "x"), "--data"),
         (("evaluate", "", "--data", "x"), "one of the words"),
+        (("serve", "x", "--dicom", "A@b:1", "--dicom-host="), "--dicom-host"),
     ],
 )
 def test_a_variable_of_the_shell_that_is_not_set_is_not_this_folder(words: tuple[str, ...], what: str) -> None:

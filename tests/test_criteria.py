@@ -319,4 +319,6 @@ def test_nothing_is_met_by_a_measurement_that_is_not_sound(
 
 def test_init_criteria_prints_the_draft_without_a_model() -> None:
     assert run("audit", "--init-criteria").stdout == recipes.DRAFT.read_text()
+    assert "without --json" in complaint("audit", "--init-criteria", "--json")
+    assert "without --attack, --fail" in complaint("audit", "net.onnx", "--init", "--attack", "fgsm", "--fail")
     assert "no model is given" in complaint("audit", "--data", "x")

@@ -25,6 +25,7 @@ from trustcxr.data.images import dicom_files, generated  # noqa: E402
 from trustcxr.data.phantom.render_image import render  # noqa: E402
 from trustcxr.errors import UserError  # noqa: E402
 from trustcxr.report import terminal  # noqa: E402
+from trustcxr.storage.schemas import ImageAnswer  # noqa: E402
 from trustcxr.version import NOTICE  # noqa: E402
 
 
@@ -262,6 +263,9 @@ def test_predict_answers_a_study_folder_with_dicom_objects(tmp_path: Path) -> No
     table = pd.read_csv(tmp_path / "out" / "predictions.csv")
     assert table["predicted"].fillna("").tolist() == [image.predicted, plain.predicted, ""]
     assert "lateral" in table["left_out"].iloc[2]
+    studies_on_disk.write_table([ImageAnswer(image="=1+cmd.png", predicted="@x")], tmp_path / "out")
+    table = pd.read_csv(tmp_path / "out" / "predictions.csv")
+    assert table[["image", "predicted"]].iloc[0].tolist() == ["'=1+cmd.png", "'@x"], "no spreadsheet runs a file's name"
 
 
 def test_dicom_objects_that_a_full_disk_refuses_lose_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -298,7 +298,16 @@ def test_images_that_wait_when_it_ends_are_told(
 def test_what_is_typed_is_checked() -> None:
     assert Peer.parse("ORTHANC@127.0.0.1:4242") == Peer("ORTHANC", "127.0.0.1", 4242)
     assert NodeOptions.from_peer("PACS@[::1]:104").callers == ("PACS",)
-    typed = ("ORTHANC", "ORTHANC@here", "@here:1", "A@here:0", "A@here:70000", "x" * 17 + "@here:1", "A\\B@here:1")
+    typed = (
+        "ORTHANC",
+        "ORTHANC@here",
+        "@here:1",
+        "A@here:0",
+        "A@here:70000",
+        "x" * 17 + "@here:1",
+        "A\\B@here:1",
+        "A@here:²",
+    )
     for text in (*typed, "PACS@pacs..local:104", f"PACS@{'x' * 64}.local:104"):
         with pytest.raises(UserError, match=r"TITLE@HOST:PORT|AE title"):
             Peer.parse(text)

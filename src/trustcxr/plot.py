@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trustcxr import registry
 from trustcxr.errors import UserError
 from trustcxr.storage.schemas import RunDocument
 
@@ -55,7 +56,7 @@ def robustness(results: RunDocument | Sequence[RunDocument], attack: str | None 
 
     Args:
         results: of `tx.evaluate` or `tx.audit.run`.
-        attack: name of the attack; by default the one that leaves the lowest accuracy at each epsilon.
+        attack: name of an L-infinity attack; by default the one that leaves the lowest accuracy at each epsilon.
 
     Raises UserError if a result has no such attack.
 
@@ -75,6 +76,8 @@ def robustness(results: RunDocument | Sequence[RunDocument], attack: str | None 
         points = {0.0: document.clean.accuracy}
         for row in document.attacks:
             if row.accuracy.value is None or row.epsilon is None or attack not in (None, row.attack):
+                continue
+            if not registry.is_linf(row.attack):
                 continue
             lowest = points.get(row.epsilon)
             if lowest is None or lowest.value is None or row.accuracy.value < lowest.value:

@@ -86,7 +86,7 @@ def describe_restart(words: Sequence[str]) -> str:
     return _REMAINS.get(name, "files are written whole or not at all: what was finished is kept")
 
 
-_PATH_OPTIONS = ("--data", "--out", "--images", "--surrogate", "--weights")
+_NOT_EMPTY = ("--data", "--out", "--images", "--surrogate", "--weights", "--host", "--dicom-host")
 
 app = typer.Typer(
     name="trustcxr",
@@ -154,10 +154,10 @@ def _run_command() -> NoReturn:
 
 
 def _check_not_empty(words: Sequence[str]) -> None:
-    """Raise UserError for an empty argument: as a path it would mean the current folder."""
+    """Raise UserError for an empty argument: as a path it would mean the current folder, as a host every network."""
     for before, word in pairwise(["", *words]):
         option, equals, value = word.partition("=")
-        if not word or (equals and not value and option in _PATH_OPTIONS):
+        if not word or (equals and not value and option in _NOT_EMPTY):
             what = option if word else f"what follows {before}" if before.startswith("-") else "one of the words"
             raise UserError(f"{what} is empty: is a variable of the shell not set?")
 

@@ -74,6 +74,11 @@ def audit(
     json: Json = False,
 ) -> None:
     """Audit any model: a run, or the model of a model file. Start it again to resume."""
+    typed = {"--out": out, "--protocol": protocol != NEWEST, "--attack": attack, "--epsilon": epsilon, "--fail": fail}
+    typed |= {"--adversarial": adversarial, "--criteria": criteria, "--prevalence": prevalence}
+    for drafts, without in ((init_criteria, {"--json": json}), (init, {})):
+        if drafts and (unused := [name for name, value in (typed | without).items() if value]):
+            raise UserError(f"audit: a draft is printed without {', '.join(unused)}: remove it")
     if init_criteria:
         from trustcxr.recipes.criteria_file import DRAFT
 
@@ -209,6 +214,8 @@ def leaderboard(
     """Rank audits or entries of one protocol and data set: a page and a table. Add entries, and check them."""
     if add is None and (licence or source or run_by or model_file or reported):
         raise UserError("leaderboard: --licence, --source, --run-by, --model-file and --reported need --add AUDIT")
+    if out is not None and (add is not None or check):
+        raise UserError("leaderboard: --out is of the page, which --add and --check do not write: remove it")
     if models is not None and not check:
         raise UserError("leaderboard: --models needs --check")
     if add is not None:

@@ -89,13 +89,16 @@ def count(value: Value) -> str:
 
 
 def p_value(value: Value) -> str:
-    """Return two significant figures, `< 0.001` below that, or a dash."""
+    """Return two significant figures, `< 0.001` below that, or a dash; more if they would hide the side of 0.05."""
     number = finite(value)
     if number is None:
         return DASH
     if number < 0.001:
         return "<\u00a00.001"
-    return f"{number:.3f}" if number < 0.01 else f"{number:.2f}"
+    if number >= 0.1:
+        return f"{number:.2f}"
+    texts = (f"{number:.{digits}g}" for digits in range(2, 17))
+    return next((text for text in texts if (float(text) < 0.05) == (number < 0.05)), f"{number}")
 
 
 def epsilon(value: Value) -> str:

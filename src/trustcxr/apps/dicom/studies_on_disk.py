@@ -11,6 +11,7 @@ from pathlib import Path
 
 from trustcxr.data.images import dicom_files, plausibility, read
 from trustcxr.errors import CannotWrite, UserError
+from trustcxr.report.tables.table import guarded
 from trustcxr.storage.atomic import atomic_write
 from trustcxr.storage.os_errors import escaped, file_kind
 from trustcxr.storage.schemas import ImageAnswer
@@ -66,7 +67,8 @@ def write_table(answers: Sequence[ImageAnswer], out: Path) -> Path:
         for answer in answers:
             doubts = "; ".join([*answer.warnings, *([answer.border] if answer.border else [])])
             shares = [answer.probabilities.get(name, "") for name in classes]
-            rows.writerow([*(escaped(str(getattr(answer, name) or "")) for name in fields), doubts, *shares])
+            texts = [escaped(str(getattr(answer, name) or "")) for name in fields]
+            rows.writerow([*map(guarded, (*texts, doubts)), *shares])
     return out / TABLE
 
 

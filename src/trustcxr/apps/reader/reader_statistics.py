@@ -163,10 +163,11 @@ def compute_strengths(ranks: ArrayLike, groups: ArrayLike, *, resamples: int = 2
     log_strengths = bradley_terry(bootstrap.totals(won))
     preferred, arms = preference_probabilities(log_strengths), won.shape[-1]
     mean = (preferred.sum(axis=2) - 0.5) / (arms - 1)
+    ranked = won.sum(axis=(1, 2)) > 0
     return [
         Strength(
             float(mean[0, i]),
-            share_interval(bootstrap, mean[:, i]),
+            share_interval(bootstrap, mean[:, i], of=ranked),
             float(log_strengths[0, i]),
             interval(log_strengths[:, i]),
         )

@@ -47,7 +47,7 @@ class Peer:
         """Parse TITLE@HOST:PORT. Raises UserError for anything else."""
         title, at, address = text.rpartition("@")
         host, colon, port = address.rpartition(":")
-        if not (at and colon and host and port.isdigit() and 0 < int(port) < 65536):
+        if not (at and colon and host and port.isdecimal() and 0 < int(port) < 65536):
             raise UserError(f"'{text}': a DICOM peer is TITLE@HOST:PORT, such as ORTHANC@127.0.0.1:4242")
         try:
             host.encode("idna")  # as the system's name lookup does
@@ -124,7 +124,7 @@ class Node:
         self._thread.start()
         log(
             f"DICOM: {self.options.title} at {self.options.host}:{self.options.port} accepts images from "
-            f"{', '.join(self.options.callers)}, sends answers to {self.options.peer.title}"
+            f"{', '.join(self.options.callers)}, sends answers of {self.run.name} to {self.options.peer.title}"
         )
 
     def stop(self) -> None:

@@ -1,6 +1,7 @@
 """Build the tables of an audit; those of a study are reused."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from trustcxr.report import formatting
@@ -86,7 +87,7 @@ def _attacks(document: AuditDocument) -> Table:
             Cell(formatting.epsilon(a.epsilon), value=a.epsilon),
             Cell(PIXELS[a.rounded], note="text"),
             *map(share, (a.accuracy, a.balanced_accuracy, a.ece)),
-            Cell(formatting.count(a.n)),
+            whole(a.n),
             Cell(", ".join(f"{name} {count}" for name, count in a.broken_by.items()) or formatting.DASH, note="prose"),
         ]
         for a in document.attacks
@@ -116,7 +117,8 @@ def operating_points(points: Iterable[OperatingPoint]) -> Table:
                 Cell(attack, target, note="text"),
                 Cell(threshold, p.origin, value=p.threshold, note="text"),
                 *map(share, (p.sensitivity, p.specificity)),
-                *map(_ratio, (p.likelihood_positive, p.likelihood_negative)),
+                _ratio(p.likelihood_positive, p.sensitivity.value or 0.0),
+                _ratio(p.likelihood_negative, 1 - (1.0 if p.sensitivity.value is None else p.sensitivity.value)),
                 *map(share, (p.auroc, p.average_precision, p.sensitivity_at_specificity)),
                 Cell(f"{p.positives} of {p.n}"),
             ]
@@ -126,8 +128,11 @@ def operating_points(points: Iterable[OperatingPoint]) -> Table:
     return Table("Operating points", header, rows)
 
 
-def _ratio(figure: Share) -> Cell:
+def _ratio(figure: Share, first: float) -> Cell:
+    """Return the cell of a ratio; without a value it is infinite, or undefined if its `first` share is 0."""
     low, high = figure.ci or (None, None)
+    if figure.value is None and first <= 0:
+        return Cell(formatting.DASH)
     ends = "" if low is None else f"{low:.3g} to {'∞' if high is None else f'{high:.3g}'}"
     return Cell("∞" if figure.value is None else f"{figure.value:.3g}", ends, value=figure.value)
 
@@ -137,9 +142,11 @@ def _division(division: Division) -> Table:
         [
             Cell(g.name),
             *map(share, (g.accuracy, g.balanced_accuracy, g.auroc_macro, g.ece, g.gap)),
-            Cell(formatting.DASH if g.p_corrected is None else f"{g.p_corrected:.2g}", value=g.p_corrected),
+            Cell(formatting.p_value(g.p_corrected), value=g.p_corrected),
             Cell("yes" if g.settled else "not settled", note="bad text" if g.settled else "quiet text"),
-            Cell(str(g.n), "" if g.findings is None else f"AUROC of {formatting.plural(g.findings, 'finding')}"),
+            replace(
+                whole(g.n), small="" if g.findings is None else f"AUROC of {formatting.plural(g.findings, 'finding')}"
+            ),
         ]
         for g in division.groups
     ]
@@ -152,7 +159,7 @@ def _findings(document: AuditDocument) -> Table:
         [
             Cell(f.name),
             Cell("evaluated" if f.judged else f.why, note="prose"),
-            *(Cell(str(count)) for count in (f.positives, f.n, f.unknown)),
+            *map(whole, (f.positives, f.n, f.unknown)),
         ]
         for f in document.findings
     ]

@@ -55,7 +55,7 @@ def proved(runs: list[Run]) -> Table | None:
                 share(gap.entry.balanced_accuracy),
                 share(gap.lowest.accuracy),
                 Cell(gap.lowest.effort.name if gap.attacked is not None else formatting.DASH),
-                Cell(formatting.percent_number(between)),
+                Cell(formatting.percent_number(between), value=between),
                 share(gap.run.clean.accuracy),
                 whole(gap.entry.n),
             ]

@@ -23,7 +23,7 @@ _FIGURE = re.compile(r"[-+][\d.]*(e[-+]?\d+)?%?( to [-+]?[\d.]+%?)?")
 _TAG = re.compile(r"<(?=[A-Za-z/!?])")
 _LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}"}
 _LATEX |= {"^": "\\textasciicircum{}", "<": "$<$", ">": "$>$", "−": "$-$", "–": "--", "×": "$\\times$", "·": "$\\cdot$"}
-_LATEX |= {"\u00a0": "~", "±": "$\\pm$", "\n": " "}
+_LATEX |= {"\u00a0": "~", "±": "$\\pm$", "∞": "$\\infty$", "\n": " "}
 
 _BROAD = 13  # columns that do not fit in a window of 1280 pixels
 
