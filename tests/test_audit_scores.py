@@ -1,5 +1,6 @@
 """Tables of scores in a model's place: whose scores they are, and where thresholds come from."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -114,3 +115,22 @@ def test_a_given_threshold_goes_before_validation() -> None:
     held = pd.DataFrame({"label": [0, 1], "logits": [np.array([2.0, 0.0]), np.array([0.0, 2.0])]})
     assert operating_points.choose(held, ("a", "b"), (0.4,))["b"].value == 0.4
     assert operating_points.choose(held, ("a", "b"))["b"].origin == operating_points.CHOSEN
+
+
+def test_two_columns_of_one_class_are_refused(images: Path, tmp_path: Path) -> None:
+    audited(images, tmp_path / "model", "probabilities", paths("Test"))
+    text = (tmp_path / "model" / "scores.csv").read_text().replace("image,Ill,", "image,Ill,probability Ill,", 1)
+    lines = [line if k == 0 else line.replace(",", ",0.5,", 1) for k, line in enumerate(text.splitlines())]
+    (tmp_path / "model" / "scores.csv").write_text("\n".join(lines))
+    with pytest.raises(UserError, match="two columns of the class 'Ill'"):
+        audits.audit(tmp_path / "model" / "model.yaml", images, tmp_path / "again")
+
+
+def test_validation_images_that_all_have_another_label_do_not_stop_an_audit(images: Path, tmp_path: Path) -> None:
+    listed = [f"{name},{name.split('/')[1]},Test" for name in paths("Test")] + ["Val/Ill/Ill0.png,Unsure,Val"]
+    listing = shutil.copytree(images, tmp_path / "images") / "list.csv"
+    listing.write_text("\n".join(["path,class,split", *listed]))
+    audited(images, tmp_path / "model", "probabilities", paths("Test"))
+    labels = {"Unsure": None}
+    document = audits.audit(tmp_path / "model" / "model.yaml", listing, tmp_path / "again", split="Test", labels=labels)
+    assert document.clean.n == len(paths("Test"))

@@ -225,9 +225,41 @@ def test_an_unsound_measurement_settles_nothing_but_what_an_attack_broke() -> No
     assert answer("robust", chance).met is None, "what is wrongly declared has no right answers to break"
 
 
+def test_a_model_that_loses_every_rare_finding_is_not_robust_and_not_stable() -> None:
+    """Of 1,000 images 50 have the finding; "absent" for all is right in 95 %."""
+    good, none = {"value": 0.94, "ci": [0.92, 0.96]}, {"value": 0.5, "ci": [0.48, 0.52]}
+    row = attacked("worst-case", 0.02, 0.95, 0.01) | {"balanced_accuracy": none}
+    mean = {"accuracy": {"value": 0.95, "ci": [0.94, 0.96]}, "balanced_accuracy": none, "n": 1000, "conditions": 17}
+    findings = [{"name": "Pneumothorax", "judged": True}]
+    clean = CLEAN | {"balanced_accuracy": good, "auroc_macro": good, "findings": 1, "constant_answer": 0.95}
+    audit = document(findings=findings, clean=clean, attacks=[row], corruptions_mean=mean)
+    for question in ("robust", "stable"):
+        assert answer(question, audit).met is False
+        assert "balanced accuracy falls from 94.0%" in answer(question, audit).text
+    kept = document(findings=findings, clean=clean, attacks=[row | {"balanced_accuracy": good}], corruptions_mean=mean)
+    assert answer("robust", kept).met is True
+
+
+def test_a_model_that_answers_the_commonest_class_under_damage_is_not_stable() -> None:
+    clean = {"n": 1000, "accuracy": {"value": 0.8, "ci": [0.775, 0.825]}, "constant_answer": 0.75}
+    mean = {"accuracy": {"value": 0.75, "ci": [0.722, 0.776]}, "n": 1000, "conditions": 17}
+    assert answer("stable", document(clean=clean, corruptions_mean=mean)).met is None
+    flat = mean | {"accuracy": {"value": 0.74, "ci": [0.73, 0.75]}}
+    assert answer("stable", document(clean=clean, corruptions_mean=flat)).met is False
+
+
+def test_a_part_of_the_images_has_a_constant_answer_of_its_own() -> None:
+    clean = {"n": 1000, "accuracy": {"value": 0.9, "ci": [0.88, 0.92]}, "constant_answer": 0.8}
+    row = attacked("worst-case", 0.02, 0.77, 0.05) | {"clean": {"value": 0.844, "ci": [0.79, 0.89]}}
+    assert answer("robust", document(clean=clean, attacks=[row | {"constant_answer": 1 / 3}])).met is True
+    assert answer("robust", document(clean=clean, attacks=[row | {"constant_answer": 0.8}])).met is None
+
+
 def test_a_model_of_findings_is_compared_by_auroc() -> None:
     clean = CLEAN | {"constant_answer": 0.95, "findings": 3, "auroc_macro": {"value": 0.8, "ci": [0.75, 0.85]}}
-    audit = document(clean=clean, findings=[{"name": "A", "judged": True}])
+    clean |= {"balanced_accuracy": {"value": 0.8, "ci": [0.75, 0.85]}}
+    row = attacked("worst-case", 0.02, 0.95) | {"balanced_accuracy": {"value": 0.78, "ci": [0.74, 0.82]}}
+    audit = document(clean=clean, attacks=[row], findings=[{"name": "A", "judged": True}])
     assert (answer("accurate", audit).met, answer("robust", audit).met) == (True, True)
     assert "On 400 decisions" in answer("robust", audit).text
     audit = document(clean=clean | {"auroc_macro": {"value": 0.5, "ci": [0.4, 0.6]}}, findings=[{"name": "A"}])

@@ -75,6 +75,36 @@ def test_an_answer_near_the_border_is_a_doubt_in_the_table() -> None:
     assert Answers([near]).table()["doubts"][0] == "near the decision border"
 
 
+class Flipped(torch.nn.Module):
+    """Answers by the brightness; `flip` is no weight."""
+
+    def __init__(self, flip: bool, offset: float = 0.0, noise: float = 0.0) -> None:
+        super().__init__()
+        self.flip, self.offset, self.noise = flip, offset, noise
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        mean = images.mean((1, 2, 3)) - 0.5
+        logits = torch.stack([mean, -mean, 0 * mean], 1) * (-4 if self.flip else 4)
+        return logits + self.noise * torch.randn_like(logits) + self.offset
+
+
+def test_an_audit_of_another_object_of_the_same_class_is_not_that_of_the_first(pack: Pack, tmp_path: Path) -> None:
+    data = tx.load_dataset(pack.images(), split="Test", size=32)
+    one, other = (
+        tx.audit.run(Flipped(flip), data, out=tmp_path / "audit", attacks=["fgsm"], epsilons=[0.02])
+        for flip in (False, True)
+    )
+    assert one.examination != other.examination
+
+
+def test_a_constant_on_all_logits_does_not_hide_that_answers_are_random() -> None:
+    from trustcxr.attacks.bpda import probe_gradients
+
+    images = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert probe_gradients(Flipped(False, offset=300_000.0, noise=2.0), images).random
+    assert not probe_gradients(Flipped(False, offset=300_000.0), images).random
+
+
 def test_a_saliency_figure_has_the_map_and_the_outline() -> None:
     image, heat, mask = torch.rand(1, 16, 16), torch.rand(16, 16), torch.zeros(16, 16)
     mask[4:9, 4:9] = 1

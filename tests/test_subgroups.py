@@ -84,6 +84,15 @@ def divided(groups: list[str], right: list[bool], images: list[str] | None = Non
     return dict(subgroups.describe(rows, ("a", "b"), resamples=50)[0].plain())
 
 
+def test_groups_without_an_error_have_a_gap_that_is_not_known_exactly() -> None:
+    (few, many) = sorted(divided(["A"] * 20 + ["B"] * 200, [True] * 220)["groups"], key=lambda group: group["n"])
+    low, high = few["gap"]["ci"]
+    assert few["gap"]["value"] == 0
+    assert low == pytest.approx(-(1 - few["accuracy"]["ci"][0]), abs=0.02), "of 20 images as many may be wrong"
+    assert high < 0.03
+    assert many["gap"]["ci"][0] < 0
+
+
 def test_a_group_is_the_worst_only_of_two_and_where_it_is_below_the_rest() -> None:
     alone = divided(["AP"] * 40 + ["PA"] * 10, [True] * 38 + [False] * 2 + [False] * 10)
     assert alone["worst"] == ""

@@ -272,9 +272,9 @@ def probe_gradients(model: nn.Module, images: Tensor, *, random: bool = True) ->
         torch.manual_seed(0)
         with torch.no_grad():
             answers = torch.stack([model(images).float() for _ in range(REPEATS if random else 1)])
-        margins = _margins(answers)
+        margins, centred = _margins(answers), centre(answers)
         typical = float(margins.mean(0).abs().median())
-        random = bool((answers.amax(0) - answers.amin(0)).max() > 1e-4 * max(1.0, float(answers.abs().max())))
+        random = bool((centred.amax(0) - centred.amin(0)).max() > 1e-4 * max(1.0, float(centred.abs().max())))
         draws = _draws(float(margins.std(0).median()) / max(typical, 1e-12)) if random else 1
         scale = 1.0 if typical == 0 or _MARGINS[0] <= typical <= _MARGINS[1] else typical / _MARGIN
         zero, broken, _ = _gradients(AttackView(model, scale=scale), images)
@@ -284,6 +284,11 @@ def probe_gradients(model: nn.Module, images: Tensor, *, random: bool = True) ->
         noise = torch.rand(few.shape, generator=torch.Generator().manual_seed(0)).to(few) - 0.5
         both = torch.cat([few, (few + _RADIUS * noise.sign()).clamp(0, 1)])
         return replace(traits, bfloat16=traits.plain and agrees_in_bfloat16(model, both))
+
+
+def centre(logits: Tensor) -> Tensor:
+    """Return logits (..., C) less their mean: what all share changes no answer. A single one is left as it is."""
+    return logits - logits.mean(-1, keepdim=True) if logits.shape[-1] > 1 else logits
 
 
 def agrees_in_bfloat16(model: nn.Module, images: Tensor, *, shift: float = 0.05, same_signs: float = 0.8) -> bool:

@@ -18,6 +18,7 @@ from torch import Tensor
 from trustcxr.audit import multilabel
 from trustcxr.audit.entry_checks import Check
 from trustcxr.audit.formats import ExternalModel
+from trustcxr.audit.model_state import describe_code
 from trustcxr.audit.subject import Subject, describe_model, is_multilabel, training_data_name
 from trustcxr.audit.submitted import SubmittedImages
 from trustcxr.data import load_dataset
@@ -120,6 +121,8 @@ class Audit:
         if (surrogate := self.images.surrogate) is not None:
             content += [surrogate.training.image_sums[surrogate.rows].tolist()]
         digest = sha256(json.dumps(content, sort_keys=True, default=str).encode())
+        if not isinstance(self.subject, Run) and self.subject.origin.sha256 is None and self.subject.model is not None:
+            digest.update(json.dumps(describe_code(self.subject.model), sort_keys=True).encode())
         for name, tensor in self.subject.model.state_dict().items() if self.subject.model is not None else ():
             digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
         for dataset in (self.dataset, self.images.validation):
@@ -248,11 +251,16 @@ def open_images(
     examined = load(wanted)
     log_reading(examined, set())
     report_skipped(examined)
-    validation = load(splits.val) if has(splits.val) and not refit else None
-    surrogate = None
+    validation = surrogate = None
+    if has(splits.val) and not refit:
+        with suppress(UserError):  # none of its images is readable, or of a class of the model
+            validation = load(splits.val)
     if has(splits.train) and subject.model is not None:
-        with suppress(UserError):  # no image of it is readable
+        with suppress(UserError):
             surrogate = _surrogate_images(load(splits.train), examined)
+    in_split = int((manifest.table["split"] == wanted).sum()) if wanted in manifest.splits else None
+    if undivided and wanted in SHARES:
+        in_split = len(examined) + len(examined.skipped)
     names = Counter(name for names in _image_names(manifest.table) for name in set(names))
     ambiguous = frozenset(name for name, count in names.items() if count > 1)
     return AuditImages(
@@ -262,7 +270,7 @@ def open_images(
         ambiguous,
         examines_validation=wanted == splits.val,
         listed=len(manifest.table),
-        in_split=int((manifest.table["split"] == wanted).sum()) if wanted in manifest.splits else None,
+        in_split=in_split,
     )
 
 

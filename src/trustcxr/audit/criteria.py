@@ -26,6 +26,7 @@ from trustcxr.recipes.criteria_file import (
     outline,
     read_criteria,
 )
+from trustcxr.registry import WORST_CASE
 from trustcxr.statistics import LEVEL, difference_interval
 from trustcxr.storage import layout
 from trustcxr.storage.prediction_table import CLEAN
@@ -214,7 +215,9 @@ def _paired_difference(figure: Figure, audits: list[AuditDocument], folders: tup
     measure = f"{CLEAN} accuracy"
     if attack := re.fullmatch(r"attacks\[(.*)\]\.accuracy", figure.path):
         parts = dict(pair.split("=") for pair in attack[1].split(", "))
-        measure = f"{parts['attack']} accuracy @{float(parts['epsilon']):g}"
+        name, epsilon = parts["attack"], float(parts["epsilon"])
+        efforts = [row.effort.name for row in audits[1].attacks if row.attack == name and row.is_at(epsilon)]
+        measure = f"{efforts[0] if name == WORST_CASE and efforts else name} accuracy @{epsilon:g}"
     elif figure.path != f"{CLEAN}.accuracy":
         return None
     with suppress(UserError):  # other images, or another protocol

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from trustcxr.attacks.base import input_gradient, logits_of
-from trustcxr.attacks.bpda import GradientTraits, agrees_in_bfloat16, plain_name, probe_gradients
+from trustcxr.attacks.bpda import GradientTraits, agrees_in_bfloat16, centre, plain_name, probe_gradients
 from trustcxr.attacks.pgd import pgd
 from trustcxr.audit.active_test import ENOUGH, Planted, active_test
 from trustcxr.audit.declaration_check import Declared, check_declaration
@@ -265,6 +265,7 @@ def _check_alone(model: nn.Module, images: Tensor) -> Iterator[Check]:
             alone = torch.cat([model(image[None]) for image in images]).float()
         except Exception:  # some networks refuse a batch of one, in many ways: nobody is misled by that
             alone = copies
+    together, copies, alone = map(centre, (together, copies, alone))
     moved = torch.stack([(other - together).abs().amax(1) for other in (copies, alone)]).amax(0)
     share = float((moved / together.abs().amax(1).clamp(min=1e-12)).median())
     text = "an image has the same answer whatever images are in its batch"
@@ -522,7 +523,7 @@ def compare_differences(
 def largest_difference_with_gradients(model: nn.Module, images: Tensor) -> float:
     """Return how far logits move if the image requires a gradient, as a share of the largest logit of each image."""
     with torch.no_grad():
-        plain = model(images).float()
+        plain = centre(model(images).float())
     with torch.inference_mode(False), torch.enable_grad():
-        followed = model(images.detach().clone().requires_grad_(True)).detach().float()
+        followed = centre(model(images.detach().clone().requires_grad_(True)).detach().float())
     return float(((followed - plain).abs().amax(1) / plain.abs().amax(1).clamp(min=1e-12)).max())

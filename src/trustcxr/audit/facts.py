@@ -15,6 +15,7 @@ from trustcxr.audit.entry_checks import EntryReport
 from trustcxr.audit.subject import is_multilabel
 from trustcxr.data.dataset import Dataset
 from trustcxr.errors import UserError
+from trustcxr.evaluation.operating_points import cut
 from trustcxr.models.preserve_state import preserve_state
 from trustcxr.statistics import softmax
 from trustcxr.storage import layout, schemas
@@ -107,6 +108,9 @@ def find_failures(table: pd.DataFrame, classes: tuple[str, ...]) -> list[schemas
     first = wrong[np.lexsort((names[wrong], -confidence[wrong]))][:FAILURES]
     images = (clean["image"] if "image" in clean else clean["sample_id"]).to_numpy(dtype=str)
     finding = clean["finding"].to_numpy(dtype=str) if "finding" in clean else np.full(len(clean), "")
+    if "finding" in clean:  # the model's own probability, whatever the threshold
+        margins = np.diff(logits_of(clean), axis=1)[:, 0] + clean["threshold"].map(cut).to_numpy()
+        confidence = softmax(np.stack([-margins, margins], 1) / 2)[np.arange(len(clean)), answers]
     return [
         schemas.Failure(
             sample_id=images[row],

@@ -132,7 +132,7 @@ def measure_classes(audit: Audit, report: EntryReport, shown: Tensor, parts: Pat
         assert report.traits is not None  # every model that can be queried has traits
         attacks, load = predictor.attacks, audit.load_surrogate_images
         runner = AttackRunner(report.model, report.traits, report.gradients, shown, load_surrogate_images=load)
-        keep = AskedImages(parts / ASKED, len(audit.dataset))
+        keep = AskedImages(parts / ASKED, len(predictor.choose_attacked()))
         options: dict[str, Any] = {"attacks": attacks, "corruptions": exam.corruptions}
         options["carry_out"] = runner.prepare(attacks)
         table = predictor.predict_some_attacked(examined, parts=parts, keep=keep, **options)

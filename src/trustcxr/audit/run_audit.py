@@ -13,7 +13,7 @@ from trustcxr.audit.audit_data import Audit, check_out_folder, first_images, ope
 from trustcxr.audit.criteria import apply_criteria, choose_criteria
 from trustcxr.audit.entry_checks import Check, check_afterwards, compare_black_box, run_entry_checks
 from trustcxr.audit.guards import describe_guards
-from trustcxr.audit.second_instance import ASKED, copy_subject, judge_again
+from trustcxr.audit.second_instance import ANOTHER_ORDER, ASKED, copy_subject, judge_again
 from trustcxr.audit.subject import Subject, describe_model, is_another, is_multilabel, load_subject, open_model
 from trustcxr.audit.submitted import SubmittedImages, check_radius, read_submitted
 from trustcxr.console import log
@@ -135,6 +135,8 @@ def _compute(audit: Audit, out: Path, key: str, model: str | Path | Subject | No
     asked_folder = out / PARTS / key / ASKED
     if report.model is not None and asked_folder.is_dir():
         afterwards.append(judge_again(model, report.subject or subject, report.model, asked_folder, trust=trust))
+    elif report.model is not None and not report.random:
+        afterwards.append(Check(ANOTHER_ORDER, None, "its outputs are random, so it was not asked again", grave=True))
     document = AuditDocument.from_figures(
         measured.figures,
         model=describe_model(report.subject or subject),

@@ -28,6 +28,7 @@ from trustcxr.storage import atomic
 from trustcxr.storage.memory import keep_freed_memory
 from trustcxr.storage.prediction_table import CLEAN, Condition
 
+ANOTHER_ORDER = "same answer in another order"  # the check of `judge_again`
 ASKED = "asked"  # folder, among the parts of an audit
 IMAGES = 256  # most images that the second instance judges, under each condition
 ALONE = 8  # images that it is asked one by one
@@ -105,7 +106,7 @@ def judge_again(
     `examined` is the model whose logits these are; `trust` allows the code of the model's maker to run, as in the
     audit. The check is grave.
     """
-    name, stored = "same answer in another order", _StoredImages.load(folder)
+    name, stored = ANOTHER_ORDER, _StoredImages.load(folder)
     if model is None:
         return Check(name, None, "the model cannot be copied, so no second instance could be asked", grave=True)
     request = {"model": str(model), "trust_code": trust, "threads": torch.get_num_threads(), "folder": str(folder)}
@@ -128,7 +129,8 @@ def judge_again(
 def run_elsewhere(request: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray] | str:
     """Return `answer_request` of a new process, or why that failed. Nothing is written to a disk."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path)}
-    command = [sys.executable, "-m", "trustcxr.audit.second_instance"]
+    # -P: Python would else import files of the current folder, which may be a stranger's, in place of its own.
+    command = [sys.executable, "-P", "-m", "trustcxr.audit.second_instance"]
     done = subprocess.run(
         command, env=environment, input=json.dumps(request).encode(), capture_output=True, check=False
     )

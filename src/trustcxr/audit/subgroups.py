@@ -10,7 +10,16 @@ import numpy as np
 from trustcxr.console import plural
 from trustcxr.evaluation import metrics, multilabel_metrics
 from trustcxr.evaluation.calibration import debiased_error
-from trustcxr.statistics import Bootstrap, Bootstraps, holm, inside_against_outside, interval
+from trustcxr.statistics import (
+    Bootstrap,
+    Bootstraps,
+    difference_interval,
+    holm,
+    inside_against_outside,
+    interval,
+    is_rare,
+    share_interval,
+)
 from trustcxr.storage.prediction_table import right
 from trustcxr.storage.schemas import Division
 
@@ -175,8 +184,13 @@ def _group(
     whole = samples.over(clean["group"])
     sums = whole.totals(np.stack([inside, inside * hits, ~inside, ~inside * hits], axis=1))
     with np.errstate(invalid="ignore", divide="ignore"):
-        gaps = sums[:, 1] / sums[:, 0] - sums[:, 3] / sums[:, 2]
-    return row | {"gap": {"value": float(gaps[0]), "ci": interval(gaps)}}
+        shares = sums[:, [1, 3]] / sums[:, [0, 2]]
+    (one, other), gaps, sides = shares[0].tolist(), shares[:, 0] - shares[:, 1], (inside, ~inside)
+    ends = interval(gaps)
+    if is_rare(one, whole.count_groups(inside)) or is_rare(other, whole.count_groups(~inside)):
+        first, second = (share_interval(whole, shares[:, k], of=rows) for k, rows in enumerate(sides))
+        ends = [*difference_interval(one, (first[0], first[1]), other, (second[0], second[1]))]
+    return row | {"gap": {"value": float(gaps[0]), "ci": ends}}
 
 
 def _merged(values: "pd.Series", images: "pd.Series") -> "tuple[pd.Series, dict[str, int]]":

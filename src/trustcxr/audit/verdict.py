@@ -12,7 +12,7 @@ from trustcxr.audit.subgroups import OTHERS, SMALLEST
 from trustcxr.evaluation.gradient_masking import FAILING
 from trustcxr.registry import CORRUPTIONS, GREY_LEVELS, LUNGS_ONLY, is_linf
 from trustcxr.storage.prediction_table import CLEAN
-from trustcxr.storage.schemas import AttackResult, AuditDocument, Share, Statement, Subgroup, Verdict
+from trustcxr.storage.schemas import AttackResult, AuditDocument, CorruptionsMean, Share, Statement, Subgroup, Verdict
 from trustcxr.storage.schemas.run_document import CONSTANT
 
 EPSILON = 0.02  # at which a model must be robust
@@ -125,23 +125,20 @@ def _accurate(document: AuditDocument) -> Answer:
 
 def _robust(document: AuditDocument) -> Answer:
     """Compare the worst case up to EPSILON with the clean accuracy of the same images and a constant answer."""
-    clean, rows = document.clean, _worst_by_epsilon(document)
-    yes, no = "ROBUST", "NOT ROBUST"
-    before = _of_same_images(rows[-1].clean, clean.accuracy) if rows else clean.accuracy
+    rows, yes, no = _worst_by_epsilon(document), "ROBUST", "NOT ROBUST"
+    before, constant = _before(document, rows[-1] if rows else AttackResult())
     if not rows or before.value is None:
         why = "its figures were withdrawn" if document.withdrawn else "no attack was run"
         return Answer("robust", None, f"How it answers under attack is not known: {why}", yes, no, measured=False)
-    bound = KEPT_UNDER_ATTACK * before.value
-    if not document.findings:  # of rare findings, "absent" for all is often right
-        bound = max(bound, clean.constant_answer or 0.0)
+    bound = max(KEPT_UNDER_ATTACK * before.value, constant)
     reached = rows[-1].is_at(EPSILON)
-    met = _above([row.accuracy for row in rows], bound)
+    met = _above([_share_of(document, row) for row in rows], bound)
     met = None if met and not reached else met
     worst, others = rows[-1], rows[-2::-1]
-    text = f"{_describe_change(before, worst.accuracy, _images(worst.n, document))} when each pixel may change by "
+    text = f"{_describe_change(document, before, worst)} when each pixel may change by "
     text += f"{_grey(worst)} of {GREY_LEVELS} grey levels ({worst.effort.name}"
-    text += "".join(f"; {_text(row.accuracy)} by {_grey(row)}" for row in others) + f"); {_asked(bound)}"
-    useful = before.interval is not None and before.interval[0] > (clean.constant_answer or 0.0)
+    text += "".join(f"; {_text(_share_of(document, row))} by {_grey(row)}" for row in others) + f"); {_asked(bound)}"
+    useful = before.interval is not None and before.interval[0] > constant
     return Answer("robust", met, text, yes, no, stands=useful)
 
 
@@ -149,11 +146,11 @@ def _worst_by_epsilon(document: AuditDocument) -> list[AttackResult]:
     """Return the attack that leaves least at each L-infinity epsilon up to EPSILON, the smallest epsilon first."""
     worst: dict[float, AttackResult] = {}
     for row in document.attacks:
-        value, epsilon = row.accuracy.value, row.epsilon
+        value, epsilon = _share_of(document, row).value, row.epsilon
         if value is None or not epsilon or epsilon > EPSILON + 1e-9 or not is_linf(row.attack):
             continue
         least = worst.get(epsilon)
-        if least is None or least.accuracy.value is None or value <= least.accuracy.value:
+        if least is None or value <= (_share_of(document, least).value or 0.0):
             worst[epsilon] = row
     return [worst[epsilon] for epsilon in sorted(worst)]
 
@@ -161,13 +158,13 @@ def _worst_by_epsilon(document: AuditDocument) -> list[AttackResult]:
 def _stable(document: AuditDocument) -> Answer:
     """Compare the mean accuracy under corruptions with the clean accuracy of the same images."""
     mean, yes, no = document.corruptions_mean, "STABLE", "NOT STABLE"
-    clean = document.clean.accuracy if mean is None else _of_same_images(mean.clean, document.clean.accuracy)
-    if mean is None or mean.accuracy.value is None or clean.value is None:
+    clean, constant = _before(document, mean or CorruptionsMean())
+    if mean is None or _share_of(document, mean).value is None or clean.value is None:
         text = "How it answers on noisy, blurred or wrongly exposed images is not known: none was shown to it"
         return Answer("stable", None, text, yes, no, measured=False)
-    bound = KEPT_WHEN_CORRUPTED * clean.value
-    met = _above([mean.accuracy], bound)
-    text = f"{_describe_change(clean, mean.accuracy, _images(mean.n, document))} on average over "
+    bound = max(KEPT_WHEN_CORRUPTED * clean.value, constant)
+    met = _above([_share_of(document, mean)], bound)
+    text = f"{_describe_change(document, clean, mean)} on average over "
     text += f"{mean.conditions} kinds of ordinary damage"
     measured = [row for row in document.corruptions if row.accuracy.value is not None]
     if measured:
@@ -250,16 +247,27 @@ def _above(shares: Sequence[Share], bound: float) -> bool | None:
     return True if all(pair is not None and pair[0] > bound for pair in intervals) else None
 
 
-def _of_same_images(part: Share, whole: Share) -> Share:
-    """Return the clean accuracy of the images of a condition: of a part of all images, or of the whole."""
-    return whole if part.value is None else part
+def _share_of(document: AuditDocument, row: AttackResult | CorruptionsMean) -> Share:
+    """Return the accuracy of a condition; of findings it is balanced, since "absent" for all is often right."""
+    return row.balanced_accuracy if document.findings else row.accuracy
 
 
-def _describe_change(before: Share, after: Share, images: str) -> str:
-    change = (after.value or 0.0) - (before.value or 0.0)
+def _before(document: AuditDocument, row: AttackResult | CorruptionsMean) -> tuple[Share, float]:
+    """Return the clean accuracy of the images of a condition, and that of a constant answer to them."""
+    clean = document.clean
+    if document.findings:
+        return clean.balanced_accuracy, 0.5
+    if row.clean.value is None:
+        return clean.accuracy, clean.constant_answer or 0.0
+    return row.clean, row.constant_answer or 0.0
+
+
+def _describe_change(document: AuditDocument, before: Share, row: AttackResult | CorruptionsMean) -> str:
+    after, name = _share_of(document, row), "balanced accuracy" if document.findings else "accuracy"
+    start, change = f"On {_images(row.n, document)}, {name}", (after.value or 0.0) - (before.value or 0.0)
     if not change:
-        return f"On {images}, accuracy stays at {_text(after)}"
-    return f"On {images}, accuracy {'falls' if change < 0 else 'rises'} from {_text(before)} to {_text(after)}"
+        return f"{start} stays at {_text(after)}"
+    return f"{start} {'falls' if change < 0 else 'rises'} from {_text(before)} to {_text(after)}"
 
 
 def _asked(bound: float) -> str:

@@ -247,6 +247,8 @@ def _rising(rows: list[AttackResult], clean: AttackResult, gap: Gap) -> list[Sig
     for name, sweep in sweeps.items():
         lowest = None if clean.accuracy.value is None else clean
         for row in sorted(sweep, key=_radius):
+            if lowest is clean and row.clean.value is not None:  # unperturbed, the same part of the images
+                lowest = clean.model_copy(update={"accuracy": row.clean, "n": row.n})
             if lowest is not None and _beyond(row, lowest, RISE, gap):
                 ends = [f"{_accuracy(end):.1%} at epsilon {_radius(end):g}" for end in (lowest, row)]
                 text = f"accuracy under {name} rises from {ends[0]} to {ends[1]}"
@@ -300,4 +302,4 @@ def _alone(row: AttackResult) -> float | None:
     """Return the share of images that only Square, the last part of worst-case, broke; None if unknown."""
     if "broken_by" not in row.model_fields_set or not row.n:
         return None
-    return sum(count for name, count in row.broken_by.items() if name.startswith("square")) / row.n
+    return sum(count for name, count in row.broken_by.items() if name.split(",")[0] == "square") / row.n

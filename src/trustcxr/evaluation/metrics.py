@@ -281,22 +281,28 @@ def _input_gradients(clean: "pd.DataFrame") -> InputGradients | None:
 
 def accuracy(rows: "pd.DataFrame", samples: Bootstraps) -> Accuracy:
     """Return accuracy, balanced accuracy, accuracy of a constant answer and n of the rows of one condition."""
-    bootstrap, labels = samples.over(rows["group"]), rows["label"].to_numpy(dtype=np.int64)
-    findings = multilabel_metrics.has_findings(rows)
+    bootstrap = samples.over(rows["group"])
     return Accuracy(
         accuracy=_share(bootstrap, bootstrap.means(right(rows))),
-        balanced_accuracy=_balanced_of_findings(bootstrap, rows)
-        if findings
-        else balanced(bootstrap, right(rows), labels),
+        balanced_accuracy=_balanced_of(bootstrap, rows, right(rows)),
         n=len(rows),
-        constant_answer=multilabel_metrics.constant_answer(rows) if findings else constant_answer(labels),
+        constant_answer=_constant_of(rows),
     )
 
 
-def _balanced_of_findings(bootstrap: Bootstrap, rows: "pd.DataFrame") -> Share:
-    """Return the mean over findings of balanced accuracy."""
+def _constant_of(rows: "pd.DataFrame") -> float:
+    """Return the accuracy of the commonest class of the rows, or of the commonest answer to each finding."""
+    if multilabel_metrics.has_findings(rows):
+        return multilabel_metrics.constant_answer(rows)
+    return constant_answer(rows["label"].to_numpy(dtype=np.int64))
+
+
+def _balanced_of(bootstrap: Bootstrap, rows: "pd.DataFrame", is_right: NDArray[Any]) -> Share:
+    """Return the mean over the classes, or over findings and their two states, of the share `is_right` (N,)."""
+    if not multilabel_metrics.has_findings(rows):
+        return balanced(bootstrap, is_right, rows["label"].to_numpy(dtype=np.int64))
     of_state = rows["label"].to_numpy()[:, None] == np.arange(2)
-    hits = of_state & right(rows)[:, None]
+    hits = of_state * is_right[:, None]
 
     def recall(part: NDArray[np.bool_], among: Bootstrap) -> Floats:
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -321,10 +327,10 @@ def calibration_totals(rows: "pd.DataFrame", bootstrap: Bootstrap) -> Floats:
     return bootstrap.totals(shares)
 
 
-def balanced(bootstrap: Bootstrap, rows: NDArray[np.bool_], labels: NDArray[np.int64]) -> Share:
+def balanced(bootstrap: Bootstrap, rows: NDArray[Any], labels: NDArray[np.int64]) -> Share:
     """Return the mean over the classes of labels (N,) of the share of rows (N,), with its interval."""
     of_class = labels[:, None] == np.unique(labels)
-    hits, sizes = (bootstrap.totals(of_class & counted) for counted in (rows[:, None], True))
+    hits, sizes = (bootstrap.totals(of_class * counted) for counted in (rows[:, None], True))
     with np.errstate(invalid="ignore", divide="ignore"):
         shares = hits / sizes  # NaN in a resample that lacks a class
     return _mean_share(bootstrap, shares, of_class)
@@ -353,7 +359,7 @@ def _attack(rows: "pd.DataFrame", shown: "pd.DataFrame", samples: Bootstraps) ->
         n=len(rows),
     )
     if len(rows) < len(shown):
-        result.clean = _share(bootstrap, bootstrap.means(was_right))
+        result.clean, result.constant_answer = _share(bootstrap, bootstrap.means(was_right)), plain.constant_answer
     for name, count in efforts_of(rows).items():
         setattr(result, name, count)
     if (drawn := _draws(rows, samples)) is not None:
@@ -402,12 +408,16 @@ def _corruptions(
                 n=len(part),
             )
         )
-    means = table.groupby("sample_id", sort=False).agg({"right": "mean", "flipped": "mean", "group": "first"})
+    firsts = [name for name in ("group", "label", "finding") if name in table]
+    columns = {"right": "mean", "flipped": "mean"} | dict.fromkeys(firsts, "first")
+    means = table.groupby("sample_id", sort=False).agg(columns)
     bootstrap = samples.over(means["group"])
     both = {name: _share(bootstrap, bootstrap.means(means[column])) for name, column in _MEANS.items()}
+    both["balanced_accuracy"] = _balanced_of(bootstrap, means, means["right"].to_numpy())
     mean = CorruptionsMean(**both, n=len(means), conditions=len(results))
     if len(means) < len(shown):
         mean.clean = _share(bootstrap, bootstrap.means(shown["right"].loc[means.index].to_numpy()))
+        mean.constant_answer = _constant_of(means)
     return results, mean
 
 

@@ -194,10 +194,12 @@ def _find_files(folder: Path, refused: list[tuple[str, str]]) -> Iterator[Path]:
 
 
 def _rank(document: AuditDocument) -> tuple[bool, float, float]:
-    """Return a sort key: sound first, then by accuracy under our attacks, then by clean accuracy."""
-    accuracy = own_accuracy(document)
-    left = find_worst_attack(document).accuracy.value if accuracy is None else accuracy
-    return not document.verdict.sound, -(-1.0 if left is None else left), -(document.clean.accuracy.value or 0.0)
+    """Return a sort key: sound first, then by accuracy under our attacks, then clean; of findings it is balanced."""
+    accuracy, worst, clean = own_accuracy(document), find_worst_attack(document), document.clean.accuracy.value
+    left = worst.accuracy.value if accuracy is None else accuracy
+    if document.findings:  # "absent" for all is often right
+        left, clean = worst.balanced_accuracy.value, document.clean.balanced_accuracy.value
+    return not document.verdict.sound, -(-1.0 if left is None else left), -(clean or 0.0)
 
 
 def _why_apart(document: AuditDocument, others: AuditDocument) -> str:

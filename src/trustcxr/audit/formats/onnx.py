@@ -49,6 +49,8 @@ class OnnxNet(nn.Module):
                 f"{path}: it takes images as ({', '.join(map(str, self.shape))}), channels last; export it with "
                 "channels before height and width, as tf2onnx does with --inputs-as-nchw"
             )
+        if len(self.shape) != 4:
+            raise UserError(f"{path}: its input has {len(self.shape)} dimensions; images (B, C, H, W) have four")
         self.dtype = {"tensor(float16)": np.float16, "tensor(double)": np.float64}.get(inputs[0].type, np.float32)
         self.output, self.outputs = self.session.get_outputs()[0].name, len(self.session.get_outputs())
 

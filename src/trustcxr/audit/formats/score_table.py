@@ -34,6 +34,8 @@ def read_scores(path: Path, output: OutputSpec) -> "tuple[pd.DataFrame, tuple[st
         raise UserError(f"{path}: no column of the images' ids; name it sample_id (there is {listed})")
     if missing := [name for name in output.classes if name not in table.columns]:
         raise UserError(f"{path}: no column '{missing[0]}' for that class; there is {listed}")
+    if twice := [name for name in output.classes if list(table.columns).count(name) > 1]:
+        raise UserError(f"{path}: two columns of the class '{twice[0]}', one with 'probability' before it; remove one")
     if not len(table):
         raise UserError(f"{path}: no row, so no image has a score")
     ids = table[key].astype(str)
