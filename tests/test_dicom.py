@@ -17,7 +17,12 @@ from pydicom.data import get_testdata_file  # noqa: E402
 from pydicom.dataset import Dataset  # noqa: E402
 from pydicom.pixels import apply_modality_lut, apply_voi_lut  # noqa: E402
 from pydicom.sequence import Sequence  # noqa: E402
-from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, generate_uid  # noqa: E402
+from pydicom.uid import (  # noqa: E402
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    generate_uid,
+)
 
 LEVELS = np.arange(4096, dtype=np.uint16).reshape(64, 64)
 SECRET = "Zaphod^Beeblebrox"
@@ -86,6 +91,37 @@ def test_a_voi_table_wins_over_a_window(tmp_path: Path) -> None:
     path = image(tmp_path / "x.dcm", VOILUTSequence=Sequence([table]), **WINDOW)
     assert np.abs(read_image(path) - expected(path)).max() <= 0.51
     assert np.abs(read_image(path).ravel()[2048] - 64) <= 1
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ExplicitVRBigEndian])
+def test_a_voi_table_of_8_bits_on_pixels_of_12(packed: bool, syntax: str, tmp_path: Path) -> None:
+    values = np.arange(4096) >> 4
+    order = "<" if syntax == ExplicitVRLittleEndian else ">"
+    data = (values[::2] + 256 * values[1::2] if packed else values).astype(f"{order}u2").tobytes()
+    table = Dataset()
+    table.LUTDescriptor = [4096, 0, 8]
+    table.add_new(0x00283006, "OW", data)
+    pixels = LEVELS.astype(f"{order}u2")
+    shown = read_image(image(tmp_path / "x.dcm", pixels, syntax, VOILUTSequence=Sequence([table]), **WINDOW))
+    assert shown.ravel()[[0, 1000, 2000, 4000]].tolist() == [0, 62, 125, 250]
+
+
+def test_a_voi_table_that_is_too_short_is_as_none(tmp_path: Path) -> None:
+    table = Dataset()
+    table.LUTDescriptor = [4096, 0, 12]
+    table.add_new(0x00283006, "OW", bytes(100))
+    path = image(tmp_path / "x.dcm", VOILUTSequence=Sequence([table]), **WINDOW)
+    assert np.array_equal(read_image(path), read_image(image(tmp_path / "y.dcm", **WINDOW)))
+
+
+@pytest.mark.parametrize("name", ["VOILUTFunction", "RescaleSlope", "RescaleIntercept", "VOILUTSequence"])
+def test_an_element_that_is_there_but_empty_is_as_none(name: str, tmp_path: Path) -> None:
+    other = {"RescaleSlope": {"RescaleIntercept": -100}, "RescaleIntercept": {"RescaleSlope": 2}}.get(name, {})
+    empty: dict[str, object] = {name: Sequence() if name == "VOILUTSequence" else "", **WINDOW, **other}
+    assert np.array_equal(
+        read_image(image(tmp_path / "x.dcm", **empty)), read_image(image(tmp_path / "y.dcm", **WINDOW))
+    )
 
 
 def test_a_rescale_that_falls_has_its_window_all_the_same(tmp_path: Path) -> None:

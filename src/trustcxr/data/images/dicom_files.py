@@ -249,39 +249,61 @@ def _is_padding(pixels: np.ndarray, image: Any) -> np.ndarray | None:
 
 def _shades(levels: np.ndarray, image: Any) -> np.ndarray:
     """Return the displayed shade, uint8 (N,), of each stored level (N,), from the lowest to the highest."""
-    from pydicom.pixels import apply_modality_lut, apply_voi_lut
+    from pydicom.pixels import apply_modality_lut
 
+    for name in ("RescaleSlope", "RescaleIntercept", "VOILUTFunction"):
+        if name in image and image.get(name) in (None, ""):  # empty, as anonymisers leave it: absent
+            del image[name]
     values = apply_modality_lut(levels, image)
-    limits = _voi_limits(image)
-    if limits is not None:
-        try:
-            shown = apply_voi_lut(values, image).astype(np.float64)
-        except (ValueError, TypeError, NotImplementedError, IndexError, AttributeError):
-            limits = None  # an empty window or table is ignored
-    if limits is None:
-        if image.BitsStored <= 8 and image.PixelRepresentation == 0 and np.array_equal(values, levels):
-            return scale_depth(levels[None])[0]  # already for display
-        shown, limits = values.astype(np.float64), (float(values.min()), float(values.max()))
-    low, high = limits
+    result = _apply_voi_table(values, image) or _apply_window(values, image)
+    if result is None and image.BitsStored <= 8 and image.PixelRepresentation == 0 and np.array_equal(values, levels):
+        return scale_depth(levels[None])[0]  # already for display
+    shown, low, high = result or (values.astype(np.float64), float(values.min()), float(values.max()))
     span = high - low  # negative if the rescale's slope is
     return np.rint(np.clip((shown - low) / (span or 1e-9), 0, 1) * 255).astype(np.uint8)
 
 
-def _voi_limits(image: Any) -> tuple[float, float] | None:
-    """Return black and white after pydicom's apply_voi_lut; None without a table or window."""
-    table = image.get("VOILUTSequence")
-    if table and "LUTDescriptor" in table[0] and "LUTData" in table[0]:
-        return 0.0, 2.0 ** int(table[0].LUTDescriptor[2]) - 1
+Shown = tuple[np.ndarray, float, float]  # float64 (N,) with the values of black and white
+
+
+def _apply_voi_table(values: np.ndarray, image: Any) -> Shown | None:
+    """Return the values after the first VOI LUT; None without a complete one.
+
+    pydicom 3.0 keeps the index in the type of the output: with 8-bit output it wraps at 256.
+    """
+    table: Any = next(iter(image.get("VOILUTSequence") or []), {})
+    descriptor, data = table.get("LUTDescriptor"), table.get("LUTData")
+    if not descriptor or len(descriptor) != 3 or data is None:
+        return None
+    count, first, bits = int(descriptor[0]) % 2**16 or 2**16, int(descriptor[1]), int(descriptor[2])
+    order = "<" if image.file_meta.TransferSyntaxUID.is_little_endian else ">"
+    words = np.frombuffer(data, f"{order}u2") if isinstance(data, bytes) else np.atleast_1d(data)
+    words = words.astype("<u2")
+    entries = words.view(np.uint8)[:count] if bits == 8 and len(words) < count else words  # two entries to a word
+    if not 8 <= bits <= 16 or len(entries) < count:
+        return None
+    index = np.clip(np.rint(values).astype(np.int64) - first, 0, count - 1)
+    return entries[index].astype(np.float64), 0.0, 2.0**bits - 1
+
+
+def _apply_window(values: np.ndarray, image: Any) -> Shown | None:
+    """Return the values after the first window; None without a valid one."""
+    from pydicom.pixels import apply_windowing
+
     if image.get("WindowCenter") in (None, "") or image.get("WindowWidth") in (None, ""):
         return None
+    try:
+        shown = apply_windowing(values, image)
+    except (ValueError, TypeError, IndexError, AttributeError):  # such as one of no width
+        return None
+    if image.get("ModalityLUTSequence"):
+        return shown, 0.0, 2.0 ** int(image.ModalityLUTSequence[0].LUTDescriptor[2]) - 1
     bits = int(image.BitsStored)
     low, high = (0, 2**bits - 1) if image.PixelRepresentation == 0 else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
-    if image.get("ModalityLUTSequence"):
-        return 0.0, 2.0 ** int(image.ModalityLUTSequence[0].LUTDescriptor[2]) - 1
-    if image.get("RescaleSlope") is None or image.get("RescaleIntercept") is None:
-        return float(low), float(high)
-    slope, intercept = float(image.RescaleSlope), float(image.RescaleIntercept)
-    return low * slope + intercept, high * slope + intercept
+    slope, intercept = 1.0, 0.0
+    if "RescaleSlope" in image and "RescaleIntercept" in image:
+        slope, intercept = float(image.RescaleSlope), float(image.RescaleIntercept)
+    return shown, low * slope + intercept, high * slope + intercept
 
 
 def _check_stream(image: Any) -> None:

@@ -18,7 +18,7 @@ from trustcxr.storage.os_errors import Source, open_source
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000")
 SUFFIXES = frozenset([".png", ".jpg", ".jpeg", ".jpe", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".pgm", ".ppm"])
 SUFFIXES |= {".pnm", ".jp2", ".dcm", ".dicom", ".dic"}
-DECODER = "3"  # part of every store's key: raise it if the same file decodes to other pixels
+DECODER = "4"  # part of every store's key: raise it if the same file decodes to other pixels
 _DICOM = b"DICM"  # at byte 128
 _CUT = frozenset(["RGB", "RGBA", "LA"])
 _FILLS_16_BITS = 64  # of the higher byte: a level that needs 16 bits
