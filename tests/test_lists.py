@@ -201,6 +201,30 @@ def test_a_file_of_the_same_name_in_another_folder_is_not_what_is_listed(tmp_pat
     assert read_manifest(tmp_path / "list.csv").table["infection_mask"].tolist() == [None]
 
 
+@pytest.mark.parametrize("prefix", ["", "CheXpert-v1.0-small/"])
+def test_a_missing_image_is_not_another_patients_of_the_same_name(prefix: str, tmp_path: Path) -> None:
+    image(tmp_path / "train/patient00002/study2/view1.jpg")
+    image(tmp_path / "lungs-of-others/1.jpg")
+    rows = [f"{prefix}train/patient0000{k}/study2/view1.jpg,{k},lungs/1.jpg\n" for k in (2, 3)]
+    (tmp_path / "list.csv").write_text("path,class,lung_mask\n" + "".join(rows))
+    manifest = read_manifest(tmp_path / "list.csv")
+    assert manifest.table[["path", "class", "lung_mask"]].values.tolist() == [
+        ["train/patient00002/study2/view1.jpg", "2", None]
+    ]
+    assert [n for n in manifest.notes if n.startswith("1 images of the list do not exist") and "patient00003" in n]
+
+
+def test_a_listed_path_may_lack_the_first_folder_or_the_suffix(tmp_path: Path) -> None:
+    for name in ("a/1.png", "b/1.png", "c/2.png", "3.png"):
+        image(tmp_path / "images" / name)
+    (tmp_path / "list.csv").write_text("path,class\na/1.png,x\nb/1,y\ngone/elsewhere/3.png,z\n")
+    table = read_manifest(tmp_path / "list.csv", images=tmp_path / "images").table
+    assert table["path"].tolist() == ["a/1.png", "b/1.png", "3.png"]
+    (tmp_path / "list.csv").write_text("path,class\na/1.png,x\nb/1,y\n")
+    table = read_manifest(tmp_path / "list.csv").table
+    assert table["path"].tolist() == ["images/a/1.png", "images/b/1.png"]
+
+
 def test_what_is_not_known_is_no_patient(tmp_path: Path) -> None:
     rows = []
     for k, patient in enumerate(("unknown", "N/A", "", "not recorded", "p1", "p1")):

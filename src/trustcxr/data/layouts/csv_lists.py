@@ -5,6 +5,7 @@ import posixpath
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def read_list(file: Path, *, columns: str | Columns | None = None, images: str |
     index. Our words are path, class, split, patient, group, source, view and `<kind>_mask`; those left out take the
     columns with usual names. None: chosen by the header. If the list has one column for
     each finding (1, 0, -1 or blank) and no class, the class is the findings present, joined by `|`. `images`: the
-    folder of the images (default: the list's), searched by file name if a path does not exist. Raises UserError if
+    folder of the images (default: the list's), whose subfolders are searched too. Raises UserError if
     rows, columns or all images are missing.
     """
     if not file.is_file() or file.suffix.lower() not in SUFFIXES:
@@ -238,11 +239,11 @@ def _rows(chosen: dict[str, list[Any]], file: Path, notes: list[str], first_row:
 
 
 class _Finder:
-    """Finds a listed image in a folder: by its path, else by its file name in any subfolder."""
+    """Finds a listed image in a folder: by its path, below any subfolder, or by its path without the first folders."""
 
     def __init__(self, base: Path, file: Path) -> None:
         self.base, self.file = base, file
-        self.names: dict[str, list[str]] | None = None
+        self.endings: dict[int, dict[str, list[str]]] = {}
 
     def find(self, path: str, split: str) -> str | None:
         """Return the path relative to the folder; None if no file matches. Raises UserError if several do."""
@@ -251,18 +252,25 @@ class _Finder:
             return path
         if os.path.isabs(path) and os.path.isfile(path):
             return Path(os.path.relpath(path, self.base)).as_posix()
-        if self.names is None:
-            self.names = self._index()
-        matches = self.names.get(os.path.basename(path), [])
+        parts = path.strip("/").split("/")
+        matches = self._index(len(parts)).get("/".join(parts), [])
         folder = os.path.dirname(path)
         if folder and not os.path.isabs(path) and os.path.isdir(f"{self.base}/{folder}"):
             matches = [f for f in matches if f.startswith(folder + "/")]  # not masks with the name of an image
-        matches = self._longest_tail(path, matches)
         matches = [f for f in matches if split.lower() in f.lower().split("/")[:-1]] or matches
         if len(matches) > 1:
             folders = ", ".join(matches[:3])
             raise UserError(f"{self.file}: {path} is in several folders ({folders}). Add the folder to the list")
-        return matches[0] if matches else None
+        return matches[0] if matches else self._find_shorter(parts)
+
+    def _find_shorter(self, parts: list[str]) -> str | None:
+        """Find a path without its first folders: a list may name the folder that it is in."""
+        for first in range(1, len(parts)):
+            if os.path.isdir(f"{self.base}/{'/'.join(parts[first - 1 : -1])}"):  # the folder is here, the file is not
+                return None
+            if os.path.isfile(f"{self.base}/{(path := '/'.join(parts[first:]))}"):
+                return path
+        return None
 
     def spell(self, path: str, relative: str) -> str:
         """Return the list's spelling of an image if it is a relative path that exists, else its relative path."""
@@ -276,26 +284,20 @@ class _Finder:
         same = exact or ((self.base / plain).is_file() and (self.base / path).samefile(self.base / plain))
         return plain if same else path
 
-    def _longest_tail(self, path: str, matches: list[str]) -> list[str]:
-        """Return the matches that share most folders with a path: a list may name the folder that it is in."""
-        parts = path.split("/")
-        for first in range(len(parts) - 1):
-            tail = "/".join(parts[first:])
-            if ending := [f for f in matches if f == tail or f.endswith("/" + tail)]:
-                return ending
-        return matches
+    @cached_property
+    def _files(self) -> list[str]:
+        folders = ((Path(folder).relative_to(self.base), files) for folder, _, files in os.walk(self.base))
+        return [(folder / file).as_posix() for folder, files in folders for file in files]
 
-    def _index(self) -> dict[str, list[str]]:
-        names: dict[str, list[str]] = {}
-        for folder, _, files in os.walk(self.base):
-            inside = os.path.relpath(folder, self.base).replace(os.sep, "/")
-            for file in files:
-                path = file if inside == "." else f"{inside}/{file}"
-                names.setdefault(file, []).append(path)
-                stem = os.path.splitext(file)[0]
-                if stem != file:  # RSNA lists its images without `.dcm`
-                    names.setdefault(stem, []).append(path)
-        return names
+    def _index(self, depth: int) -> dict[str, list[str]]:
+        """Return the files by the last `depth` parts of their paths, with and without the suffix."""
+        if depth not in self.endings:
+            index = self.endings[depth] = {}
+            for path in self._files:
+                ending = "/".join(path.split("/")[-depth:])
+                for name in {ending, os.path.splitext(ending)[0]}:  # RSNA lists its images without `.dcm`
+                    index.setdefault(name, []).append(path)
+        return self.endings[depth]
 
 
 def read_covidx(folder: Path) -> Manifest | None:
