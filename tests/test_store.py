@@ -169,6 +169,27 @@ def test_a_broken_image_is_reported_and_left_out(radiographs: Path, tmp_path: Pa
     assert len(load_dataset(radiographs, "Test", 32, cache=tmp_path / "cache").skipped) == 0
 
 
+def test_a_store_is_shared_by_manifests_that_name_the_samples_otherwise(radiographs: Path, tmp_path: Path) -> None:
+    (radiographs / "Train/a/1.png").write_bytes(b"")
+    (radiographs / "Train/masks/lung/a/2.png").write_bytes(b"")
+    manifest = read_manifest(radiographs)
+    load_dataset(manifest, "Train", 32, cache=tmp_path / "cache")
+    manifest.table["sample_id"] = [f"{row:02}" for row in range(len(manifest.table))]
+    manifest.write(radiographs / "named.csv")
+    data = load_dataset(radiographs / "named.csv", "Train", 32, cache=tmp_path / "cache")
+    assert len(list((tmp_path / "cache/stores").glob("*/index.json"))) == 1, "the files are the same"
+    assert data.skipped[["sample_id", "path"]].values.tolist() == [["07", "Train/a/1.png"]]
+    assert data.bad_masks[["sample_id", "kind"]].values.tolist() == [["08", "lung"]]
+    assert data.has_mask("lung").tolist() == [True, False, False, False, False]
+
+
+def test_a_manifest_that_lists_a_missing_file_is_said_to(radiographs: Path, tmp_path: Path) -> None:
+    read_manifest(radiographs).write(tmp_path / "list.csv")
+    (radiographs / "Train/a/1.png").unlink()
+    with pytest.raises(UserError, match=r"a/1.png: no such file: .*list.csv lists it. Correct or .* --clean"):
+        load_dataset(tmp_path / "list.csv", "Train", 32, cache=tmp_path / "cache")
+
+
 def test_what_cannot_be_read_is_said_of_every_split_images_and_masks(
     radiographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -52,8 +52,6 @@ class Unread(TypedDict):
     row: int
     file: str
     reason: str
-    sample_id: str
-    path: str
 
 
 @dataclass
@@ -157,19 +155,28 @@ def key(manifest: "Manifest", size: int, resize: str) -> str:
     digest = hashlib.sha256(f"{DECODER}|{size}|{resize}|{optional}".encode())
     root = str(manifest.root)
     for name, paths in manifest.files.items():
-        lines = ["-" if path is None else f"{path}\t{_facts(f'{root}/{path}')}" for path in paths]
+        lines = ["-" if path is None else f"{path}\t{_facts(f'{root}/{path}', manifest.file)}" for path in paths]
         digest.update("\n".join([f"|{name}", *lines]).encode("utf-8", "surrogateescape"))
     return digest.hexdigest()[:40]
 
 
-def _facts(file: str) -> str:
-    """Return size, times and inode of a file, or the error number of a broken link or unreadable file."""
+def _facts(file: str, listed: Path | None) -> str:
+    """Return size, times and inode of a file, or the error number of a broken link or unreadable file.
+
+    `listed`: the list or manifest, for the message. Raises UserError for a missing file.
+    """
     try:
         facts = os.stat(file)
     except OSError as fault:
-        if fault.errno in (errno.ENOENT, errno.ENOTDIR) and not os.path.islink(file):
-            raise UserError(f"{file}: {fault.strerror}: the data changed since they were listed. Start again") from None
-        return f"!{fault.errno}"
+        if fault.errno not in (errno.ENOENT, errno.ENOTDIR) or os.path.islink(file):
+            return f"!{fault.errno}"
+        why = "it was removed after its folder was listed. Start again"
+        if listed is not None:
+            why = (
+                f"{listed} lists it. Correct or remove the path there. trustcxr data check finds all such files, and "
+                "with --clean writes a list without such images"
+            )
+        raise UserError(f"{file}: no such file: {why}") from None
     return f"{facts.st_size}\t{facts.st_mtime_ns}\t{facts.st_ctime_ns}\t{facts.st_ino}"
 
 
@@ -232,9 +239,9 @@ def _build(folder: Path, manifest: "Manifest", size: int, resize: str, workers: 
     work = folder.with_name(f"{folder.name}.{os.getpid()}.building")
     work.mkdir()
     try:
-        columns, samples = manifest.files, manifest.table["sample_id"]
+        columns = manifest.files
         hashes, faults = _decode(work, str(manifest.root), columns, size, resize, workers)
-        good = np.ones(len(samples), dtype=bool)
+        good = np.ones(len(hashes), dtype=bool)
         good[[row for row, name, _ in faults if name == IMAGES]] = False
         if not good.any():
             raise UserError(
@@ -243,10 +250,7 @@ def _build(folder: Path, manifest: "Manifest", size: int, resize: str, workers: 
         if not good.all():
             _keep_rows(work, list(columns), size, np.flatnonzero(good))
             hashes = hashes[good]
-        unread = [
-            Unread(row=row, file=name, reason=reason, sample_id=samples.iloc[row], path=str(columns[name][row]))
-            for row, name, reason in faults
-        ]
+        unread = [Unread(row=row, file=name, reason=reason) for row, name, reason in faults]
         index: dict[str, Any] = {
             "size": size,
             "count": int(good.sum()),

@@ -59,12 +59,18 @@ class Dataset:
         self.classes, self.size, self.root = tuple(classes), store.size, manifest.root
         self.split, self.layout, self.resize, self.where = split, manifest.layout, store.resize, manifest.where
         self.notes = list(manifest.notes)
+        # The store may be of another manifest of the same files: the names are this one's.
+        names, paths = manifest.table["sample_id"].tolist(), manifest.files
         skipped, masks = (
-            [f | {"kind": f["file"].removesuffix(MASK_SUFFIX)} for f in files if split in (None, splits[f["row"]])]
+            [
+                (names[f["row"]], f["file"].removesuffix(MASK_SUFFIX), paths[f["file"]][f["row"]], f["reason"])
+                for f in files
+                if split in (None, splits[f["row"]])
+            ]
             for files in (store.skipped, store.bad_masks)
         )
-        self.skipped = pd.DataFrame(skipped, columns=["sample_id", "path", "reason"])
         self.bad_masks = pd.DataFrame(masks, columns=["sample_id", "kind", "path", "reason"])
+        self.skipped = pd.DataFrame(skipped, columns=self.bad_masks.columns).drop(columns="kind")
 
     def __len__(self) -> int:
         return len(self.table)
