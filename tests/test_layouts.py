@@ -121,6 +121,14 @@ def test_a_side_car_gives_patients_and_groups_whichever_folder_is_given(small_co
         assert other["group"] == "Test/Non-COVID/non_COVID (1).png"
 
 
+def test_a_data_set_in_a_folder_with_the_name_of_a_split_has_its_own_side_car(small_covidqu: Path) -> None:
+    root = small_covidqu.rename(small_covidqu.with_name("test"))
+    (root / "manifest.csv").write_text(f"path,patient\n{LUNG}/Test/COVID-19/images/covid_1.png,p7\n")
+    for inside in ("", f"{LUNG}/Test"):
+        table = read_manifest(root / inside).table.set_index("sample_id")
+        assert table.loc["Test/COVID-19/covid_1.png", "patient"] == "p7"
+
+
 def test_class_folders_with_splits_and_masks(tmp_path: Path) -> None:
     for split in ("train", "validation", "TEST"):
         for name in ("a", "b"):

@@ -290,6 +290,24 @@ def test_our_own_manifest_comes_back_as_it_was(covidx: Path, tmp_path: Path, nam
     assert data.sample_ids.tolist() == ["Train/train/b.jpg"]
 
 
+def test_a_manifest_written_through_a_link_to_a_folder_can_be_read(tmp_path: Path) -> None:
+    for name in ("deep/store/data/x.png", "deep/store/y.png", "z.png"):
+        image(tmp_path / name)
+    (tmp_path / "deep/store/out").mkdir()
+    (tmp_path / "data").symlink_to("deep/store/data")
+    (tmp_path / "out").symlink_to("deep/store/out")
+    rows = ["x.png", "../y.png", f"{tmp_path}/z.png"]
+    (tmp_path / "data/list.csv").write_text("path,class\n" + "".join(f"{row},a\n" for row in rows))
+    (tmp_path / "list.csv").write_text("path,class\ndata/x.png,a\ndata/../y.png,a\n")
+    for file, count in (("data/list.csv", 3), ("list.csv", 2)):
+        manifest = read_manifest(tmp_path / file)
+        assert [p for p in manifest.table["path"] if not (manifest.root / p).is_file()] == []
+        for out in ("out/clean.csv", "data/clean.csv", "clean.csv"):
+            manifest.write(tmp_path / out)
+            again = Manifest.load(tmp_path / out)
+            assert sum((again.root / p).is_file() for p in again.table["path"]) == count
+
+
 def test_a_file_that_is_no_manifest_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "x.parquet").write_bytes(b"PAR1 not really")
     (tmp_path / "y.csv").write_text("path,class\n")

@@ -113,11 +113,9 @@ class Manifest:
             raise UserError(f"{path}: a manifest is a .csv or .parquet file. Change the suffix")
         table = self.table if dropped is None else pd.concat([self.table, dropped], ignore_index=True)
         table = table.astype(object).where(table.notna(), None)
-        start = os.path.relpath(self.root, file.parent)
+        start = os.path.relpath(self.root.resolve(), file.parent.resolve())  # `..` of a link leads elsewhere
         for column in ["path", *(c for c in table.columns if str(c).endswith(MASK_SUFFIX))]:
-            table[column] = [
-                None if p is None else Path(os.path.normpath(f"{start}/{p}")).as_posix() for p in table[column]
-            ]
+            table[column] = [None if p is None else _join_path(start, p) for p in table[column]]
         write_table(file, table)
 
     @classmethod
@@ -226,6 +224,12 @@ class Manifest:
         manifest = from_records(records, self.root, self.layout, notes, self.file)
         manifest.skipped, manifest.split_column = self.skipped, self.split_column
         return manifest
+
+
+def _join_path(start: str, path: str) -> str:
+    """Join two relative paths without `..`, unless it follows a folder that may be a link."""
+    joined = f"{start}/{path}"
+    return Path(joined if "/../" in path.lstrip("./") else os.path.normpath(joined)).as_posix()
 
 
 def format_similar_classes(names: Mapping[str, int]) -> str:

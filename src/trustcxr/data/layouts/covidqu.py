@@ -82,7 +82,7 @@ def read_covidqu(root: Path) -> Manifest | None:
 
 def _home(root: Path) -> Path:
     """Return the folder of the whole data set, which has the side-car manifest, from one of a part or split."""
-    home = root.parent if split_name(root.name) else root
+    home = root.parent if split_name(root.name) and _class_folders(root) else root
     while home.name.lower().endswith("segmentation data"):
         home = home.parent
     return home

@@ -251,7 +251,8 @@ class _Finder:
         if os.path.isfile(f"{self.base}/{path}") and not os.path.isabs(path):
             return path
         if os.path.isabs(path) and os.path.isfile(path):
-            return Path(os.path.relpath(path, self.base)).as_posix()
+            folder, name = os.path.split(path)
+            return Path(os.path.relpath(os.path.realpath(folder), os.path.realpath(self.base)), name).as_posix()
         parts = path.strip("/").split("/")
         matches = self._index(len(parts)).get("/".join(parts), [])
         folder = os.path.dirname(path)
