@@ -219,6 +219,17 @@ def test_masks_that_lie_about_the_disease(clean: Path, tmp_path: Path) -> None:
     }
 
 
+def test_columns_named_as_what_is_measured_and_files_of_windows_are_no_fault(tmp_path: Path) -> None:
+    root = write_files.write(tmp_path / "phantom", {"Train": 4}, size=64)
+    (root / PART / "Train/Normal/images/Thumbs.db").write_bytes(b"pictures of a folder")
+    rows = pd.read_csv(root / "manifest.csv", dtype=str)
+    names = ("width", "height", "fault", "binary", "share", "digest", "outside", "image")
+    rows.assign(**dict.fromkeys(names, "1")).to_csv(root / "manifest.csv", index=False)
+    found = check_data(root, workers=1, probes=False)
+    assert set(names) <= set(found.manifest.table.columns)
+    assert [f for f in found.findings if f.severity in ("fault", "leak")] == []
+
+
 @pytest.mark.slow
 def test_source_and_view_that_go_with_the_class_are_said(
     clean: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -200,6 +200,23 @@ def test_dicom_files_need_no_suffix(tmp_path: Path) -> None:
     assert read_manifest(tmp_path).table["path"].tolist() == ["a/1.2.840.7", "a/IM0001"]
 
 
+def test_masks_of_dicom_files_that_are_named_by_their_uid(tmp_path: Path) -> None:
+    uids = ("1.2.840.7", "1.2.840.8", "1.2.840.9")
+    for name in uids:
+        for folder in ("a", "masks/lung/a") if name != uids[2] else ("a",):
+            (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+            (tmp_path / folder / name).write_bytes(bytes(128) + b"DICM")
+    (tmp_path / "masks/lung/a/1.2.840.8").unlink()
+    write(tmp_path / "masks/lung/a/1.2.840.8.png")
+    assert read_manifest(tmp_path).table["lung_mask"].tolist() == [
+        "masks/lung/a/1.2.840.7",
+        "masks/lung/a/1.2.840.8.png",
+        None,
+    ]
+    (tmp_path / "list.csv").write_text("path,class\n1.2.840,a\n1.2.840.7,b\n")
+    assert read_manifest(tmp_path / "list.csv", images=tmp_path / "a").table["class"].tolist() == ["b"]
+
+
 def test_a_class_of_covidqu_is_not_mistaken_for_class_folders(small_covidqu: Path) -> None:
     with pytest.raises(UserError, match=r"found images/, lung masks/") as caught:
         read_manifest(small_covidqu / LUNG / "Test/COVID-19")

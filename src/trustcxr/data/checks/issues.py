@@ -13,6 +13,7 @@ import pandas as pd
 from trustcxr.data.checks.confounds import WITHOUT_LUNGS, Association, Probe
 from trustcxr.data.checks.scan import Scan
 from trustcxr.data.images import dicom_files, generated, plausibility
+from trustcxr.data.layouts.listing import list_files, remove_suffix
 from trustcxr.data.manifest import MASK_SUFFIX, Manifest, format_similar_classes
 from trustcxr.storage.atomic import parse_yaml
 
@@ -112,7 +113,8 @@ def mask_issues(manifest: Manifest, scan: Scan, same_image: np.ndarray) -> list[
         text = "# [mask is missing, or has|masks are missing, or have] no image"
         findings += make_issues("mask_missing", _unpaired(manifest.root), severity="fault", text=text)
     for kind, masks in scan.masks.items():
-        table = manifest.table.join(masks)
+        needed = ["sample_id", "path", "class", kind + MASK_SUFFIX]  # others may have the name of a measure
+        table = manifest.table[needed].join(masks)
         table = table.assign(image_width=scan.files["width"], image_height=scan.files["height"], image=same_image)
         findings += _mask_issues_of_kind(kind, table, scan.readable, manifest.layout)
     return findings
@@ -198,12 +200,7 @@ def _unpaired(root: Path) -> list[Item]:
 
 
 def _stems(folder: str) -> dict[str, str]:
-    try:
-        names = os.listdir(folder)
-    except OSError:  # an issue of its own
-        return {}
-    images = (name for name in names if not name.startswith(".") and not generated.is_heatmap(Path(folder, name)))
-    return {os.path.splitext(name)[0]: name for name in images}
+    return {remove_suffix(name): name for name in list_files(folder)}
 
 
 def leak_issues(manifest: Manifest, pairs: pd.DataFrame) -> list[Issue]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from trustcxr.data.layouts.listing import Record
+from trustcxr.data.layouts.listing import Record, remove_suffix
 from trustcxr.data.manifest import (
     MASK_SUFFIX,
     MAY_BE_UNKNOWN,
@@ -296,7 +296,7 @@ class _Finder:
             index = self.endings[depth] = {}
             for path in self._files:
                 ending = "/".join(path.split("/")[-depth:])
-                for name in {ending, os.path.splitext(ending)[0]}:  # RSNA lists its images without `.dcm`
+                for name in {ending, remove_suffix(ending)}:  # RSNA lists its images without `.dcm`
                     index.setdefault(name, []).append(path)
         return self.endings[depth]
 

@@ -79,6 +79,12 @@ def _ending(name: str) -> str:
     return name[name.rfind(".") :].lower() if "." in name else ""
 
 
+def remove_suffix(name: str) -> str:
+    """Remove the suffix of an image file; of a DICOM file named by its UID, the last number is none."""
+    ending = _ending(name)
+    return name[: -len(ending)] if ending in SUFFIXES else name
+
+
 def _is_own_result(entry: os.DirEntry[str]) -> bool:
     """Tell whether `predict` wrote a file, and record it."""
     if entry.name.endswith(generated.ENDING) and generated.is_heatmap(Path(entry.path)):
@@ -91,13 +97,13 @@ def _is_own_result(entry: os.DirEntry[str]) -> bool:
 
 
 class Masks:
-    """The mask files of a folder, by an image's file name, else by its stem."""
+    """The mask files of a folder, by an image's file name, else by its name without the suffix."""
 
     def __init__(self, folder: str, relative: str) -> None:
         names = list_files(folder)
         self.paths = {n: f"{relative}/{n}" for n in names}
-        self.stems = {os.path.splitext(n)[0]: f"{relative}/{n}" for n in names}
+        self.stems = {remove_suffix(n): f"{relative}/{n}" for n in names}
 
     def get(self, name: str) -> str | None:
         """Return the path of an image's mask, or None."""
-        return self.paths.get(name) or self.stems.get(os.path.splitext(name)[0])
+        return self.paths.get(name) or self.stems.get(remove_suffix(name))
