@@ -308,6 +308,35 @@ def test_a_manifest_written_through_a_link_to_a_folder_can_be_read(tmp_path: Pat
             assert sum((again.root / p).is_file() for p in again.table["path"]) == count
 
 
+def test_a_parquet_list_of_any_types_is_read(tmp_path: Path) -> None:
+    for name in "xyz":
+        image(tmp_path / f"{name}.png")
+    table = pd.DataFrame(
+        {
+            "sample_id": ["x", "y", None],
+            "class": [["Edema", "Mass"], [], ["Mass"]],
+            "patient": pd.array([7, None, 7], "Int64"),
+            "sex": pd.array(["F", None, "M"], "string"),
+            "split": "Test",
+        },
+        index=pd.Index([f"{name}.png" for name in "xyz"], name="path"),
+    )
+    file = tmp_path / "list.parquet"
+    table.to_parquet(file)
+    with pytest.raises(UserError, match="2 rows lack one of sample_id, path, class, split, the first is row 2"):
+        Manifest.load(file)
+    table.drop(columns="sample_id").to_parquet(file)
+    manifest = read_manifest(file)
+    assert manifest.table[["path", "class", "patient", "sex"]].values.tolist() == [
+        ["x.png", "Edema|Mass", "7", "F"],
+        ["z.png", "Mass", "7", "M"],
+    ]
+    assert manifest.notes == ["1 rows of list.parquet have no image or no class and are left out; the first is row 2"]
+    table.reset_index().assign(note=pd.NA).set_index(pd.Index(["a", "b", "c"])).to_parquet(file)
+    with pytest.raises(UserError, match="2 rows lack one of sample_id, path, class, split, the first is row 2"):
+        Manifest.load(file)
+
+
 def test_a_file_that_is_no_manifest_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "x.parquet").write_bytes(b"PAR1 not really")
     (tmp_path / "y.csv").write_text("path,class\n")

@@ -7,6 +7,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from trustcxr.errors import UserError
@@ -21,7 +22,7 @@ def read_table(file: Path) -> pd.DataFrame:
     """Read a table of text from a CSV, tab- or space-separated, or Parquet file. Raises UserError."""
     try:
         if file.suffix.lower() == ".parquet":
-            return pd.read_parquet(file).astype(object)
+            return _read_parquet(file)
         with open(file, encoding="utf-8-sig") as lines:
             head = lines.readline(1 << 20)
         if "\0" in head:
@@ -44,6 +45,15 @@ def read_table(file: Path) -> pd.DataFrame:
     except (ValueError, OSError) as fault:  # pandas' and pyarrow's faults are ValueErrors
         reason = (str(fault).splitlines() or [type(fault).__name__])[0]
         raise UserError(f"{file}: not a readable table: {reason}. Save it again as CSV or Parquet") from None
+
+
+def _read_parquet(file: Path) -> pd.DataFrame:
+    """Read a table with None for unknown values, a named index as columns, and lists joined by `|` as findings are."""
+    table = pd.read_parquet(file)
+    table = table.reset_index(drop=not any(table.index.names))
+    for name in [name for name in table if pd.api.types.is_object_dtype(table[name])]:
+        table[name] = table[name].map(lambda v: "|".join(map(str, v)) if isinstance(v, np.ndarray) else v)
+    return table.astype(object).where(table.notna(), None)
 
 
 def _separated(file: Path, separator: str) -> pd.DataFrame:
