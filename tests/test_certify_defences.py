@@ -77,6 +77,15 @@ def test_ibp_is_the_cross_entropy_of_the_worst_logits(model: Small, batch: tuple
     assert all(torch.allclose(*pair, atol=1e-5) and pair[0].any() for pair in zip(*gradients, strict=True))
 
 
+def test_a_radius_for_each_image_gives_the_bounds_of_that_radius(model: Small, batch: tuple[Tensor, Tensor]) -> None:
+    images, labels = batch
+    edited = torch.arange(len(images)) % 2 == 0
+    radii = torch.where(edited, EPSILON, EPSILON / 2).view(-1, 1, 1, 1)
+    _, logits = bound_training.ibp(model, images, labels, epsilon=radii)
+    whole, half = (bound_training.ibp(model, images, labels, epsilon=e)[1] for e in (EPSILON, EPSILON / 2))
+    assert torch.allclose(logits, torch.where(edited[:, None], whole, half), atol=1e-5)
+
+
 def test_shares_of_clean_and_attacked_images_stand_beside_the_bound(model: Small, batch: tuple[Tensor, Tensor]) -> None:
     images, labels = batch
     loss, _ = bound_training.ibp(model, images, labels, epsilon=EPSILON, clean_weight=0.2, attack_share=0.3)

@@ -82,8 +82,8 @@ def _bounded(model: nn.Module, images: Tensor, epsilon: Radius) -> tuple[list[af
     """Return the model's layers, with gradients to its weights, and the intervals before and after each."""
     radius = torch.as_tensor(epsilon, dtype=images.dtype, device=images.device)
     layers = affine_graph.layers(model)
-    if radius.ndim == 0:  # one for the batch: the first layer spreads it once
-        radius = radius.expand(1, *images.shape[1:])
+    # One for the batch is spread once; convolutions need it at every pixel.
+    radius = radius.expand(1 if radius.ndim == 0 else len(images), *images.shape[1:])
     return layers, intervals(layers, Interval(images, radius))
 
 
