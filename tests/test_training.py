@@ -549,6 +549,17 @@ def test_kept_weights_are_the_moving_average(
     assert not torch.allclose(kept["net.fc.weight"], steps[-1]["net.fc.weight"], atol=1e-5)
 
 
+def test_indices_are_copied_and_not_averaged() -> None:
+    net = nn.Linear(2, 2)
+    net.register_buffer("index", torch.arange(169))
+    for decay in (0.9, 0.95, 0.9995):
+        average = TrainingStep(net, recipe(ema_decay=decay), classes=2, steps_per_epoch=1).average
+        assert average is not None
+        for _ in range(3):
+            average.update_parameters(net)
+        assert torch.equal(average.module.index, net.index)
+
+
 def lr_of(radiographs: tuple[Any, Any], folder: Path, **options: Any) -> list[float]:
     fit_run.fit(recipe(epochs=2, **options), *radiographs, folder)
     return atomic.read_table(folder / "history.csv")["learning_rate"].tolist()

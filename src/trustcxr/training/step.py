@@ -268,8 +268,14 @@ def replays(recipe: RunRecipe) -> int:
 def _average(model: nn.Module, decay: float) -> torch.optim.swa_utils.AveragedModel | None:
     if not decay:
         return None
-    average = torch.optim.swa_utils.get_ema_multi_avg_fn(decay)
-    average_model = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+
+    def move(averages: Any, current: Any, _: Any) -> None:
+        if averages[0].is_floating_point():
+            torch._foreach_lerp_(averages, current, 1 - decay)
+        else:  # an average of indices or counters, rounded down, is not one of them
+            torch._foreach_copy_(averages, current)
+
+    average_model = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=move, use_buffers=True)
     return average_model.requires_grad_(False)  # processes that train together would wait for its gradients
 
 
