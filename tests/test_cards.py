@@ -5,8 +5,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
-from torch import Tensor
+from timm.layers import BatchNormAct2d
+from torch import Tensor, nn
 
 from pack import Pack
 from small_runs import MODEL, recipe, weights
@@ -49,6 +51,18 @@ def gradients(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Tensor]]:
 def furthest(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
     assert first.keys() == second.keys()
     return max(float((first[name] - second[name]).abs().max()) for name in first)
+
+
+def test_statistics_of_all_processes_leave_the_network_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    net, images = timm.create_model("test_efficientnet", in_chans=1).eval(), torch.rand(2, 1, 64, 64)
+    assert any(isinstance(layer, BatchNormAct2d) for layer in net.modules())
+    with torch.no_grad():
+        before = net(images)
+        shared = Devices(devices=2).share_statistics(net)
+        assert torch.allclose(shared(images), before, atol=1e-6)
+    assert any(isinstance(layer, nn.SyncBatchNorm) for layer in shared.modules())
+    assert "sync_batchnorm" not in Devices(devices=2).trainer_options(), "Lightning's loses activations"
 
 
 def test_every_image_of_a_batch_is_in_one_part() -> None:

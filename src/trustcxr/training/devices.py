@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 
 from trustcxr import console
 from trustcxr.data.worker_pool import end_with_parent
@@ -94,8 +94,15 @@ class Devices:
         """Return the options of Lightning's Trainer."""
         if self.world == 1:
             return {"devices": 1}
-        options = {"devices": self.devices, "num_nodes": self.nodes, "strategy": self.strategy}
-        return options | {"sync_batchnorm": torch.cuda.is_available()}
+        return {"devices": self.devices, "num_nodes": self.nodes, "strategy": self.strategy}
+
+    def share_statistics(self, model: nn.Module) -> nn.Module:
+        """Replace each BatchNorm by one whose statistics are those of all processes; this needs GPUs."""
+        if self.world == 1 or not torch.cuda.is_available():
+            return model
+        from timm.layers import convert_sync_batchnorm  # torch's own, which Lightning uses, loses timm's activations
+
+        return convert_sync_batchnorm(model)
 
     def plugins(self) -> list[Any]:
         """Return Lightning's plugin for processes that were started here; none for those of torchrun or srun."""

@@ -138,7 +138,7 @@ def _run(
         part=(devices.rank, devices.world),
     )
     module = TrainingStep(
-        model,
+        devices.share_statistics(model),
         recipe,
         classes=classes,
         steps_per_epoch=len(batches),
