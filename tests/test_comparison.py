@@ -8,12 +8,15 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from small_runs import recipe
 from trustcxr import registry, statistics
+from trustcxr.evaluation.trained_run import About
 from trustcxr.explain import saliency_summary
 from trustcxr.explain.methods import COMBINE, METHODS
 from trustcxr.recipes.evaluation_recipe import ExplanationRecipe
 from trustcxr.registry import HIGHER_IS_BETTER, Method
 from trustcxr.storage import atomic
+from trustcxr.storage.schemas import RunDocument
 from trustcxr.study import comparison
 from trustcxr.study.comparison import Key
 
@@ -344,3 +347,17 @@ def test_worst_cases_of_unequal_effort_are_not_compared(tmp_path: Path, right: d
     assert ("fgsm", "worst-case-30/300 accuracy @0.02") in measures
     assert {measure for defence, measure in measures if defence == "pgd"} == {"clean accuracy"}
     assert set(comparison.figures(made[2])) == {Key("clean accuracy"), Key("worst-case-50/1000 accuracy @0.02")}
+
+
+def test_guided_training_is_another_one_than_unguided_training() -> None:
+    ways = [{}, {"guidance": 0.5, "guidance_on": "cam"}]
+    abouts = [About.trained(recipe("fgsm", seed=seed, **way)) for way in ways for seed in (0, 1)]
+    assert [about.label for about in abouts] == ["", "", "guided", "guided"]
+    clean = [{"n": 9, "accuracy": {"value": value}} for value in (0.2, 0.4, 0.6, 0.8)]
+    about = [{"run": a.name, "model": a.model, "defence": a.defence, "seed": a.seed, "label": "x"} for a in abouts]
+    runs = [RunDocument.model_validate(a | {"clean": c}) for a, c in zip(about, clean, strict=True)]
+    groups = comparison.over_seeds(runs)
+    assert [(group.seeds, group.figures[0].mean) for group in groups] == [
+        ([0, 1], pytest.approx(0.3)),
+        ([0, 1], pytest.approx(0.7)),
+    ]

@@ -45,10 +45,8 @@ class About:
     @classmethod
     def trained(cls, recipe: RunRecipe) -> "About":
         """Describe a run that was trained here."""
-        defence, background = recipe.defence, recipe.training.background
-        return cls(
-            recipe.name, recipe.model.called, defence.name, background, recipe.seed, defence.label, origin="trained"
-        )
+        way = (recipe.defence.name, recipe.background, recipe.seed, recipe.label)
+        return cls(recipe.name, recipe.model.called, *way, origin="trained")
 
 
 @dataclass

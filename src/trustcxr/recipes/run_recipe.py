@@ -152,12 +152,18 @@ class RunRecipe(Strict):
     @property
     def trained_how(self) -> str:
         """Return the background (if not full), the use of lesion masks, and the defence, joined by hyphens."""
-        reasons = (
-            "guided" if self.training.guidance else "",
-            "counterfactual" if self.training.counterfactuals.share else "",
-        )
         background = "" if self.background == "full" else self.background
-        return "-".join(part for part in (background, *reasons, self.defence.called) if part)
+        return "-".join(part for part in (background, *self._lesion_uses, self.defence.called) if part)
+
+    @property
+    def label(self) -> str:
+        """Return the defence's label, or else the use of lesion masks."""
+        return self.defence.label or " ".join(self._lesion_uses)
+
+    @property
+    def _lesion_uses(self) -> list[str]:
+        uses = {"guided": self.training.guidance, "counterfactual": self.training.counterfactuals.share}
+        return [name for name, amount in uses.items() if amount]
 
     @property
     def background(self) -> Background:

@@ -173,12 +173,13 @@ ENERGY = "infection_energy"
 
 
 def over_seeds(runs: Sequence[RunDocument]) -> list[OverSeeds]:
-    """Return mean and spread of each figure, for every network and defence with more than one seed."""
+    """Return mean and spread of each figure, for every network and training with more than one seed."""
     groups: dict[tuple[str, ...], list[RunDocument]] = {}
     for run in runs:
-        groups.setdefault((run.model, run.defence, run.label, run.background, run.split), []).append(run)
+        training = run.run.removesuffix(f"-s{run.seed}")
+        groups.setdefault((run.model, run.defence, run.label, run.background, run.split, training), []).append(run)
     spreads = []
-    for (model, defence, label, background, split), several in groups.items():
+    for (model, defence, label, background, split, _), several in groups.items():
         seeds = [run.seed for run in several if run.seed is not None]
         if len(seeds) > 1:
             names = {"model": model, "defence": defence, "label": label, "background": background, "split": split}

@@ -479,7 +479,7 @@ class RunDocument(Result):
     notes: list[str] = []
     model: str = ""
     defence: str = ""
-    label: str = ""  # of the defence, if the recipe has one
+    label: str = ""  # of the defence, or guided or counterfactual
     background: str = "full"
     seed: int | None = None
     classes: list[str] = []

@@ -18,7 +18,7 @@ class Comparison(Document):
     model: str = ""
     seed: int | None = None
     defence: str = ""
-    label: str = ""  # of the defence, where the recipe gives one
+    label: str = ""  # of the defence, or guided or counterfactual
     background: str = "full"
     split: str = ""
     measure: str = ""
