@@ -21,6 +21,7 @@ from trustcxr.study import comparison
 from trustcxr.study.comparison import Key
 
 IMAGES = 60
+BASELINES = {f"{model}-standard-s{seed}" for model in ("vgg16", "resnet50") for seed in (0, 1)}
 
 
 def rows(attack: str, epsilon: float, right: np.ndarray, steps: int = 0, first: int = 0) -> pd.DataFrame:
@@ -67,7 +68,8 @@ def by_coins(sums: np.ndarray) -> float:
 def test_every_measure_is_compared_over_the_same_images(tmp_path: Path, right: dict[str, np.ndarray]) -> None:
     base = make_run(tmp_path, "standard", rows("clean", 0, right["a"]), rows("fgsm", 0.02, right["b"], 1))
     robust = make_run(tmp_path, "fgsm", rows("fgsm", 0.02, right["c"], 1).sample(frac=1), rows("clean", 0, right["d"]))
-    found = {row.measure: row.plain() for row in comparison.standard_against_robust([robust, base], resamples=300)}
+    compared = comparison.standard_against_robust([robust, base], BASELINES, resamples=300)
+    found = {row.measure: row.plain() for row in compared}
     assert set(found) == {"clean accuracy", "fgsm accuracy @0.02"}
     row = found["fgsm accuracy @0.02"]
     assert (row["model"], row["seed"], row["defence"], row["split"], row["n"]) == ("vgg16", 0, "fgsm", "Test", IMAGES)
@@ -85,7 +87,7 @@ def test_every_measure_is_compared_over_the_same_images(tmp_path: Path, right: d
 def test_only_shared_images_count(tmp_path: Path, right: dict[str, np.ndarray]) -> None:
     base = make_run(tmp_path, "standard", rows("clean", 0, right["a"]))
     robust = make_run(tmp_path, "fgsm", rows("clean", 0, right["b"], first=20))
-    (row,) = (r.plain() for r in comparison.standard_against_robust([base, robust], resamples=100))
+    (row,) = (r.plain() for r in comparison.standard_against_robust([base, robust], BASELINES, resamples=100))
     assert row["n"] == IMAGES - 20
     assert row["standard"] == pytest.approx(right["a"][20:].mean())
     assert row["robust"] == pytest.approx(right["b"][: IMAGES - 20].mean())
@@ -101,7 +103,7 @@ def test_runs_are_paired_by_model_and_seed(tmp_path: Path, right: dict[str, np.n
             ("fgsm", "resnet50", 0, "d"),  # its standard run is missing
         )
     ]
-    (row,) = (r.plain() for r in comparison.standard_against_robust(made, resamples=100))
+    (row,) = (r.plain() for r in comparison.standard_against_robust(made, BASELINES, resamples=100))
     assert (row["model"], row["seed"]) == ("vgg16", 1)
     assert row["standard"] == pytest.approx(right["b"].mean())
 
@@ -182,7 +184,8 @@ def compared(tmp_path: Path, before: np.ndarray, after: np.ndarray, measure: str
         make_run(tmp_path, defence, rows("clean", 0, wrong), saliency=saliency(values, "layercam", measure))
         for defence, values in (("standard", before), ("fgsm", after))
     ]
-    (row,) = (r.plain() for r in comparison.standard_against_robust(made, resamples=300) if r.measure == measure)
+    rows_of = comparison.standard_against_robust(made, BASELINES, resamples=300)
+    (row,) = (r.plain() for r in rows_of if r.measure == measure)
     return row
 
 
@@ -231,7 +234,7 @@ def test_a_small_p_among_many_comparisons_settles_nothing(tmp_path: Path) -> Non
         make_run(tmp_path, defence, rows("clean", 0, wrong), saliency=table(values))
         for defence, values in (("standard", before), ("fgsm", after))
     ]
-    found = {r.measure: r.plain() for r in comparison.standard_against_robust(made, resamples=300)}
+    found = {r.measure: r.plain() for r in comparison.standard_against_robust(made, BASELINES, resamples=300)}
     row = found["infection_energy"]
     assert row["comparisons"] == len(more)  # of the saliency measures; accuracy is a family of its own
     assert row["p_value"] < 0.05 < row["p_corrected"]
@@ -240,16 +243,22 @@ def test_a_small_p_among_many_comparisons_settles_nothing(tmp_path: Path) -> Non
     assert found["clean accuracy"]["comparisons"] == 1
 
 
-def test_another_background_is_compared_with_the_plain_standard_run(
-    tmp_path: Path, right: dict[str, np.ndarray]
+@pytest.mark.parametrize(("how", "also"), [("swap", {"background": "swap"}), ("guided", {"label": "guided"})])
+def test_another_standard_run_is_compared_with_the_baseline_and_never_is_one(
+    how: str, also: dict[str, str], tmp_path: Path, right: dict[str, np.ndarray]
 ) -> None:
     base = make_run(tmp_path, "standard", rows("clean", 0, right["a"]))
-    swapped = make_run(tmp_path / "swap", "standard", rows("clean", 0, right["b"]))
-    document = atomic.read_json(swapped / "metrics.json")
-    atomic.write_json(swapped / "metrics.json", document | {"background": "swap"})
-    (row,) = (r.plain() for r in comparison.standard_against_robust([swapped, base], resamples=100))
-    assert (row["defence"], row["background"]) == ("standard", "swap")
-    assert row["standard"] == pytest.approx(right["a"].mean())
+    other = make_run(tmp_path, f"{how}-standard", rows("clean", 0, right["b"]))
+    robust = make_run(tmp_path, "fgsm", rows("clean", 0, right["c"]))
+    document = atomic.read_json(other / "metrics.json")
+    atomic.write_json(other / "metrics.json", document | {"defence": "standard"} | also)
+    first, second = comparison.standard_against_robust([other, robust, base], BASELINES, resamples=100)
+    assert [(row.defence, row.label, row.background) for row in (first, second)] == [
+        ("standard", also.get("label", ""), also.get("background", "full")),
+        ("fgsm", "", "full"),
+    ]
+    assert first.standard == second.standard == pytest.approx(right["a"].mean())
+    assert comparison.standard_against_robust([other, robust], BASELINES, resamples=100) == []
 
 
 def test_controls_are_not_compared(tmp_path: Path) -> None:
@@ -266,7 +275,7 @@ def test_controls_are_not_compared(tmp_path: Path) -> None:
     clean = rows("clean", 0.0, np.ones(IMAGES, dtype=bool))
     folder = make_run(tmp_path, "fgsm", clean, saliency=pd.concat(tables))
     standard = make_run(tmp_path, "standard", clean, saliency=pd.concat(tables))
-    methods = {row.method for row in comparison.standard_against_robust([standard, folder], resamples=100)}
+    methods = {row.method for row in comparison.standard_against_robust([standard, folder], BASELINES, resamples=100)}
     looking = {"layercam@gate", "layercam-smooth@gate", "gradcam", "integrated-gradients"}
     assert methods == {None, *looking}, "controls are compared with nothing"
 
@@ -279,7 +288,7 @@ def test_a_map_of_one_cell_is_not_compared(tmp_path: Path) -> None:
     standard, robust = (
         make_run(tmp_path, name, clean, saliency=pd.concat([*asked, one_cell])) for name in ("standard", "fgsm")
     )
-    methods = {row.method for row in comparison.standard_against_robust([standard, robust], resamples=100)}
+    methods = {row.method for row in comparison.standard_against_robust([standard, robust], BASELINES, resamples=100)}
     assert methods == {None, "gradcam"}, "a map of one cell is the same everywhere: there is nothing to compare"
 
 
@@ -312,10 +321,10 @@ def test_maps_at_a_gate_are_compared_between_gated_runs_alone(tmp_path: Path) ->
         return folder
 
     bare, behind = run("a", "standard", "full"), run("b", "fgsm", "gate")
-    methods = {row.method for row in comparison.standard_against_robust([bare, behind], resamples=100)}
+    methods = {row.method for row in comparison.standard_against_robust([bare, behind], BASELINES, resamples=100)}
     assert methods == {None, "gradcam"}
     gated = run("c", "standard", "gate")
-    both = comparison.standard_against_robust([gated, run("e", "fgsm", "gate")], resamples=100)
+    both = comparison.standard_against_robust([gated, run("e", "fgsm", "gate")], BASELINES, resamples=100)
     assert {row.method for row in both} == {None, "layercam@gate", "layercam-smooth@gate", "gradcam"}
 
 
@@ -328,7 +337,7 @@ def test_a_hit_rate_that_its_cells_do_not_allow_is_not_compared(tmp_path: Path) 
         tables.append(saliency(np.full(IMAGES, ceiling), "gradcam", "pointing_ceiling"))
         table = pd.concat(tables).assign(cells="2 x 2", chance=0.1)
         folders = [make_run(tmp_path / f"{ceiling}", name, clean, saliency=table) for name in ("standard", "fgsm")]
-        found = comparison.standard_against_robust(folders, resamples=100)
+        found = comparison.standard_against_robust(folders, BASELINES, resamples=100)
         assert {row.measure for row in found if row.method} == measures
 
 
@@ -342,7 +351,7 @@ def test_worst_cases_of_unequal_effort_are_not_compared(tmp_path: Path, right: d
         make_run(tmp_path, "fgsm", clean, worst("b", 30, 300)),
         make_run(tmp_path, "pgd", clean, worst("b", 50, 1000)),
     ]
-    compared = comparison.standard_against_robust(made, resamples=50)
+    compared = comparison.standard_against_robust(made, BASELINES, resamples=50)
     measures = {(row.defence, row.measure) for row in compared}
     assert ("fgsm", "worst-case-30/300 accuracy @0.02") in measures
     assert {measure for defence, measure in measures if defence == "pgd"} == {"clean accuracy"}

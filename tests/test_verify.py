@@ -12,9 +12,12 @@ import pytest
 from test_cli import complaint, run
 from test_engines import small
 from trustcxr.data.phantom import write_files
+from trustcxr.errors import UserError
+from trustcxr.recipes.run_recipe import RunRecipe
+from trustcxr.runs.run_folder import RunFolder
 from trustcxr.storage import atomic
 from trustcxr.storage.schemas import VerifiedDocument
-from trustcxr.study import engines
+from trustcxr.study import engines, steps
 from trustcxr.study.run_study import Study
 from trustcxr.study.verify_study import count_figures, differences, verify
 
@@ -149,6 +152,26 @@ def test_runs_that_are_lacking_or_twice_or_invented_and_replaced_weights_are_fou
     assert found(document) == {weights, *(("study.json", f"runs[{name}]") for name in (NAME, OTHER, "better"))}
     (lacking,) = [one for one in document.differences if NAME in one.key]
     assert lacking.computed == f"finished in {ROBUST}"
+
+
+@pytest.mark.slow
+def test_a_standard_run_that_failed_after_validation_is_ranked_as_in_the_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = write_files.write(tmp_path / "phantom", {"Train": 9, "Val": 4, "Test": 4}, size=32)
+    real = steps.STEPS["test"]
+
+    def fails(study: steps.StudyFolder, recipe: RunRecipe, folder: RunFolder) -> None:
+        if recipe.name == OTHER:
+            raise UserError("no")
+        real(study, recipe, folder)
+
+    monkeypatch.setitem(steps.STEPS, "test", fails)
+    recipe = small(models=[{"name": "test_resnet", "weights": "none"}])
+    document = Study(recipe, images, tmp_path / "out", engines.get("local")).run()  # type: ignore[arg-type]
+    assert (len(document.selection.ranking), [run.run for run in document.runs]) == (1, [NAME])
+    checked = verify(tmp_path / "out")
+    assert (found(checked), checked.unchecked) == (set(), [])
 
 
 def _edit(path: Path, how: Callable[[pd.DataFrame], pd.DataFrame]) -> None:

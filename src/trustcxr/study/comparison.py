@@ -1,6 +1,6 @@
 """Compare robust with standard runs on the same images, corrected for several comparisons, and over seeds."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import NamedTuple
@@ -25,30 +25,29 @@ class Key(NamedTuple):
     method: str = ""
 
 
-def standard_against_robust(folders: list[Path], *, resamples: int = 2000) -> list[Comparison]:
-    """Compare every other run of a study with the standard run of its model and seed, measure by measure.
+def standard_against_robust(
+    folders: list[Path], baselines: Container[str], *, resamples: int = 2000
+) -> list[Comparison]:
+    """Compare every other run of a study with the baseline of its model and seed, measure by measure.
 
     A row has the means, their difference with its bootstrap interval over groups, the share of images improved, the
     p-value, and the verdict in words. P-values are corrected (Holm 1979) for all comparisons of accuracy, or of
-    saliency. The standard run has no defence and the full background, or else the run's own background. Maps at a lung
-    gate are compared between gated runs alone. A hit rate is not compared if a map has too few cells.
+    saliency. `baselines`: names of the runs that the recipe trains without any of its defences. Maps at a lung gate are
+    compared between gated runs alone. A hit rate is not compared if a map has too few cells.
     """
-    return compare_documents(
-        {folder: read_schema(RunDocument, folder / METRICS_FILE) for folder in folders}, resamples=resamples
-    )
+    documents = {folder: read_schema(RunDocument, folder / METRICS_FILE) for folder in folders}
+    return compare_documents(documents, baselines, resamples=resamples)
 
 
-def compare_documents(runs: Mapping[Path, RunDocument], *, resamples: int = 2000) -> list[Comparison]:
+def compare_documents(
+    runs: Mapping[Path, RunDocument], baselines: Container[str], *, resamples: int = 2000
+) -> list[Comparison]:
     """Compare runs as `standard_against_robust`, from their folders and documents."""
-    standard: dict[tuple[str, int | None, str], Path] = {}
-    for folder, document in runs.items():
-        if document.defence == "standard":
-            standard.setdefault((document.model, document.seed, document.background), folder)
+    standard = {(run.model, run.seed): folder for folder, run in runs.items() if folder.name in baselines}
     rows, tables = [], {folder: figures(folder) for folder in runs}
     for folder, document in runs.items():
-        model, background = (document.model, document.seed), document.background
-        base = standard.get((*model, "full")) or standard.get((*model, background))
-        if base is None or base == folder or (document.defence, background) == ("standard", "full"):
+        base = standard.get((document.model, document.seed))
+        if base is None or base == folder:
             continue
         gates = {_gated(other) for other in (document, runs[base])}
         for key, before in tables[base].items():

@@ -244,6 +244,7 @@ class Study:
         self, runs: list[RunRecipe], ranking: list[schemas.Ranked], datasets: dict[str, Dataset], seconds: float
     ) -> schemas.StudyDocument:
         folders, recipe = [self._run_folder(run) for run in runs], self.recipe
+        baselines = {run.name for run in runs if run.defence == DefenceRecipe()}
         tested = [schemas.read_schema(schemas.RunDocument, folder / layout.METRICS_FILE) for folder in folders]
         for document, folder in zip(tested, folders, strict=True):
             document.training = schemas.read_schema(schemas.TrainingDocument, folder / layout.TRAINING_FILE)
@@ -273,7 +274,7 @@ class Study:
             ),
             runs=tested,
             over_seeds=comparison.over_seeds(tested),
-            comparisons=comparison.standard_against_robust(folders, resamples=recipe.evaluation.bootstrap),
+            comparisons=comparison.standard_against_robust(folders, baselines, resamples=recipe.evaluation.bootstrap),
             alarms=[alarm.model_copy(update={"run": run.run}) for run in tested for alarm in run.alarms],
             failures=[schemas.FailedRun(run=failure.name, reason=failure.reason) for failure in self.failures],
         )

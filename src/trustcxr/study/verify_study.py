@@ -16,6 +16,7 @@ from trustcxr.evaluation.trained_run import About
 from trustcxr.recipes.parsing import validate
 from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.recipes.study_recipe import StudyRecipe
+from trustcxr.recipes.training_recipe import DefenceRecipe
 from trustcxr.runs import explain_run
 from trustcxr.runs.test_data import validation_file
 from trustcxr.storage import atomic, layout, prediction_table, schemas
@@ -181,24 +182,26 @@ class _Verification:
             return
         at = {self.folder / "runs" / name: document for name, document in computed.items()}
         alarms = [alarm.model_copy(update={"run": run.run}) for run in computed.values() for alarm in run.alarms]
+        plain = [run for run in status.plan_runs(self.recipe, None).certain if run.defence == DefenceRecipe()]
+        resamples, baselines = self.recipe.evaluation.bootstrap, {run.name for run in plain}
         again: dict[str, object] = {
-            "comparisons": comparison.compare_documents(at, resamples=self.recipe.evaluation.bootstrap),
+            "comparisons": comparison.compare_documents(at, baselines, resamples=resamples),
             "over_seeds": comparison.over_seeds(list(computed.values())),
             "alarms": [alarm for alarm in alarms if alarm.kind != _OF_IMAGES],
-            "ranking": self._ranking(computed),
+            "ranking": self._ranking(plain),
         }
         stored = {key: self.stored.get(key) for key in ("comparisons", "over_seeds")}
         stored["alarms"] = [one for one in _records(self.stored.get("alarms")) if one.get("kind") != _OF_IMAGES]
         stored["ranking"] = atomic.section(self.stored, "selection").get("ranking")
         self._compare(layout.STUDY_RESULTS, stored, again)
 
-    def _ranking(self, computed: Mapping[str, RunDocument]) -> list[schemas.Ranked]:
-        """Rank the networks by validation; none if a standard run is missing."""
-        standard = [run for run in status.plan_runs(self.recipe, None).certain if run.defence == type(run.defence)()]
-        if not standard or not {run.name for run in standard} <= {*computed}:
+    def _ranking(self, baselines: list[RunRecipe]) -> list[schemas.Ranked]:
+        """Rank the networks by validation, as the study did; none if a missing one could be chosen."""
+        pairs = [(run, self.folder / "runs" / run.name) for run in baselines]
+        trained = [(run, folder) for run, folder in pairs if (folder / layout.VALIDATION_FILE).is_file()]
+        if not trained or (trained != pairs and self.recipe.selection.count < len(self.recipe.models)):
             return []
-        pairs = [(run, self.folder / "runs" / run.name) for run in standard]
-        return ranked(self.recipe.selection, pairs, computed[standard[0].name].classes)
+        return ranked(self.recipe.selection, trained, [str(name) for name in self.stored.get("classes") or ()])
 
 
 def _other_tables(run: Path, folder: Path) -> dict[str, Path]:
