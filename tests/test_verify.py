@@ -174,6 +174,22 @@ def test_a_standard_run_that_failed_after_validation_is_ranked_as_in_the_study(
     assert (found(checked), checked.unchecked) == (set(), [])
 
 
+@pytest.mark.slow
+def test_both_trainings_of_a_refit_are_verified(tmp_path: Path) -> None:
+    images = write_files.write(tmp_path / "phantom", {"Train": 9, "Val": 4, "Test": 4}, size=32)
+    training = {"epochs": 1, "batch_size": 12, "refit": True}
+    recipe = small(models=[{"name": "test_resnet", "weights": "none"}], training=training)
+    Study(recipe, images, tmp_path / "out", engines.get("local")).run()  # type: ignore[arg-type]
+    checked = verify(tmp_path / "out")
+    assert (found(checked), checked.unchecked) == (set(), [])
+    file = f"{ROBUST}/training.json"
+    for keys in (("best_value",), ("seconds",), ("refit", "epochs")):
+        change(tmp_path / "out" / file, *keys, to=99)
+    assert {key for name, key in found(verify(tmp_path / "out")) if name == file} == {
+        *("best_value", "seconds", "refit.epochs")
+    }
+
+
 def _edit(path: Path, how: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
     atomic.write_table(path, how(atomic.read_table(path)))
 

@@ -143,21 +143,21 @@ class _Verification:
             self._differs(file, *one)
 
     def _history(self, run: Path, training: TrainingDocument) -> None:
-        """Compare training.json with history.csv: how many epochs, and the figures of the best."""
-        path, monitor, best = run / layout.HISTORY_FILE, training.monitor, training.best_epoch
-        if not self._is_there(path, f"runs/{run.name}/{layout.TRAINING_FILE}") or training.refit is not None:
+        """Compare training.json with history.csv: epochs, seconds, the best epoch; with a refit of both trainings."""
+        file, monitor, best = f"runs/{run.name}/{layout.TRAINING_FILE}", training.monitor, training.best_epoch
+        folders = [run] if training.refit is None else [run / layout.BEFORE_REFIT, run]
+        if [folder for folder in folders if not self._is_there(folder / layout.HISTORY_FILE, file)]:
             return
-        try:
-            table = atomic.read_table(path)
-            computed: dict[str, object] = {"epochs": len(table), "seconds": float(table["seconds"].iloc[-1])}
-            if best is not None and not 0 <= best < len(table):
-                computed["best_epoch"] = f"one of 0 to {len(table) - 1}"
-            elif best is not None and monitor in table:
-                computed["best_value"] = float(table[monitor].iloc[best])
-        except (UserError, LookupError, ValueError) as problem:
-            raise UserError(f"{path}: damaged: {problem}. Restore it: only a new training makes it again") from problem
+        (table, seconds), *again = [_read_history(folder / layout.HISTORY_FILE) for folder in folders]
+        computed: dict[str, object] = {"epochs": len(table), "seconds": seconds + sum(more for _, more in again)}
         content = atomic.plain(training)
-        self._compare(f"runs/{run.name}/{layout.TRAINING_FILE}", {key: content.get(key) for key in computed}, computed)
+        for refit, more in again:
+            computed["refit"] = content["refit"] | {"epochs": len(refit), "seconds": more}
+        if best is not None and not 0 <= best < len(table):
+            computed["best_epoch"] = f"one of 0 to {len(table) - 1}"
+        elif best is not None and monitor in table:
+            computed["best_value"] = float(table[monitor].iloc[best])
+        self._compare(file, {key: content.get(key) for key in computed}, computed)
         self.result.files += 1
 
     def _list_of_runs(self, names: list[str]) -> None:
@@ -201,7 +201,16 @@ class _Verification:
         trained = [(run, folder) for run, folder in pairs if (folder / layout.VALIDATION_FILE).is_file()]
         if not trained or (trained != pairs and self.recipe.selection.count < len(self.recipe.models)):
             return []
-        return ranked(self.recipe.selection, trained, [str(name) for name in self.stored.get("classes") or ()])
+        return ranked(self.recipe.selection, trained, _classes(atomic.read_yaml(trained[0][1] / layout.RUN_FILE)))
+
+
+def _read_history(path: Path) -> tuple[pd.DataFrame, float]:
+    """Return history.csv and the seconds of all its epochs."""
+    try:
+        table = atomic.read_table(path).astype(float)
+        return table, float(table["seconds"].iloc[-1])
+    except (UserError, LookupError, ValueError) as problem:
+        raise UserError(f"{path}: damaged: {problem}. Restore it: only a new training makes it again") from problem
 
 
 def _other_tables(run: Path, folder: Path) -> dict[str, Path]:
@@ -226,11 +235,16 @@ def _compute_whole(run: Path, folder: Path, study: StudyRecipe | None) -> RunDoc
         raise UserError(f"{folder}: damaged: {names} ({text}); restore it, or make it anew") from problem
 
 
+def _classes(content: Mapping[str, object]) -> tuple[str, ...]:
+    """Return the classes that run.yaml names."""
+    names = content.get("classes")
+    return tuple(map(str, names if isinstance(names, list) else ()))
+
+
 def compute_figures(run: Path, folder: Path, study: StudyRecipe | None) -> RunDocument:
     """Compute metrics.json of a run from the tables in a folder; of a study, as its recipe asks."""
     content = atomic.read_yaml(run / layout.RUN_FILE)
-    names = content.get("classes")
-    classes = tuple(map(str, names if isinstance(names, list) else ()))
+    classes = _classes(content)
 
     def load_table(path: Path) -> pd.DataFrame:
         table = atomic.read_table(path)
