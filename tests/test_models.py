@@ -212,10 +212,21 @@ def test_files_that_are_no_weights(ending: str, tmp_path: Path) -> None:
     assert "\n" not in str(problem.value)
 
 
-def test_weights_that_are_not_a_table_of_tensors(tmp_path: Path) -> None:
-    torch.save([torch.zeros(2)], tmp_path / "list.pth")
+@pytest.mark.parametrize("content", [[torch.zeros(2)], {0: torch.zeros(2)}])
+def test_weights_that_are_not_a_table_of_tensors(content: object, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "other.pth")
     with pytest.raises(UserError, match="expected a table of tensors by name"):
-        factory.build(TINY, classes=3, weights=tmp_path / "list.pth")
+        factory.build(TINY, classes=3, weights=tmp_path / "other.pth")
+
+
+def test_a_plain_network_starts_from_a_file_of_weights(tmp_path: Path) -> None:
+    trained = factory.build("plain3", classes=3)
+    weights.save_weights(trained, tmp_path / "plain.safetensors")
+    started = factory.build("plain3", classes=3, weights=tmp_path / "plain.safetensors")
+    for name, values in started.state_dict().items():
+        assert torch.equal(values, trained.state_dict()[name]), name
+    with pytest.raises(UserError, match="do not fit this network"):
+        factory.build("plain5", classes=3, weights=tmp_path / "plain.safetensors")
 
 
 def test_weights_of_another_network(grey_network: classifier.Classifier, tmp_path: Path) -> None:

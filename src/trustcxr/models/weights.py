@@ -71,14 +71,14 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     for key in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise UserError(f"weights '{path}': expected a table of tensors by name, found something else")
     # DataParallel names weights module.*; a Classifier's own file names them net.*, and carries its normalisation.
     return {k.removeprefix("module.").removeprefix("net."): v for k, v in state.items() if k not in ("mean", "std")}
 
 
 def _load(net: nn.Module, state: dict[str, Tensor], *, source: str) -> None:
-    config: Any = net.pretrained_cfg
+    config: Any = getattr(net, "pretrained_cfg", None) or {}  # only networks of timm have one
     firsts = config.get("first_conv") or []
     for first in [firsts] if isinstance(firsts, str) else firsts:
         key = f"{first}.weight"
