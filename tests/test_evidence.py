@@ -193,6 +193,17 @@ def test_a_step_makes_counterfactual_images_as_the_recipe_says_and_attacks_the_o
     assert radii[0].flatten()[~spared].tolist() == pytest.approx([0.02] * int((~spared).sum()))
 
 
+def test_a_replayed_batch_has_the_same_counterfactual_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    known, recipe = _known(24), _recipe(counterfactuals={"share": 0.5}, defence={"name": "free", "replays": 2})
+    module = step.TrainingStep(_model("evidence-17x8"), recipe, classes=3, steps_per_epoch=4, healthy=2)
+    pixels = []
+    for number in (0, 1, 2):
+        monkeypatch.setattr(step.TrainingStep, "global_step", number)
+        pixels.append(module._counterfactual(known, 2).pixels)
+    assert torch.equal(pixels[0], pixels[1])
+    assert not torch.equal(pixels[1], pixels[2])
+
+
 def test_a_transplanted_lesion_makes_a_healthy_image_ill() -> None:
     known = _known(24)
     after = counterfactual_loss.counterfactual(known, healthy=2, share=0.25, generator=torch.Generator().manual_seed(0))

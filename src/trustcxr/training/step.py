@@ -197,7 +197,8 @@ class TrainingStep(pl.LightningModule):
         return loss, logits
 
     def _counterfactual(self, lesion_batch: LesionBatch, healthy: int) -> LesionBatch:
-        generator = torch.Generator().manual_seed((self.recipe.seed + 1) * 1_000_033 + self.global_step)
+        first = (self.recipe.seed + 1) * 1_000_033
+        generator = torch.Generator().manual_seed(first + self.global_step // replays(self.recipe))
         edits = self.recipe.training.counterfactuals
         lesion_batch = counterfactual_loss.counterfactual(
             lesion_batch, healthy=healthy, share=edits.share, generator=generator, fills=edits.fills
