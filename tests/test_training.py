@@ -407,6 +407,21 @@ def test_catastrophic_overfitting_stops_training_and_is_said(
     assert run.training.alarm == summary.alarm
 
 
+def test_the_alarm_names_the_balanced_accuracies_that_decided(
+    radiographs: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = iter([(0.5, 0.6), (0.55, 0.1)])
+
+    def validate(*inputs: Any) -> dict[str, float]:
+        row, balanced = ({"val_fgsm_accuracy": 0.9, "val_pgd_accuracy": pgd} for pgd in next(figures))
+        inputs[-1].update(balanced)
+        return {"val_accuracy": 0.9} | row
+
+    monkeypatch.setattr(monitor, "validate", validate)
+    summary = fit_run.fit(recipe("fgsm", epochs=4), *radiographs, tmp_path)
+    assert "balanced accuracy under PGD-10 at epsilon 0.02 fell from 60.0% to 10.0%" in summary.alarm
+
+
 @pytest.mark.parametrize(
     ("best_pgd", "fgsm", "pgd", "overfits", "classes"),
     [

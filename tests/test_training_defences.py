@@ -219,7 +219,8 @@ def test_what_needs_an_answer_is_refused_where_bounds_are_trained(
 def test_images_shown_beside_bounds_can_be_guided(radiographs: tuple[Any, Any], tmp_path: Path) -> None:
     for name, keys in {"plain": {}, "guided": {"guidance": 5.0, "guidance_on": "gradients"}}.items():
         defence = {"name": "ibp", "clean_weight": 0.5}
-        fit_run.fit(recipe(defence, model={"name": "plain3"}, epochs=1, **keys), *radiographs, tmp_path / name)
+        how = recipe(defence, model={"name": "plain3"}, epochs=1, **keys)
+        assert fit_run.fit(how, *radiographs, tmp_path / name).watched_images is None, "all are certified"
     assert not same(weights(tmp_path / "plain"), weights(tmp_path / "guided"))
 
 

@@ -26,7 +26,7 @@ from trustcxr.storage.memory import keep_freed_memory
 from trustcxr.storage.schemas import TrainingDocument
 from trustcxr.training import checkpoint, environment, lung_segmenter, tracking
 from trustcxr.training.devices import Devices, Team, does_not_fit, start_processes
-from trustcxr.training.monitor import MONITOR_STEPS, Bar, Monitor, RefitMonitor, attacked_rows
+from trustcxr.training.monitor import Bar, Monitor, RefitMonitor, attacked_rows
 from trustcxr.training.step import TrainingStep, replays
 
 ALONE = Devices()
@@ -263,17 +263,10 @@ def _finish(
     atomic.write_yaml(folder / layout.RUN_FILE, content)
     summary.precision_asked = recipe.training.precision
     summary.precision = environment.supported_precision(summary.precision_asked, environment.device_kind())
-    if recipe.defence.attacks:
+    if recipe.defence.attacks and not recipe.defence.certifies:
         summary.watched_images = len(attacked_rows(monitor.val))
-    if monitor.stopped == "overfitting":
-        *before, last = monitor.history
-        highest = max(row["val_pgd_accuracy"] for row in before)
-        summary.alarm = (
-            f"catastrophic overfitting at epoch {len(monitor.history)}: accuracy under PGD-{MONITOR_STEPS}"
-            f"{recipe.defence.at_epsilon} fell from {highest:.1%} to {last['val_pgd_accuracy']:.1%} "
-            f"on {monitor.measured_on} while FGSM accuracy was {last['val_fgsm_accuracy']:.1%}; the weights of epoch "
-            f"{monitor.best_epoch} are kept"
-        )
+    if monitor.alarm:
+        summary.alarm = monitor.alarm
         log(f"{recipe.name}: {summary.alarm}")
     atomic.write_json(folder / layout.TRAINING_FILE, summary)
     checkpoint.remove(folder)

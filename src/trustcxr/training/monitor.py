@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
 
 ALONE = Devices()
-_STATE = ("history", "best", "stopped", "seconds", "best_sum", "processor_seconds")  # kept in checkpoints
+_STATE = ("history", "best", "stopped", "seconds", "best_sum", "processor_seconds", "alarm")  # kept in checkpoints
 OVERFIT_FALL, OVERFIT_GAP = 0.15, 0.20  # see Monitor._overfits
 
 
@@ -55,6 +55,7 @@ class Monitor(pl.Callback):
         if recipe.defence.certifies:
             self.monitor = "val_certified_accuracy"
         self.epochs = recipe.training.epochs  # at most
+        self.alarm = ""  # of catastrophic overfitting
         self.best_sum = ""  # the checksum of the best weights; empty until there are any
 
     def state_dict(self) -> dict[str, Any]:
@@ -105,7 +106,7 @@ class Monitor(pl.Callback):
             atomic.write_table(self.folder / layout.HISTORY_FILE, self.table())
         judged = row | balanced
         if self._overfits(judged):
-            self.stopped = "overfitting"
+            self.stopped, self.alarm = "overfitting", self._describe_fall(judged)
             trainer.should_stop = True
             return
         score = self._score(judged, module.classes)
@@ -164,6 +165,15 @@ class Monitor(pl.Callback):
             return False
         fall = self.best["best_pgd"] - row["val_pgd_accuracy"]
         return fall > OVERFIT_FALL and row["val_fgsm_accuracy"] - row["val_pgd_accuracy"] > OVERFIT_GAP
+
+    def _describe_fall(self, row: dict[str, float]) -> str:
+        """Return the alarm of catastrophic overfitting, with the balanced accuracies that decided."""
+        return (
+            f"catastrophic overfitting at epoch {len(self.history)}: balanced accuracy under PGD-{MONITOR_STEPS}"
+            f"{self.recipe.defence.at_epsilon} fell from {self.best['best_pgd']:.1%} to {row['val_pgd_accuracy']:.1%} "
+            f"on {self.measured_on} while that under FGSM was {row['val_fgsm_accuracy']:.1%}; the weights of epoch "
+            f"{self.best_epoch} are kept"
+        )
 
 
 class RefitMonitor(Monitor):
