@@ -98,6 +98,7 @@ def test_recipes_that_run_here_need_no_hub(name: str) -> None:
     [
         ({"trainig": {}}, ["unknown key 'trainig'", "did you mean training?"]),
         ({"models": [{"name": "vgg16", "wieghts": "none"}]}, ["'models.0.wieghts'", "did you mean weights"]),
+        ({"training": {"own": 1}}, ["unknown key 'training.own'"]),
         ({"training": {"epochs": 0}}, ["key 'training.epochs'", "greater than or equal to 1", "not 0"]),
         ({"training": {"epochs": 2.5}}, ["key 'training.epochs'", "not 2.5"]),
         ({"training": {"learning_rate": float("inf")}}, ["key 'training.learning_rate'", "not inf"]),

@@ -47,8 +47,9 @@ def validate(kind: type[Model], content: object, where: str) -> Model:
         first = problem.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
-            complaint = str(unknown("key", first["loc"][-1], _recipe_at(kind, first["loc"][:-1]).model_fields))
-            raise UserError(f"{where}: {complaint.replace(str(first['loc'][-1]), key, 1)}") from None
+            *parents, last = first["loc"]
+            complaint = str(unknown("key", last, _recipe_at(kind, parents).model_fields))
+            raise UserError(f"{where}: " + complaint.replace(f"'{last}'", f"'{key}'", 1)) from None
         if first["type"] == "value_error":  # ours, about several keys together
             raise UserError(f"{where}: " + (f"key '{key}': " if key else "") + str(first["ctx"]["error"])) from None
         if first["type"] == "literal_error" and len(words := re.findall(r"'([^']*)'", first["ctx"]["expected"])) > 1:
