@@ -12,7 +12,6 @@ Shared options:
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,12 +56,25 @@ def ibp(
     return loss + regulariser * (1 - grown) * unevenness(layers, bounds), worst
 
 
-def crown_ibp(*arguments: Any, **options: Any) -> tuple[Tensor, Tensor]:
+def crown_ibp(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    epsilon: Radius,
+    clean_weight: float = 0.0,
+    attack_share: float = 0.0,
+    regulariser: float = 0.0,
+    grown: float = 1.0,
+    label_smoothing: float = 0.0,
+) -> tuple[Tensor, Tensor]:
     """Cross-entropy of the worst logits within CROWN's bounds, then the intervals' (CROWN-IBP; Zhang et al. 2020).
 
     Arguments as `ibp`.
     """
-    return ibp(*arguments, with_crown=True, **options)
+    weights = {"clean_weight": clean_weight, "attack_share": attack_share, "regulariser": regulariser}
+    options = weights | {"grown": grown, "label_smoothing": label_smoothing}
+    return ibp(model, images, labels, epsilon=epsilon, with_crown=True, **options)
 
 
 def unevenness(layers: Sequence[affine_graph.Layer], bounds: Sequence[Interval]) -> Tensor:
