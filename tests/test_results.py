@@ -202,7 +202,7 @@ def test_a_folder_that_is_no_run(names: tuple[str, ...], text: str, tmp_path: Pa
 def test_a_folder_that_is_not_there(check: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no such (run|study) folder.*trustcxr study"):
         check(tmp_path / "gone")
-    with pytest.raises(UserError, match="no such|a file, not the folder of a run"):
+    with pytest.raises(UserError, match=r"no such|a file, not the folder of a run"):
         check(touch(tmp_path, "file") / "file")
 
 
