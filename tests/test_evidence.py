@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from trustcxr import explain, models
 from trustcxr.data import lesion_edits, load_dataset, phantom
+from trustcxr.data.phantom.render_image import render
 from trustcxr.defences import counterfactual_loss, guidance
 from trustcxr.defences.counterfactual_loss import LesionBatch
 from trustcxr.defences.guidance import Pass
 from trustcxr.errors import UserError
-from trustcxr.evaluation import load_run, predictions
+from trustcxr.evaluation import load_run, predictions, trained_models
 from trustcxr.evaluation.trained_run import Run
 from trustcxr.explain.base import to_saliency
 from trustcxr.explain.evidence import evidence_map, signed_evidence
@@ -397,3 +398,15 @@ def test_no_mask_reaches_a_network_at_test(kind: str, tmp_path: Path) -> None:
     seen = before["attack"].isin(["clean", "pgd"])
     pd.testing.assert_frame_equal(before[seen], after[seen])
     assert not np.array_equal(np.stack(before["logits"]), np.stack(after["logits"])), "with the lungs hidden it differs"
+
+
+def test_predict_shows_the_evidence_of_a_network_that_has_it(tmp_path: Path) -> None:
+    from trustcxr.explain import predict
+    from trustcxr.report.terminal import describe_answer
+
+    Image.fromarray(render("COVID-19", 1, 64).image).save(tmp_path / "chest.png")
+    (answer,) = predict.predict(
+        trained_models.resolve(Path("covid-evidence")), [tmp_path / "chest.png"], out=tmp_path / "out", anyway=True
+    )
+    assert answer.method == "evidence"
+    assert "heatmap (evidence, summed to the answer) of the predicted class" in "\n".join(describe_answer(answer))

@@ -233,6 +233,7 @@ def test_a_run_that_learnt_from_padded_images_is_shown_padded_ones(run: Path) ->
     radiograph = render("COVID-19", 1, 200).image[:, 50:150]
     said = predict.predict_image(loaded, radiograph, epsilon=0.0)
     saliency = predict.add_doubts(said, loaded, None, predict.LoadedImage(radiograph), steps=3)
+    assert said.method == saliency.method == "gradcam@-2"
     picture = predict.draw_heatmap(loaded, radiograph, saliency, radiograph.shape)
     square = torch.from_numpy(np.array(read.resize_image(radiograph, loaded.size, "pad"))).float().div(255)[None, None]
     with torch.inference_mode():

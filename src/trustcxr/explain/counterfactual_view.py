@@ -26,7 +26,6 @@ HIGHEST = 0.3  # the largest perturbation that is tried
 _TOWARDS = 10  # steps of FAB toward the border
 _STEPS, _ATTEMPTS, _SECONDS = (20, 10, 5, 3), 4, 1.0  # steps of PGD; radii tried; their time limit
 FEW_CELLS = 32  # a map of at most so many cells a side is drawn as cells
-SHOWN = "gradcam"  # the method of the heatmap
 CHILD = "the patient is a child, and it is not known that the network was trained on images of children"
 SMALL = 0.005  # a smaller change than this must not flip an answer
 ALIKE = 0.9  # correlation from which a map shows no more than its baseline map
@@ -93,6 +92,14 @@ def find_methods(run: Run) -> list[str]:
             methods.maps(run.model, x, 0, [name])
             names.append(name)
     return names
+
+
+def choose_shown(run: Run) -> str:
+    """Return the method of the heatmap: evidence, the exact reason, of a network that has it, else Grad-CAM."""
+    with suppress(UserError):
+        methods.maps(run.model, torch.full((1, 1, run.size, run.size), 0.5, device=run.device), 0, ["evidence"])
+        return "evidence"
+    return "gradcam"
 
 
 def make_maps(run: Run, pixels: Tensor, predicted: int, names: Sequence[str]) -> list[Map]:

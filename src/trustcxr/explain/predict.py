@@ -135,13 +135,14 @@ def add_doubts(
     steps: int,
     searched: nn.Module | None = None,
 ) -> counterfactual_view.Map:
-    """Add every reason for doubt, and the smallest change that flips the prediction. Returns its Grad-CAM map.
+    """Add every reason for doubt, and the smallest change that flips the prediction. Returns the map that is shown.
 
     steps, searched: of the search for that change, as for `counterfactual_view.find_flip`.
     """
     pixels = as_input(image.pixels, run.size, run.resize).to(run.device)
     predicted = run.classes.index(result.predicted)
-    (saliency,) = counterfactual_view.make_maps(run, pixels, predicted, [counterfactual_view.SHOWN])
+    (saliency,) = counterfactual_view.make_maps(run, pixels, predicted, [counterfactual_view.choose_shown(run)])
+    result.method = saliency.method
     add_warnings(result, run, ood_model, image)
     result.warnings += counterfactual_view.describe_maps([saliency], run)
     flip = counterfactual_view.find_flip(run, pixels, predicted, steps=steps, searched=searched)

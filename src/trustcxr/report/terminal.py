@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from trustcxr.console import plural
-from trustcxr.registry import ONE_CELL, WORST_CASE, format_baseline
+from trustcxr.registry import ONE_CELL, WORST_CASE, Method, format_baseline
 from trustcxr.report import formatting, html
 from trustcxr.report.load import Run, find_lowest, label_runs
 from trustcxr.report.ranking import choose_headline, rank_runs
@@ -102,6 +102,7 @@ NOT_CALIBRATED = "probabilities are not calibrated. Run `trustcxr evaluate` on t
 def describe_answer(answer: schemas.ImageAnswer) -> list[str]:
     """Return the answer for one image as lines."""
     parts = {"answer": answer, "fault": _fault(answer), "calibrated": CALIBRATED, "not_calibrated": NOT_CALIBRATED}
+    parts["method"] = f"heatmap ({Method.parse(answer.method).label})" if answer.method else "heatmap"
     return html.fill_lines("answer", parts)
 
 

@@ -19,6 +19,7 @@ from PIL import Image
 from trustcxr.data.images.dicom_files import INSTALL, MANUFACTURER, RESULT_ENDINGS, is_own_result, read_header
 from trustcxr.data.images.greyscale import quiet
 from trustcxr.errors import UserError
+from trustcxr.registry import Method
 from trustcxr.storage.atomic import atomic_write
 from trustcxr.storage.schemas import ImageAnswer
 from trustcxr.version import NOTICE, __version__
@@ -225,8 +226,9 @@ def _make_capture(header: "Dataset", pixels: np.ndarray, answer: ImageAnswer) ->
     for name in _INHERITED:
         if name in header:
             setattr(capture, name, header[name].value)
+    method = Method.parse(answer.method or "gradcam").label
     capture.DerivationDescription = (
-        f"Heatmap (Grad-CAM) of the class that {answer.run or 'a network'} answers, over the image. {NOTICE}"
+        f"Heatmap ({method}) of the class that {answer.run or 'a network'} answers, over the image. {NOTICE}"
     )
     capture.ImageComments = NOTICE
     capture.SourceImageSequence = [_make_reference(header)]

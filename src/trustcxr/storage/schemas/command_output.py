@@ -16,7 +16,7 @@ class ImageAnswer(Document):
     read, or its results cannot be written. `left_out`: it is no image, or no chest radiograph. `dicom`: paths of DICOM
     objects; `no_dicom`: why there are none. `warnings`: reasons for doubt. `border`: text if two classes are nearly as
     likely. `rarer_than`: the share of validation images that are more like the training images. `smallest_change`:
-    epsilon of the smallest change found that flips it.
+    epsilon of the smallest change found that flips it. `method`: of the heatmap.
     """
 
     image: str = ""
@@ -27,6 +27,7 @@ class ImageAnswer(Document):
     survives: dict[str, bool] = {}
     run: str = ""
     heatmap: str | None = None
+    method: str = ""
     dicom: list[str] = []
     no_dicom: str | None = None
     warnings: list[str] = []
