@@ -238,6 +238,9 @@ def test_a_model_that_loses_every_rare_finding_is_not_robust_and_not_stable() ->
         assert "balanced accuracy falls from 94.0%" in answer(question, audit).text
     kept = document(findings=findings, clean=clean, attacks=[row | {"balanced_accuracy": good}], corruptions_mean=mean)
     assert answer("robust", kept).met is True
+    part = row | {"balanced_accuracy": good, "clean_balanced_accuracy": {"value": 0.99, "ci": [0.98, 1.0]}}
+    text = answer("robust", document(findings=findings, clean=clean, attacks=[part], corruptions_mean=mean)).text
+    assert "balanced accuracy falls from 99.0%" in text, "of the images that were attacked"
 
 
 def test_a_model_that_answers_the_commonest_class_under_damage_is_not_stable() -> None:

@@ -552,3 +552,10 @@ def test_classes_that_differ_only_in_capitals_or_blanks_are_said(again: str, tmp
     assert f"count as different: 'a-1' (2 images) and '{again}' (1 image); to join them, give --label " in note
     mapped = load_dataset(file, "Train", 16, labels={again: "a-1", "b": "b"})
     assert (mapped.notes, mapped.classes) == ([], ("a-1", "b"))
+
+
+def test_a_listed_path_may_lack_both_the_first_folder_and_the_suffix(tmp_path: Path) -> None:
+    for name in "ab":
+        image(tmp_path / f"{name}.png")
+    (tmp_path / "list.csv").write_text("path,class\nold/disk/a,1\nold/disk/b,2\n")
+    assert read_manifest(tmp_path / "list.csv").table["path"].tolist() == ["a.png", "b.png"]

@@ -97,6 +97,24 @@ def test_an_audit_of_another_object_of_the_same_class_is_not_that_of_the_first(p
     assert one.examination != other.examination
 
 
+def test_a_scripted_module_is_audited(pack: Pack) -> None:
+    data = tx.load_dataset(pack.images(), split="Test", size=32)
+    net = torch.jit.script(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(32 * 32, len(data.classes))))
+    assert tx.audit.run(net, data, attacks=["fgsm"], epsilons=[0.02]).clean.n == len(data)
+
+
+def test_what_all_findings_share_is_a_change_of_each() -> None:
+    from trustcxr.attacks.bpda import probe_gradients
+
+    class Moody(Flipped):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return super().forward(images) + 3 * torch.randn(len(images), 1)
+
+    images = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert not probe_gradients(Moody(False), images).random
+    assert probe_gradients(Moody(False), images, sigmoids=True).random
+
+
 def test_a_constant_on_all_logits_does_not_hide_that_answers_are_random() -> None:
     from trustcxr.attacks.bpda import probe_gradients
 

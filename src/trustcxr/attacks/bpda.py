@@ -263,16 +263,17 @@ class GradientTraits:
         return [through] if self.zero_gradients > 0.98 else [plain, through]
 
 
-def probe_gradients(model: nn.Module, images: Tensor, *, random: bool = True) -> GradientTraits:
+def probe_gradients(model: nn.Module, images: Tensor, *, random: bool = True, sigmoids: bool = False) -> GradientTraits:
     """Probe the gradients of a model on images (B, 1, H, W) in [0, 1]; its state is preserved.
 
-    `random`: False skips the test for a random model, if it is known not to be one.
+    `random`: False skips the test for a random model, if it is known not to be one. `sigmoids`: each logit is a finding
+    of its own, else what all share changes no answer.
     """
     with preserve_state(model):
         torch.manual_seed(0)
         with torch.no_grad():
             answers = torch.stack([model(images).float() for _ in range(REPEATS if random else 1)])
-        margins, centred = _margins(answers), centre(answers)
+        margins, centred = _margins(answers), answers if sigmoids else centre(answers)
         typical = float(margins.mean(0).abs().median())
         random = bool((centred.amax(0) - centred.amin(0)).max() > 1e-4 * max(1.0, float(centred.abs().max())))
         draws = _draws(float(margins.std(0).median()) / max(typical, 1e-12)) if random else 1

@@ -1,10 +1,11 @@
 """Prepare the data of an audit: images to examine, validation and surrogate images, scores, and its checksum."""
 
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -18,7 +19,6 @@ from torch import Tensor
 from trustcxr.audit import multilabel
 from trustcxr.audit.entry_checks import Check
 from trustcxr.audit.formats import ExternalModel
-from trustcxr.audit.model_state import describe_code
 from trustcxr.audit.subject import Subject, describe_model, is_multilabel, training_data_name
 from trustcxr.audit.submitted import SubmittedImages
 from trustcxr.data import load_dataset
@@ -37,7 +37,7 @@ from trustcxr.storage import atomic, layout
 from trustcxr.storage.prediction_table import CLEAN
 from trustcxr.storage.schemas import AuditedData
 
-AUDIT_VERSION = 3  # of the algorithms: an audit of another version is computed again
+AUDIT_VERSION = 4  # of the algorithms: an audit of another version is computed again
 SURROGATE_IMAGES = 256  # training images that a surrogate learns from, at most
 _UNIQUE = 2  # of the names of an image, the first that no other image shares
 
@@ -81,6 +81,7 @@ class Audit:
     images: AuditImages
     exam: ExamRecipe
     submitted: SubmittedImages | None = None
+    token: bytes = field(default_factory=lambda: os.urandom(8))  # a part of the key of a Python object
 
     @property
     def dataset(self) -> Dataset:
@@ -121,8 +122,8 @@ class Audit:
         if (surrogate := self.images.surrogate) is not None:
             content += [surrogate.training.image_sums[surrogate.rows].tolist()]
         digest = sha256(json.dumps(content, sort_keys=True, default=str).encode())
-        if not isinstance(self.subject, Run) and self.subject.origin.sha256 is None and self.subject.model is not None:
-            digest.update(json.dumps(describe_code(self.subject.model), sort_keys=True).encode())
+        if not isinstance(self.subject, Run) and self.subject.model is not None and self.subject.origin.sha256 is None:
+            digest.update(self.token)  # an object's code has no checksum: nothing of another audit is taken for its own
         for name, tensor in self.subject.model.state_dict().items() if self.subject.model is not None else ():
             digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
         for dataset in (self.dataset, self.images.validation):

@@ -121,18 +121,19 @@ def run_entry_checks(
         assert subject.model is not None
         kind, model = _check_kind(subject.model, few)
         state = describe_state(model, few[:2])
-        traits = probe_gradients(model, few)
+        sigmoids = is_multilabel(subject)
+        traits = probe_gradients(model, few, sigmoids=sigmoids)
         bar.advance(note="its declaration")
         gradients = traits.healed < 1 or traits.zero_gradients < 1
         checks = [
             *_check_classes(subject, images, labels, STOCHASTIC_DRAWS if traits.random else 1),
             *_check_conversion(subject, gradients, len(images), difference),
             _check_random(traits),
-            *([] if traits.random else _check_alone(model, few[:ALONE])),
+            *([] if traits.random else _check_alone(model, few[:ALONE], sigmoids=sigmoids)),
             *([] if traits.random or is_multilabel(subject) else [check_memory(_right(model, labels), images)]),
             *kind,
             *_check_gradients(traits),
-            *([] if traits.random or not gradients else [_check_followed(model, few[:ALONE])]),
+            *([] if traits.random or not gradients else [_check_followed(model, few[:ALONE], sigmoids=sigmoids)]),
             *_check_inside(model, few),
         ]
         bar.advance(note="planted examples")
@@ -252,7 +253,7 @@ def _check_random(traits: GradientTraits) -> Check:
     return Check("same answer twice", False, text, grave=True)
 
 
-def _check_alone(model: nn.Module, images: Tensor) -> Iterator[Check]:
+def _check_alone(model: nn.Module, images: Tensor, *, sigmoids: bool) -> Iterator[Check]:
     """Check that an image has the same answer among others, among copies of itself, and alone."""
     if len(images) < 2:
         return
@@ -265,7 +266,8 @@ def _check_alone(model: nn.Module, images: Tensor) -> Iterator[Check]:
             alone = torch.cat([model(image[None]) for image in images]).float()
         except Exception:  # some networks refuse a batch of one, in many ways: nobody is misled by that
             alone = copies
-    together, copies, alone = map(centre, (together, copies, alone))
+    if not sigmoids:
+        together, copies, alone = map(centre, (together, copies, alone))
     moved = torch.stack([(other - together).abs().amax(1) for other in (copies, alone)]).amax(0)
     share = float((moved / together.abs().amax(1).clamp(min=1e-12)).median())
     text = "an image has the same answer whatever images are in its batch"
@@ -331,9 +333,9 @@ def move_half_pixel(images: Tensor) -> Tensor:
     return moved[..., :height, :width].clamp(0, 1).to(images)
 
 
-def _check_followed(model: nn.Module, images: Tensor) -> Check:
+def _check_followed(model: nn.Module, images: Tensor, *, sigmoids: bool) -> Check:
     """Check that the answers are the same if the image requires a gradient, as in an attack."""
-    moved = largest_difference_with_gradients(model, images)
+    moved = largest_difference_with_gradients(model, images, sigmoids=sigmoids)
     text = "an image has the same answer if a gradient is computed"
     if moved > BATCH_EFFECT:
         text = f"if a gradient is computed its logits differ by {moved:.0%}: attacks would climb another model"
@@ -520,10 +522,15 @@ def compare_differences(
     return Differences(float(gained[promised > 0].median()), float(uphill.float().mean()))
 
 
-def largest_difference_with_gradients(model: nn.Module, images: Tensor) -> float:
-    """Return how far logits move if the image requires a gradient, as a share of the largest logit of each image."""
+def largest_difference_with_gradients(model: nn.Module, images: Tensor, *, sigmoids: bool = False) -> float:
+    """Return how far logits move if the image requires a gradient, as a share of the largest logit of each image.
+
+    The logits count without what all of an image share, unless they are `sigmoids`, of a finding each.
+    """
     with torch.no_grad():
-        plain = centre(model(images).float())
+        plain = model(images).float()
     with torch.inference_mode(False), torch.enable_grad():
-        followed = centre(model(images.detach().clone().requires_grad_(True)).detach().float())
+        followed = model(images.detach().clone().requires_grad_(True)).detach().float()
+    if not sigmoids:
+        plain, followed = centre(plain), centre(followed)
     return float(((followed - plain).abs().amax(1) / plain.abs().amax(1).clamp(min=1e-12)).max())

@@ -307,7 +307,7 @@ def _predict_findings(predictor: _Predictor) -> tuple[pd.DataFrame, pd.DataFrame
         table, checks = match_scores(audit.subject, audit.dataset, audit.images.ambiguous_names)
         return table, _match_validation_scores(audit.subject, audit.images), checks
     examined = predictor.under_test(model, audit.subject.classes)
-    keep = AskedImages(predictor.parts / ASKED, len(audit.dataset))
+    keep = AskedImages(predictor.parts / ASKED, len(predictor.choose_attacked()))
     options = {"corruptions": audit.exam.corruptions, "views": False, "parts": predictor.parts / "all"}
     table = predictor.predict_some_attacked(examined, keep=keep, **options)  # type: ignore[arg-type]
     table = table.drop(columns=RIGHT_SHARE, errors="ignore")  # of the highest class, which means nothing here

@@ -34,16 +34,6 @@ def describe_state(model: nn.Module, images: Tensor) -> dict[str, str]:
     return state
 
 
-def describe_code(model: nn.Module) -> dict[str, str]:
-    """Return a digest of each module's attributes and forward pass, and of the function that a module wraps."""
-    inner = model.net if isinstance(model, WrappedModel) else model
-    parts: dict[str, str] = {}
-    for name, module in inner.named_modules():
-        content = _attributes(module, 0) | {"forward": _digest(type(module).forward, 0)}
-        parts |= {f"{name}.{key}": digest for key, digest in content.items()}
-    return parts
-
-
 def changed_parts(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
     """Return the names of what differs between two states."""
     return sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
@@ -77,9 +67,7 @@ def _digest(value: Any, depth: int) -> str:
         value = value.__func__
     if isinstance(value, FunctionType):
         cells = [cell.cell_contents for cell in value.__closure__ or () if cell.cell_contents is not value]
-        constants = [part for part in value.__code__.co_consts if isinstance(part, str | int | float | bytes)]
-        parts = [value.__code__.co_code, repr(constants), *cells]
-        return _join((str(number), _digest(part, depth + 1)) for number, part in enumerate(parts))
+        return _join((str(number), _digest(cell, depth + 1)) for number, cell in enumerate(cells))
     return type(value).__name__ + _join((k, _digest(v, depth + 1)) for k, v in getattr(value, "__dict__", {}).items())
 
 

@@ -62,8 +62,8 @@ def audit(
     and `epsilons` replace the protocol's, `labels` rename the data's classes, and `adversarial` is a file of submitted
     images (see `audit.submitted`). `criteria` are acceptance criteria, by default those of the model file; without
     `pictures` no image of a patient is stored. An interrupted audit resumes, and an unchanged one is not computed
-    again. Raises UserError if the model or the data cannot be opened, a criterion is of a figure that the audit cannot
-    have, or `out` has other results or is locked.
+    again, unless the model is a Python object. Raises UserError if the model or the data cannot be opened, a criterion
+    is of a figure that the audit cannot have, or `out` has other results or is locked.
     """
     exam = load_exam(protocol).changed(tuple(attacks), tuple(epsilons))
     subject = open_model(model, trust_code=trust_code) if isinstance(model, str | Path) else model
@@ -221,8 +221,8 @@ def run(
         model: a trained model's name, a run or its folder, a model file (.yaml), or a torch module from images
             (B, 1, H, W) in [0, 1] to logits. A module needs `classes` and `size`, as attributes or from a Dataset.
         data: folder of images, a list (CSV), or a Dataset of the model's size and classes.
-        out: folder for audit.json, report.html, tables and pictures, where an interrupted audit resumes. None keeps
-            nothing.
+        out: folder for audit.json, report.html, tables and pictures. An interrupted audit resumes there, but not that
+            of a Python object. None keeps nothing.
         protocol: exam-1, or exam-quick-1 for minutes.
         attacks: in place of the protocol's; then the audit compares with no other.
         epsilons: in place of the protocol's.

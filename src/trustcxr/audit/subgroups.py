@@ -180,7 +180,7 @@ def _group(
     error, ends = debiased_error(metrics.calibration_totals(part, bootstrap))
     row |= {"findings": len(multilabel_metrics.has_both_labels(part))} if multilabel_metrics.has_findings(part) else {}
     row["auroc_macro"] = {"value": float(macro[0]), "ci": interval(macro)}
-    row["ece"] = {"value": error, "ci": ends}
+    row["ece"] = {"value": error, "ci": ends if bootstrap.count_groups() > 1 else None}
     whole = samples.over(clean["group"])
     sums = whole.totals(np.stack([inside, inside * hits, ~inside, ~inside * hits], axis=1))
     with np.errstate(invalid="ignore", divide="ignore"):

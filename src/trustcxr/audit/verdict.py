@@ -167,7 +167,7 @@ def _stable(document: AuditDocument) -> Answer:
     text = f"{_describe_change(document, clean, mean)} on average over "
     text += f"{mean.conditions} kinds of ordinary damage"
     measured = [row for row in document.corruptions if row.accuracy.value is not None]
-    if measured:
+    if measured and not document.findings:
         worst = min(measured, key=lambda row: row.accuracy.value or 0.0)
         entry = CORRUPTIONS.get(worst.corruption)
         text += f" (worst: {entry.label if entry else worst.corruption}, {_text(worst.accuracy)})"
@@ -256,7 +256,8 @@ def _before(document: AuditDocument, row: AttackResult | CorruptionsMean) -> tup
     """Return the clean accuracy of the images of a condition, and that of a constant answer to them."""
     clean = document.clean
     if document.findings:
-        return clean.balanced_accuracy, 0.5
+        part = row.clean_balanced_accuracy
+        return clean.balanced_accuracy if part.value is None else part, 0.5
     if row.clean.value is None:
         return clean.accuracy, clean.constant_answer or 0.0
     return row.clean, row.constant_answer or 0.0

@@ -50,7 +50,8 @@ def read_table(file: Path) -> pd.DataFrame:
 def _read_parquet(file: Path) -> pd.DataFrame:
     """Read a table with None for unknown values, a named index as columns, and lists joined by `|` as findings are."""
     table = pd.read_parquet(file)
-    table = table.reset_index(drop=not any(table.index.names))
+    unnamed = [name for name in table.index.names if name is None or name in table.columns]
+    table = table.reset_index(drop=len(unnamed) == len(table.index.names))
     for name in [name for name in table if pd.api.types.is_object_dtype(table[name])]:
         table[name] = table[name].map(lambda v: "|".join(map(str, v)) if isinstance(v, np.ndarray) else v)
     return table.astype(object).where(table.notna(), None)

@@ -360,6 +360,7 @@ def _attack(rows: "pd.DataFrame", shown: "pd.DataFrame", samples: Bootstraps) ->
     )
     if len(rows) < len(shown):
         result.clean, result.constant_answer = _share(bootstrap, bootstrap.means(was_right)), plain.constant_answer
+        result.clean_balanced_accuracy = _balanced_of(bootstrap, rows, was_right)
     for name, count in efforts_of(rows).items():
         setattr(result, name, count)
     if (drawn := _draws(rows, samples)) is not None:
@@ -416,7 +417,9 @@ def _corruptions(
     both["balanced_accuracy"] = _balanced_of(bootstrap, means, means["right"].to_numpy())
     mean = CorruptionsMean(**both, n=len(means), conditions=len(results))
     if len(means) < len(shown):
-        mean.clean = _share(bootstrap, bootstrap.means(shown["right"].loc[means.index].to_numpy()))
+        was_right = shown["right"].loc[means.index].to_numpy()
+        mean.clean = _share(bootstrap, bootstrap.means(was_right))
+        mean.clean_balanced_accuracy = _balanced_of(bootstrap, means, was_right)
         mean.constant_answer = _constant_of(means)
     return results, mean
 

@@ -198,7 +198,8 @@ def _rank(document: AuditDocument) -> tuple[bool, float, float]:
     accuracy, worst, clean = own_accuracy(document), find_worst_attack(document), document.clean.accuracy.value
     left = worst.accuracy.value if accuracy is None else accuracy
     if document.findings:  # "absent" for all is often right
-        left, clean = worst.balanced_accuracy.value, document.clean.balanced_accuracy.value
+        left = left if _counted_submissions(document) else worst.balanced_accuracy.value
+        clean = document.clean.balanced_accuracy.value
     return not document.verdict.sound, -(-1.0 if left is None else left), -(clean or 0.0)
 
 

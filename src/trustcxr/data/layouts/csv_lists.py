@@ -269,8 +269,12 @@ class _Finder:
         for first in range(1, len(parts)):
             if os.path.isdir(f"{self.base}/{'/'.join(parts[first - 1 : -1])}"):  # the folder is here, the file is not
                 return None
-            if os.path.isfile(f"{self.base}/{(path := '/'.join(parts[first:]))}"):
+            path = "/".join(parts[first:])
+            if os.path.isfile(f"{self.base}/{path}"):
                 return path
+            named = [f for f in self._index(len(parts) - first).get(path, []) if remove_suffix(f) == path]
+            if len(named) == 1:
+                return named[0]
         return None
 
     def spell(self, path: str, relative: str) -> str:

@@ -56,7 +56,7 @@ class Result(Document):
     def _repr_html_(self) -> str:
         table = self.table().dropna(axis="columns", how="all").convert_dtypes().astype(object)
         shown = table.where(table.notna(), "").to_html(index=False, float_format="{:.3f}".format)
-        return f"<p>{escape(self.summary())}</p>{shown}<p>{NOTICE}</p>"
+        return "".join(f"<p>{escape(text)}</p>" for text in [self.summary()] if text) + f"{shown}<p>{NOTICE}</p>"
 
 
 class Share(Document):

@@ -95,15 +95,16 @@ class Attacked(Document):
 class AttackResult(Attacked):
     """One attack at one epsilon.
 
-    `clean` and `constant_answer`: accuracy of the same images unperturbed, and of their commonest class, if they are a
-    part of all; `unmoved`: the share of the right images that it left unchanged; `broken_by`: of worst-case, the images
-    that each of its attacks broke, ", 8-bit" if only after rounding; `rounded`: whether the worse of the floats and of
-    their rounding to the grey levels of an 8-bit file counts, and not the floats alone; `draws` of a stochastic model;
-    `surrogate`: of transfer, the run that its images were made on.
+    `clean`, `clean_balanced_accuracy` and `constant_answer`: accuracy of the same images unperturbed, and of their
+    commonest class, if they are a part of all; `unmoved`: the share of the right images that it left unchanged;
+    `broken_by`: of worst-case, the images that each of its attacks broke, ", 8-bit" if only after rounding; `rounded`:
+    whether the worse of the floats and of their rounding to the grey levels of an 8-bit file counts, and not the floats
+    alone; `draws` of a stochastic model; `surrogate`: of transfer, the run that its images were made on.
     """
 
     accuracy: Share = Share()
     clean: Share = Share()
+    clean_balanced_accuracy: Share = Share()
     constant_answer: Number = None
     balanced_accuracy: Share = Share()
     success_rate: Share = Share()
@@ -151,13 +152,14 @@ class CorruptionResult(Document):
 class CorruptionsMean(Document):
     """The mean over all corruptions and severities within each image.
 
-    `clean` and `constant_answer`: accuracy of the same images unperturbed, and of their commonest class, if they are a
-    part of all.
+    `clean`, `clean_balanced_accuracy` and `constant_answer`: accuracy of the same images unperturbed, and of their
+    commonest class, if they are a part of all.
     """
 
     accuracy: Share = Share()
     balanced_accuracy: Share = Share()
     clean: Share = Share()
+    clean_balanced_accuracy: Share = Share()
     constant_answer: Number = None
     flip_rate: Share = Share()
     n: int | None = None
