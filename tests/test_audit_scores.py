@@ -126,7 +126,9 @@ def test_two_columns_of_one_class_are_refused(images: Path, tmp_path: Path) -> N
         audits.audit(tmp_path / "model" / "model.yaml", images, tmp_path / "again")
 
 
-def test_validation_images_that_all_have_another_label_do_not_stop_an_audit(images: Path, tmp_path: Path) -> None:
+def test_validation_images_that_all_have_another_label_do_not_stop_an_audit(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     listed = [f"{name},{name.split('/')[1]},Test" for name in paths("Test")] + ["Val/Ill/Ill0.png,Unsure,Val"]
     listing = shutil.copytree(images, tmp_path / "images") / "list.csv"
     listing.write_text("\n".join(["path,class,split", *listed]))
@@ -134,3 +136,4 @@ def test_validation_images_that_all_have_another_label_do_not_stop_an_audit(imag
     labels = {"Unsure": None}
     document = audits.audit(tmp_path / "model" / "model.yaml", listing, tmp_path / "again", split="Test", labels=labels)
     assert document.clean.n == len(paths("Test"))
+    assert "validation images are not used: " in capsys.readouterr().err

@@ -256,6 +256,7 @@ def test_a_part_of_the_images_has_a_constant_answer_of_its_own() -> None:
     row = attacked("worst-case", 0.02, 0.77, 0.05) | {"clean": {"value": 0.844, "ci": [0.79, 0.89]}}
     assert answer("robust", document(clean=clean, attacks=[row | {"constant_answer": 1 / 3}])).met is True
     assert answer("robust", document(clean=clean, attacks=[row | {"constant_answer": 0.8}])).met is None
+    assert answer("robust", document(clean=clean, attacks=[row])).met is None, "unknown: that of all images"
 
 
 def test_a_model_of_findings_is_compared_by_auroc() -> None:

@@ -21,6 +21,7 @@ from trustcxr.audit.entry_checks import Check
 from trustcxr.audit.formats import ExternalModel
 from trustcxr.audit.subject import Subject, describe_model, is_multilabel, training_data_name
 from trustcxr.audit.submitted import SubmittedImages
+from trustcxr.console import log
 from trustcxr.data import load_dataset
 from trustcxr.data.dataset import Dataset
 from trustcxr.data.loader import to_pixels
@@ -254,8 +255,10 @@ def open_images(
     report_skipped(examined)
     validation = surrogate = None
     if has(splits.val) and not refit:
-        with suppress(UserError):  # none of its images is readable, or of a class of the model
+        try:
             validation = load(splits.val)
+        except UserError as problem:  # such as no readable image, or none of a class of the model
+            log(f"validation images are not used: {problem}")
     if has(splits.train) and subject.model is not None:
         with suppress(UserError):
             surrogate = _surrogate_images(load(splits.train), examined)

@@ -258,9 +258,8 @@ def _before(document: AuditDocument, row: AttackResult | CorruptionsMean) -> tup
     if document.findings:
         part = row.clean_balanced_accuracy
         return clean.balanced_accuracy if part.value is None else part, 0.5
-    if row.clean.value is None:
-        return clean.accuracy, clean.constant_answer or 0.0
-    return row.clean, row.constant_answer or 0.0
+    constant = clean.constant_answer if row.constant_answer is None else row.constant_answer
+    return clean.accuracy if row.clean.value is None else row.clean, constant or 0.0
 
 
 def _describe_change(document: AuditDocument, before: Share, row: AttackResult | CorruptionsMean) -> str:

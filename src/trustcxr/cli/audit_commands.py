@@ -74,11 +74,10 @@ def audit(
     json: Json = False,
 ) -> None:
     """Audit any model: a run, or the model of a model file. Start it again to resume."""
-    typed = {"--out": out, "--protocol": protocol != NEWEST, "--attack": attack, "--epsilon": epsilon, "--fail": fail}
-    typed |= {"--adversarial": adversarial, "--criteria": criteria, "--prevalence": prevalence}
-    for drafts, without in ((init_criteria, {"--json": json}), (init, {})):
-        if drafts and (unused := [name for name, value in (typed | without).items() if value]):
-            raise UserError(f"audit: a draft is printed without {', '.join(unused)}: remove it")
+    if init or init_criteria:
+        typed = {"--out": out, "--protocol": protocol != NEWEST, "--attack": attack, "--epsilon": epsilon}
+        typed |= {"--adversarial": adversarial, "--criteria": criteria, "--fail": fail, "--prevalence": prevalence}
+        _check_draft(typed | {"--json": json and init_criteria})
     if init_criteria:
         from trustcxr.recipes.criteria_file import DRAFT
 
@@ -116,6 +115,12 @@ def audit(
     if fail and not all(row.met for row in document.criteria):
         raise Exit(NOT_MET)
     return None
+
+
+def _check_draft(typed: Mapping[str, object]) -> None:
+    """Raise UserError for options that were typed, though a draft does not use them."""
+    if unused := [name for name, value in typed.items() if value]:
+        raise UserError(f"audit: a draft is printed without {', '.join(unused)}: remove it")
 
 
 def _print_draft(model: str, data: Path | None, options: Mapping[str, Any], *, trust_code: bool, json: bool) -> None:
