@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,6 +46,13 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRUSTCXR_CACHE", str(tmp_path_factory.getbasetemp() / "trustcxr-cache"))
         yield
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    """Give each test the same random numbers in each run: what fails once fails again."""
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

@@ -13,12 +13,15 @@ TOLERANCE = 0.02  # other processors add in another order
 
 
 def texts(notebook: Any) -> list[str]:
-    """What each cell printed or showed, without the styles of tables; a picture is its kind."""
-    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    """What each cell printed and showed, without the styles of tables; a picture is its kind."""
     shown = [
-        output["text"] if output.output_type == "stream" else output.data.get("text/html", output.data["text/plain"])
-        for output in outputs
-        if output.get("name") != "stderr"
+        "".join(
+            o["text"] if o.output_type == "stream" else o.data.get("text/html", o.data["text/plain"])
+            for o in cell.outputs
+            if o.get("name") != "stderr"
+        )
+        for cell in notebook.cells
+        if cell.cell_type == "code"
     ]
     return [re.sub(r"<style scoped>.*?</style>|<[^>]+>", " ", text, flags=re.DOTALL) for text in shown]
 

@@ -73,7 +73,7 @@ def test_slider_method_and_control_change_what_is_seen(url: str, browser: Any) -
         assert panel.locator("output").inner_text() == "70 %"
         assert map_.evaluate("e => e.style.opacity") == "0.7"
         before, control = map_.get_attribute("src"), panel.locator(".other").get_attribute("src")
-        panel.locator(".method").select_option(label="HiResCAM")
+        panel.locator(".method").select_option(label="HiResCAM, stage −2")
         assert map_.get_attribute("src") != before
         panel.locator(".baseline").select_option(index=1)
         assert panel.locator(".other").get_attribute("src") != control
