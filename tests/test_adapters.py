@@ -645,6 +645,22 @@ def test_load_model_takes_a_run_too(pack: Pack) -> None:
     assert (given.size, len(given.classes)) == (8, 64)
 
 
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("return torch.nn.Linear(1, 3)", "has other weights each time it is called: they are random"),
+        ("raise OSError('no weights')", "untrained1:network failed: OSError: no weights"),
+    ],
+)
+def test_a_function_that_fails_or_returns_random_weights(body: str, message: str, tmp_path: Path) -> None:
+    name = f"untrained{int('raise' in body)}"
+    (tmp_path / f"{name}.py").write_text(f"import torch\ndef network():\n    {body}\n")
+    text = f"python: {name}:network\ninput: {{size: {SIDE}}}\noutput: {{classes: [a, b, c]}}\n"
+    (tmp_path / "model.yaml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        load(tmp_path / "model.yaml", trust_code=True)
+
+
 @pytest.mark.slow
 def test_the_densenet_of_torchxrayvision(radiographs: Tensor) -> None:
     xrv = pytest.importorskip("torchxrayvision")

@@ -156,8 +156,22 @@ def _open_python(target: str, trust_code: bool, folder: Path | None) -> Resolved
     if inspect.isclass(result) or (
         callable(result) and not isinstance(result, nn.Module) and _takes_no_arguments(result)
     ):
-        result = result()
+        try:
+            made, again = result(), result()
+        except Exception as problem:
+            raise UserError(f"python: {target} failed: {type(problem).__name__}: {str(problem)[:300]}") from problem
+        if isinstance(made, nn.Module) and not _same_weights(made, again):
+            raise UserError(
+                f"python: {target} has other weights each time it is called: they are random. "
+                "Name a function that returns the network with its trained weights"
+            )
+        result = made
     return resolve_object(result, target)
+
+
+def _same_weights(net: nn.Module, again: nn.Module) -> bool:
+    pairs = zip(net.parameters(), again.parameters(), strict=True)
+    return all(one.shape == other.shape and torch.equal(one, other) for one, other in pairs)
 
 
 def _put_first(folder: Path, name: str) -> None:
