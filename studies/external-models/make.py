@@ -4,7 +4,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from studies.build import COLOURS, Tables, markdown, percent
 
-HEAD = ("model", "clean", "balanced", "lungs hidden", "corrupted", "worst case", "protocol", "measurement", "min")
+HEAD = ("model", "clean", "balanced", "lungs hidden", "corrupted", "worst case", "measurement", "min")
 TITLES = {"covidqu-midi": "711 images of covidqu-midi", "external-cxr": "325 images of external-cxr"}
 SERIES = (("clean", "unperturbed"), ("lungs_hidden", "lungs hidden"), ("worst_0.02", "worst case"))
 
@@ -22,13 +22,13 @@ def make_tables(tables: Tables) -> dict[str, str]:
 def _cells(row: pd.Series) -> list[str]:
     figures = [percent(row, name) for name in ("clean", "balanced", "lungs_hidden", "corrupted", "worst_0.02")]
     minutes = f"{row['processor_seconds'] / 60:.1f}"
-    return [str(row["model"]), *figures, str(row["protocol"]), "sound" if row["sound"] else "not sound", minutes]
+    return [str(row["model"]), *figures, "sound" if row["sound"] else "not sound", minutes]
 
 
 def _constant(row: pd.Series) -> list[str]:
     """Return the accuracy of the commonest class: on all images, and on those with a lung mask."""
     shares = [f"{100 * row[name]:.1f}" for name in ("constant", "constant_hidden")]
-    return ["always the commonest class", shares[0], "", shares[1], *[""] * 5]
+    return ["always the commonest class", shares[0], "", shares[1], *[""] * 4]
 
 
 def draw_figure(tables: Tables) -> Figure:
