@@ -7,10 +7,10 @@ from pathlib import Path
 from trustcxr.errors import UserError
 from trustcxr.recipes.exams import list_exams
 from trustcxr.storage import atomic, layout
-from trustcxr.storage.image_results import read_image_results
 from trustcxr.storage.os_errors import shell_quote
+from trustcxr.storage.prediction_table import read_image_results
 from trustcxr.storage.schemas import AuditDocument, LeaderboardEntry, read_audit, read_schema
-from trustcxr.storage.schemas.leaderboard_entry import AUDIT_PARTS, FACTS, make_badge
+from trustcxr.storage.schemas.audit_document import AUDIT_PARTS, FACTS, make_badge
 
 
 def add_entry(

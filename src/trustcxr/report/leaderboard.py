@@ -16,8 +16,8 @@ from trustcxr.report.tables.table import Cell, Table, guarded, share, whole
 from trustcxr.report.terminal import format_percent
 from trustcxr.statistics import Bootstraps, interval
 from trustcxr.storage import atomic, layout
-from trustcxr.storage.image_results import read_image_results
 from trustcxr.storage.os_errors import reason
+from trustcxr.storage.prediction_table import read_image_results
 from trustcxr.storage.schemas import (
     ENTRY_NAME,
     AttackResult,

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 REMAKE = "delete it, and the command that wrote it makes it again"
 _MOST_JSON, _MOST_YAML = 1 << 30, 1 << 20  # bytes
-_MOST_VALUES = 100_000  # in one YAML document, aliases followed
+_MOST_PARTS = 300_000  # keys, values and brackets in one YAML document, aliases followed
 _PROVENANCE = b"trustcxr"  # the key in a Parquet file's metadata
 
 
@@ -155,7 +155,9 @@ def _parse_once(text: str) -> Any:
         content = yaml.load(text, _UniqueKeyLoader)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-    _count_values(content, [0], ())
+    values = json.JSONEncoder(skipkeys=True, default=str).iterencode(content)  # which refuses an alias in itself
+    if any(number > _MOST_PARTS for number, _ in enumerate(values)):
+        raise ValueError(f"its aliases unfold to more than {_MOST_PARTS:,} keys and values")
     return content
 
 
@@ -172,17 +174,6 @@ class _UniqueKeyLoader(yaml.SafeLoader):
                     raise yaml.YAMLError(f"key '{key.value}' is there twice, in lines {lines[name]} and {line}")
                 lines[name] = line
         return node
-
-
-def _count_values(value: Any, counted: list[int], above: tuple[int, ...]) -> None:
-    counted[0] += 1
-    if counted[0] > _MOST_VALUES:
-        raise ValueError(f"its aliases unfold to more than {_MOST_VALUES:,} values")
-    if id(value) in above:
-        raise ValueError("an alias holds itself")
-    inside = (*value, *value.values()) if isinstance(value, dict) else value if isinstance(value, list) else ()
-    for part in inside:
-        _count_values(part, counted, (*above, id(value)) if isinstance(value, dict | list) else above)
 
 
 def write_table(path: Path, table: "pd.DataFrame") -> None:

@@ -3,7 +3,7 @@
 import hashlib
 import platform
 from collections.abc import Iterable, Mapping
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,6 @@ STEP_FILES = {  # the steps of a run in a study, in their order, and the file th
     "describe": METRICS_FILE,
 }
 
-_GIVE_STUDY = "give the folder that `trustcxr study --out` wrote"
-
 
 def check_run(folder: Path) -> Path:
     """Return the folder. Raises UserError, with what is missing or which process trains it, if it is no trained run."""
@@ -47,8 +45,7 @@ def check_run(folder: Path) -> Path:
         raise UserError(f"{folder}: a file, not the folder of a run; `audit` and `explain` take model files")
     if not folder.is_dir():
         raise UserError(f"{folder}: no such run folder; a run is made by `trustcxr train` or `trustcxr study`")
-    missing = [name for name in (RUN_FILE, WEIGHTS_FILE) if not (folder / name).is_file()]
-    if missing:
+    if missing := [name for name in (RUN_FILE, WEIGHTS_FILE) if not (folder / name).is_file()]:
         locks.check_unlocked(folder)
         runs = sorted(p.parent.name for p in folder.glob(f"runs/*/{RUN_FILE}"))
         if runs:
@@ -89,13 +86,21 @@ def before_refit(run: Path) -> Path:
 
 def check_study(folder: Path) -> Path:
     """Return the folder. Raises UserError if it holds no study with results."""
+    check_begun(folder, STUDY_RESULTS)
+    return folder
+
+
+def check_begun(folder: Path, file: str = STUDY_FILE) -> None:
+    """Raise UserError if no study was begun in a folder, or if it has not written this file yet."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such study folder; a study is made by `trustcxr study`")
-    if not (folder / STUDY_RESULTS).is_file():
-        begun = (folder / STUDY_FILE).is_file()
-        hint = "started but not finished: run the same `trustcxr study` again"
-        raise UserError(f"{folder}: no {STUDY_RESULTS} here: {hint if begun else _GIVE_STUDY}")
-    return folder
+    if not (folder / file).is_file():
+        inside = sorted(p.parent.name for p in folder.glob(f"*/{STUDY_FILE}"))
+        hint = "give the folder that `trustcxr study --out` wrote"
+        hint += f"; there is {', '.join(inside[:5])} in it" if inside else ""
+        if (folder / STUDY_FILE).is_file():
+            hint = "started but not finished: run the same `trustcxr study` again"
+        raise UserError(f"{folder}: no {file} here: {hint}")
 
 
 def read_study(folder: Path) -> dict[str, object]:
@@ -113,17 +118,6 @@ def check_foreign(folder: Path, written: Iterable[str], markers: Iterable[str]) 
         raise UserError(
             f"{folder}: holds {some}, which this command did not write and would lose; choose another --out"
         )
-
-
-def check_begun(folder: Path) -> Path:
-    """Return the folder. Raises UserError if no study was begun in it."""
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such study folder; a study is made by `trustcxr study`")
-    if not (folder / STUDY_FILE).is_file():
-        inside = sorted(p.parent.name for p in folder.glob(f"*/{STUDY_FILE}"))
-        hint = f"; there is {', '.join(inside[:5])} in it" if inside else ""
-        raise UserError(f"{folder}: no {STUDY_FILE} here: {_GIVE_STUDY}{hint}")
-    return folder
 
 
 def check_model(model: str | Path) -> None:
@@ -146,10 +140,5 @@ def check_audit(folder: Path) -> Path:
 
 def versions() -> dict[str, str]:
     """Return the versions that a result depends on."""
-    versions = {"trustcxr": __version__, "python": platform.python_version()}
-    for package in ("torch", "timm", "pytorch-lightning", "numpy"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "unknown"
-    return versions
+    packages = ("torch", "timm", "pytorch-lightning", "numpy")
+    return {"trustcxr": __version__, "python": platform.python_version()} | {name: version(name) for name in packages}

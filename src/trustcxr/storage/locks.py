@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypedDict
+from typing import Any
 
 from trustcxr.errors import UserError
 from trustcxr.storage.atomic import write_json
@@ -17,12 +17,6 @@ from trustcxr.storage.os_errors import writing
 LOCK_FILE, HOLDER_FILE = ".lock", ".lock-holder.json"
 _TEMPORARY = re.compile(r"\..+\.(\d+)(\.\w+)?")  # as atomic_write names them: .<stem>.<process><ending>
 _WITHIN = (".", "checkpoint", "before_refit", "before_refit/checkpoint", "evaluations/*", "report-tables")
-
-
-class _Holder(TypedDict):
-    pid: int
-    host: str
-    since: str
 
 
 _locked: set[Path] = set()  # folders of this process, which may lock one again
@@ -54,7 +48,7 @@ def folder_lock(folder: Path, *, patience: float = 0.0) -> Iterator[None]:
     _locked.add(key)
     try:
         since = datetime.now(UTC).isoformat(timespec="seconds")
-        write_json(folder / HOLDER_FILE, _Holder(pid=os.getpid(), host=platform.node(), since=since))
+        write_json(folder / HOLDER_FILE, {"pid": os.getpid(), "host": platform.node(), "since": since})
         sweep(folder)
         yield
     finally:
@@ -68,17 +62,9 @@ def folder_lock(folder: Path, *, patience: float = 0.0) -> Iterator[None]:
 
 
 def check_unlocked(folder: Path) -> None:
-    """Raise UserError if another process holds a folder now."""
-    from filelock import FileLock, Timeout
-
-    if folder.absolute() in _locked or not (folder / LOCK_FILE).is_file():
-        return
-    with suppress(OSError, NotImplementedError):
-        try:
-            with FileLock(folder / LOCK_FILE).acquire(timeout=0):
-                pass
-        except Timeout:
-            raise _in_use(folder) from None
+    """Raise UserError if another process works in a folder now."""
+    if folder.absolute() not in _locked and holder(folder) is not None:
+        raise _in_use(folder)
 
 
 def sweep(folder: Path) -> None:
@@ -96,12 +82,11 @@ def is_left(name: str) -> bool:
 
 
 def holder(folder: Path) -> str | None:
-    """Describe the process that works in a folder now; None if there is none. Takes no lock.
-
-    A process of this machine counts only while it lives.
-    """
+    """Describe the process that works in a folder and, if it is of this machine, lives. Takes no lock."""
     process = _read_holder(folder)
-    return None if process is None or was_killed(folder) else _describe(process)
+    if process is None or was_killed(folder):
+        return None
+    return f"process {process['pid']} on {process['host']} since {process['since']}"
 
 
 def was_killed(folder: Path) -> bool:
@@ -119,16 +104,11 @@ def forget_lost(folder: Path) -> None:
 
 
 def _in_use(folder: Path) -> UserError:
-    process = _read_holder(folder)
-    text = _describe(process) if process else "another process"
+    text = holder(folder) or "another process"
     return UserError(f"{folder}: in use by {text}; wait for it, or choose another folder")
 
 
-def _describe(process: _Holder) -> str:
-    return f"process {process['pid']} on {process['host']} since {process['since']}"
-
-
-def _read_holder(folder: Path) -> _Holder | None:
+def _read_holder(folder: Path) -> dict[str, Any] | None:
     try:
         content = json.loads((folder / HOLDER_FILE).read_text(encoding="utf-8"))
         return {"pid": int(content["pid"]), "host": content["host"], "since": content["since"]}

@@ -42,9 +42,8 @@ def check_writable(path: Path) -> None:
 def refusal(path: Path | str, number: int, *, needed: int = 0) -> str:
     """Return one line for an error number while writing a path."""
     if number in _FULL:
-        free = _free(Path(path))
-        sizes = [f"{megabytes(needed)} at least are needed"] if needed else []
-        sizes += [f"{megabytes(free)} are free"] if free is not None else []
+        known = ((needed or None, "at least are needed"), (_free(Path(path)), "are free"))
+        sizes = [f"{megabytes(size)} {text}" for size, text in known if size is not None]
         why = "a file may not become so large" if number == errno.EFBIG else "no space left on the disk"
         why += f" ({', '.join(sizes)})" if sizes else ""
         advice = "make room or choose another disk"
@@ -62,9 +61,8 @@ def reason(number: int) -> str:
 
 def is_full(problem: BaseException) -> bool:
     """Return whether the disk of this machine is full."""
-    if isinstance(problem, CannotWrite):
-        return problem.number in _FULL
-    return isinstance(problem, OSError) and problem.errno in _FULL
+    number = problem.number if isinstance(problem, CannotWrite) else getattr(problem, "errno", None)
+    return number in _FULL
 
 
 def _free(path: Path) -> int | None:
@@ -101,10 +99,7 @@ def file_kind(mode: int) -> str | None:
 
 
 def open_regular(path: str | Path, *, most: int | None = None) -> BinaryIO:
-    """Open a regular file to read, without waiting for a pipe.
-
-    Raises OSError if it is no regular file, or has more than `most` bytes.
-    """
+    """Open a regular file to read. Raises OSError, without waiting for a pipe, for others or over `most` bytes."""
     number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     facts = os.fstat(number)
     what = file_kind(facts.st_mode)

@@ -1,5 +1,7 @@
-"""Read the columns of predictions.parquet, and check the table."""
+"""Read the columns of predictions.parquet, check the table, and tell which images are right, for a leaderboard."""
 
+import hashlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -7,8 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trustcxr.errors import UserError
-from trustcxr.registry import ONE_STEP
+from trustcxr.registry import ONE_STEP, WORST_CASE
 from trustcxr.statistics import Floats
+from trustcxr.storage import atomic, layout
+from trustcxr.storage.schemas import AuditDocument, ImageResults
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,42 +63,74 @@ def efforts_of(rows: "pd.DataFrame") -> dict[str, int]:
 
 def check_table(table: "pd.DataFrame", path: Path, classes: int | None = None) -> None:
     """Raise UserError if predictions are damaged. `classes`: their number; by default that of the logits."""
-    if damage := _find_damage(table, classes):
+    if damage := next(_find_damage(table, classes), None):
         raise UserError(f"{path}: damaged: {damage}; restore it, or make it anew")
 
 
-def _find_damage(table: "pd.DataFrame", classes: int | None) -> str | None:
+def _find_damage(table: "pd.DataFrame", classes: int | None) -> Iterator[str]:
+    """Yield what is damaged; each check needs a table that the ones before it found whole."""
     import pandas as pd
 
     if missing := [name for name in _ALWAYS if name not in table]:
-        return f"no column {', '.join(missing)}"
+        yield f"no column {', '.join(missing)}"
     if not len(table):
-        return "no rows"
+        yield "no rows"
     if missing := [name for name in _ALWAYS if table[name].isna().any()]:
-        return f"rows without {', '.join(missing)}"
+        yield f"rows without {', '.join(missing)}"
     if strange := [name for name in _NUMBERS if not pd.api.types.is_numeric_dtype(table[name])]:
-        return f"no numbers in {', '.join(strange)}"
-    if wrong := _wrong_answers(table, classes):
-        return wrong
-    names, conditions = table["sample_id"].astype(str), pd.Series(conditions_of(table), index=table.index)
-    if twice := int(pd.DataFrame({"image": names, "condition": conditions}).duplicated().sum()):
-        return f"{twice} of {len(table)} rows there twice, of one image under one condition"
-    if lost := set(names) - set(names[table["attack"] == CLEAN]):
-        return f"{len(lost)} images without a row of the image as it is, such as {min(lost)}"
-    return None
-
-
-def _wrong_answers(table: "pd.DataFrame", classes: int | None) -> str | None:
+        yield f"no numbers in {', '.join(strange)}"
     widths = {np.size(row) for row in table["logits"]}
     if len(widths) > 1 or (classes is not None and widths != {classes}):
         wanted = "as many in each row" if classes is None else f"{classes} in each row, as many as there are classes"
-        return f"{' and '.join(map(str, sorted(widths)))} logits in a row; expected {wanted}"
+        yield f"{' and '.join(map(str, sorted(widths)))} logits in a row; expected {wanted}"
     try:
         lost = int(np.isnan(logits_of(table)).any(1).sum())
     except (TypeError, ValueError):
-        return "no numbers in logits"
+        yield "no numbers in logits"
     if lost:
-        return f"{lost} of {len(table)} rows hold NaN"
-    count, labels = widths.pop(), table["label"].to_numpy(dtype=float)
-    strange = labels[(labels != np.floor(labels)) | (labels < 0) | (labels >= count)]
-    return f"the label {strange[0]:g}, of {count} classes numbered from 0" if len(strange) else None
+        yield f"{lost} of {len(table)} rows hold NaN"
+    labels = table["label"].to_numpy(dtype=float)
+    if len(odd := labels[(labels != np.floor(labels)) | (labels < 0) | (labels >= max(widths))]):
+        yield f"the label {odd[0]:g}, of {max(widths)} classes numbered from 0"
+    names, conditions = table["sample_id"].astype(str), pd.Series(conditions_of(table), index=table.index)
+    if twice := int(pd.DataFrame({"image": names, "condition": conditions}).duplicated().sum()):
+        yield f"{twice} of {len(table)} rows there twice, of one image under one condition"
+    if without := set(names) - set(names[table["attack"] == CLEAN]):
+        yield f"{len(without)} images without a row of the image as it is, such as {min(without)}"
+
+
+def read_image_results(folder: Path, document: AuditDocument) -> ImageResults | None:
+    """Return which images of an audit's folder are right; None if its table is missing or gives other figures.
+
+    A model that answers at random has no such results: an image is right in a share of the draws.
+    """
+    path = folder / layout.PREDICTIONS_FILE
+    if not path.is_file():
+        return None
+    try:
+        table = atomic.read_table(path)
+        check_table(table, path)
+    except UserError:
+        return None
+    worst = document.largest_worst_case
+    clean = table[table["attack"] == CLEAN].sort_values(["group", "sample_id"])
+    attacked = table[table["attack"] == WORST_CASE]
+    if worst is not None:
+        attacked = attacked[(attacked["epsilon"] - (worst.epsilon or 0.0)).abs() < 1e-9]
+    listed = "\n".join(f"{row.group}\t{row.sample_id}" for row in clean.itertuples())
+    results = ImageResults(
+        images=hashlib.sha256(listed.encode()).hexdigest(),
+        new_group=_write_bits(clean["group"] != clean["group"].shift()),
+        clean=_write_results(clean, clean),
+        worst_case="" if worst is None else _write_results(attacked, clean),
+    )
+    return None if results.find_fault(document) else results
+
+
+def _write_results(rows: "pd.DataFrame", images: "pd.DataFrame") -> str:
+    answers = dict(zip(rows["sample_id"], _write_bits(right(rows)), strict=True))
+    return "".join(answers.get(name, "-") for name in images["sample_id"])
+
+
+def _write_bits(values: Iterable[object]) -> str:
+    return "".join("1" if value else "0" for value in values)

@@ -35,8 +35,8 @@ class PlannedRuns:
 
 def read_recipe(study: Path) -> StudyRecipe:
     """Load the recipe of a study from its folder; UserError if no study was begun there."""
-    path = layout.check_begun(study) / layout.STUDY_FILE
-    return validate(StudyRecipe, atomic.section(layout.read_study(study), "recipe"), str(path))
+    layout.check_begun(study)
+    return validate(StudyRecipe, atomic.section(layout.read_study(study), "recipe"), str(study / layout.STUDY_FILE))
 
 
 def plan_runs(recipe: StudyRecipe, study: Path | None) -> PlannedRuns:

@@ -1,17 +1,21 @@
-"""Define the base of every document: numbers, figures with their 95 % intervals, and documents of them."""
+"""Define and read the base of every document: numbers, figures with their 95 % intervals, documents of them."""
 
 import math
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
+from trustcxr.errors import UserError
+from trustcxr.storage import atomic
 from trustcxr.version import NOTICE
 
 if TYPE_CHECKING:
     import pandas as pd
+
+VERSION = 2  # of the documents' shape: raised if a field changes its name or meaning
 
 
 def _finite(value: float | None) -> float | None:
@@ -65,11 +69,10 @@ class Share(Document):
     value: Number = None
     ci: tuple[Number, Number] | None = None
 
-    @property
-    def columns(self) -> dict[str, float | None]:
-        """The figure and the ends of its interval, as columns of a table."""
+    def columns(self, name: str = "accuracy") -> dict[str, float | None]:
+        """Return the figure, by its name, and the ends of its interval, as columns of a table."""
         low, high = self.ci or (None, None)
-        return {"accuracy": self.value, "low": low, "high": high}
+        return {name: self.value, "low": low, "high": high}
 
     @property
     def interval(self) -> tuple[float, float] | None:
@@ -126,3 +129,45 @@ class Measured(Document):
         """Add measures, and return the document."""
         self.figures.update(figures)
         return self
+
+
+_D = TypeVar("_D", bound=Document)
+
+
+def read_schema(kind: type[_D], path: Path) -> _D:
+    """Read a document from its file. Raises UserError if it is missing, damaged or of another version."""
+    return parse(kind, atomic.read_document(path), path)
+
+
+def parse(kind: type[_D], content: dict[str, Any], path: Path) -> _D:
+    """Validate the content of a document's file, as `read_schema`."""
+    check_version(content, path)
+    try:
+        return kind.model_validate(content)
+    except ValidationError as problem:
+        first = problem.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        raise UserError(f"{path}: damaged: {field}: {first['msg']}; {atomic.REMAKE}") from None
+
+
+def check_version(content: dict[str, Any], path: Path) -> None:
+    """Raise UserError if a document has another version."""
+    version = content.get("version", VERSION)
+    if version != VERSION:
+        raise UserError(
+            f"{path}: it has version {version!r} of the documents' shape, and this TrustCXR reads version {VERSION}. "
+            "Run the command that wrote it again, into a new folder."
+        )
+
+
+def read_if_whole(kind: type[_D], path: Path) -> _D | None:
+    """Read a document from its file. Returns None if it is missing or damaged."""
+    try:
+        return read_if_there(kind, path)
+    except UserError:
+        return None
+
+
+def read_if_there(kind: type[_D], path: Path) -> _D | None:
+    """Read a document from its file. Returns None if it is missing."""
+    return read_schema(kind, path) if path.is_file() else None

@@ -1,6 +1,6 @@
 """Define training.json and metrics.json: one trained run, or an external model, and the figures of its images."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
@@ -524,16 +524,11 @@ class RunDocument(Result):
         """Return accuracy under each condition, with its interval: clean, attacks, certified, corruptions."""
         import pandas as pd
 
-        clean: dict[str, object] = {"condition": "clean", "epsilon": None, "steps": None, "queries": None}
-        clean |= {"severity": None}
-        rows = [clean | {"n": self.clean.n} | self.clean.accuracy.columns]
-        for row in self.attacks:
-            which = {"condition": row.attack, "epsilon": row.epsilon, "n": row.n}
-            rows.append(clean | which | {"steps": row.steps, "queries": row.queries} | row.accuracy.columns)
-        for proved in self.certified:
-            which = {"condition": f"certified, {proved.method}", "epsilon": proved.epsilon, "n": proved.n}
-            rows.append(clean | which | proved.accuracy.columns)
-        for damaged in self.corruptions:
-            which = {"condition": damaged.corruption, "severity": damaged.severity, "n": damaged.n}
-            rows.append(clean | which | damaged.accuracy.columns)
-        return pd.DataFrame(rows)
+        parts: list[tuple[str, Any]] = [("clean", self.clean), *((row.attack, row) for row in self.attacks)]
+        parts += [(f"certified, {row.method}", row) for row in self.certified]
+        parts += [(row.corruption, row) for row in self.corruptions]
+        keys = ("epsilon", "steps", "queries", "severity", "n")
+        return pd.DataFrame(
+            {"condition": name} | {key: getattr(part, key, None) for key in keys} | part.accuracy.columns()
+            for name, part in parts
+        )

@@ -1,6 +1,7 @@
 """Define zoo/<name>.json: a trained model that comes with the package."""
 
-from trustcxr.storage.schemas.document import Document, Number, Share
+from trustcxr.storage.schemas.document import Document, Share
+from trustcxr.storage.schemas.run_document import Attacked
 
 CERTIFIED = "certified"  # name of a figure that is proved
 
@@ -14,13 +15,9 @@ class ZooInput(Document):
     resize: str = "squeeze"
 
 
-class ZooFigure(Document):
+class ZooFigure(Attacked):
     """Accuracy on the audit's images: under an attack at `epsilon` in [0, 1], clean, or certified."""
 
-    attack: str = ""
-    epsilon: Number = None
-    steps: int | None = None
-    queries: int | None = None
     n: int | None = None
     accuracy: Share = Share()
 
