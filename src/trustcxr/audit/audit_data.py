@@ -114,7 +114,7 @@ class Audit:
     @property
     def key(self) -> str:
         """Return a checksum of the model, all images with their labels, and the protocol."""
-        exam = self.exam.model_dump(mode="json", exclude={"effort", "seeds", "about"})
+        exam = self.exam.model_dump(mode="json", exclude={"about"})
         exam = {key: value for key, value in exam.items() if (key, value) != ("images", None)}
         content = [AUDIT_VERSION, describe_model(self.subject).plain(), self.dataset.fingerprint, exam]
         if not isinstance(self.subject, Run):

@@ -1,7 +1,6 @@
 """Define the protocol of an audit: a recipe with a version, so that audits compare."""
 
-from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field
 
@@ -20,21 +19,6 @@ class EntryChecksRecipe(Strict):
     planted: int = Field(16, ge=1, description="planted adversarial examples")
 
 
-class EffortRecipe(Strict):
-    """Constants of the attacks of an audit. A test compares them with the code: another value is another version."""
-
-    threshold_steps: int = Field(10, ge=1, description="most steps against each class at its threshold")
-    longer: int = Field(
-        10, ge=1, description="factor of the steps of a second BPDA attack, on images that the first left"
-    )
-    climbs: int = Field(6, ge=1, description="most BPDA attacks, while they help")
-    draws: int = Field(16, ge=1, description="random draws by which a stochastic model is judged")
-    surrogate_images: int = Field(256, ge=1, description="most training images of a surrogate")
-    surrogate_steps: int = Field(300, ge=1, description="training steps of a surrogate")
-    planted_steps: int = Field(40, ge=1, description="steps of the attack that searches the planted examples")
-    planted_found: Fraction = Field(0.95, description="least share of them to find")
-
-
 class GuardRecipe(Strict):
     """Attacks without gradients of the model, on images that all attacks left right."""
 
@@ -51,52 +35,38 @@ class ExamRecipe(Strict):
 
     version: str | None
     about: str = Field("", description="what of its figures differs from those of the whole protocol")
-    images: int | None = Field(
-        None, ge=1, description="most images under attacks and corruptions, the classes in turn; default: all"
-    )
+    images: int | None = Field(None, ge=1, description="most images under attacks and corruptions; default: all")
     attacks: tuple[AttackRecipe, ...]
     without_gradients: tuple[AttackRecipe, ...]
     corruptions: CorruptionsRecipe
     entry_checks: EntryChecksRecipe = EntryChecksRecipe()
     guards: GuardRecipe = GuardRecipe()
-    effort: EffortRecipe = EffortRecipe()
-    seeds: Literal["batch"] = Field(
-        "batch", description="the number of a batch is the seed of its attacks, from 0; corruptions are drawn by name"
-    )
     batch_size: int = Field(64, ge=1)
     bootstrap: Resamples = Field(2000, description="resamples behind each interval")
 
     def changed(self, attacks: tuple[str, ...] = (), epsilons: tuple[float, ...] = ()) -> "ExamRecipe":
-        """Return the protocol with other attacks or radii, then without a version; itself if nothing changes.
-
-        Raises UserError for an unknown attack or a radius of 0.
-        """
+        """Return the protocol with other attacks or radii, then without a version. Raises UserError for wrong ones."""
         if not attacks and not epsilons:
             return self
-        _check_options(attacks, epsilons)
+        for name in attacks:
+            if name in NEEDS_SURROGATE:
+                why = f"an audit has no surrogate to attack in its place; choose of {', '.join(AUDIT_ATTACKS)}"
+                raise UserError(f"--attack {name}: {why}")
+            if name not in AUDIT_ATTACKS:
+                raise UserError(f"--attack {name}: {unknown('attack', name, AUDIT_ATTACKS)}")
+        if wrong := [epsilon for epsilon in epsilons if not epsilon > 0]:
+            why = "an attack needs a radius above 0; images as they are, without any attack, are examined as well"
+            raise UserError(f"--epsilon {wrong[0]:g}: {why}")
         content: dict[str, Any] = self.model_dump(mode="json") | {"version": None}
         for part in ("attacks", "without_gradients"):
             by_name = {attack["name"]: attack for attack in content[part]}
             radii = sorted({e for attack in by_name.values() for e in attack["epsilons"]})
-            names = (
-                attacks if attacks and part == "attacks" else tuple(n for n in by_name if not attacks or n in attacks)
-            )
+            kept_names = [name for name in by_name if not attacks or name in attacks]
+            names = attacks if attacks and part == "attacks" else kept_names
             content[part] = [by_name.get(n, {"name": n, "epsilons": radii}) for n in dict.fromkeys(names)]
             for attack in content[part] if epsilons else []:
                 attack["epsilons"] = list(dict.fromkeys(epsilons))
         return validate(ExamRecipe, content, "--attack and --epsilon")
-
-
-def _check_options(attacks: Iterable[str], epsilons: Iterable[float]) -> None:
-    """Raise UserError for an attack that no audit has, or a radius of 0."""
-    for name in (name for name in attacks if name not in AUDIT_ATTACKS):
-        if name in NEEDS_SURROGATE:
-            why = f"an audit has no surrogate to attack in its place; choose of {', '.join(AUDIT_ATTACKS)}"
-            raise UserError(f"--attack {name}: {why}")
-        raise UserError(f"--attack {name}: {unknown('attack', name, AUDIT_ATTACKS)}")
-    for epsilon in (epsilon for epsilon in epsilons if not epsilon > 0):
-        why = "an attack needs a radius above 0; images as they are, without any attack, are examined as well"
-        raise UserError(f"--epsilon {epsilon:g}: {why}")
 
 
 def load_exam(version: str = NEWEST) -> ExamRecipe:
