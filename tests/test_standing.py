@@ -156,7 +156,7 @@ def test_robust_runs_of_networks_that_are_not_chosen_yet_cost_between_the_cheape
 def test_a_dry_run_of_another_recipe_is_refused_and_of_a_tracked_study_is_not(begun: Path) -> None:
     content, asked = atomic.read_yaml(begun / layout.STUDY_FILE), begun.parent / "recipe.yaml"
     atomic.write_yaml(asked, atomic.section(content, "recipe"))
-    followed = with_tracker(status.read_recipe(begun), "mlflow", "http://lab:5000")
+    followed = with_tracker(status.read_recipe(begun), track="mlflow", tracking_uri="http://lab:5000")
     atomic.write_yaml(begun / layout.STUDY_FILE, content | {"recipe": followed.model_dump(mode="json")})
     words = ("study", asked, "--dry-run", "--no-measure", "--out", begun)
     printed = run(*words).stdout

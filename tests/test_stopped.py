@@ -25,7 +25,7 @@ def wait(_):
     while True:
         time.sleep(0.01)
 
-cli.run_commands.is_external = wait
+cli.options.is_external = wait
 sys.argv = ["trustcxr", "evaluate", "run", "--data", "images"]
 cli.main()
 """

@@ -34,14 +34,16 @@ def test_a_tracker_is_no_part_of_what_a_run_is(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds another run"):
         RunFolder(tmp_path).check_recipe(recipe(epochs=3))
     demo = load_study("demo")
-    assert with_tracker(demo, "tensorboard").training.track == "tensorboard"
-    assert without_tracker(with_tracker(demo, "mlflow", "http://lab:5000")) == demo
+    assert with_tracker(demo, track="tensorboard").training.track == "tensorboard"
+    assert without_tracker(with_tracker(demo, track="mlflow", tracking_uri="http://lab:5000")) == demo
 
 
 def test_what_is_typed_wrongly_is_one_line(tmp_path: Path) -> None:
     typed = ("train", "--data", tmp_path, "--model", "resnet18", "--out", tmp_path / "out", "--track")
-    assert "unknown tracker 'tensorbord': did you mean tensorboard" in complaint(*typed, "tensorbord")
-    assert "only mlflow has a server" in complaint(*typed, "tensorboard:http://lab")
+    assert "unknown value 'tensorbord': did you mean tensorboard" in complaint(*typed, "tensorbord")
+    assert "mlflow, which has a server" in complaint(*typed, "tensorboard:http://lab")
+    for where in ("tensorbord", "tensorboard:http://lab"):
+        assert "--track: " in complaint("study", "demo", "--dry-run", "--track", where)
 
 
 @pytest.mark.parametrize("track", ["tensorboard", "mlflow"])

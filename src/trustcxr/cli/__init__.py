@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import pairwise
@@ -20,11 +21,11 @@ import typer
 
 from trustcxr.cli.audit_commands import audit_app
 from trustcxr.cli.data_commands import cache_app, data_app
-from trustcxr.cli.run_commands import run_app
-from trustcxr.cli.serve_commands import serve_app
+from trustcxr.cli.run_commands import run_app, serve_app
 from trustcxr.cli.study_commands import study_app
 from trustcxr.errors import OUT_OF_MEMORY, UserError, is_out_of_memory
 from trustcxr.storage.memory import keep_freed_memory
+from trustcxr.storage.os_errors import escaped
 from trustcxr.version import NOTICE, __version__
 
 _STOPPED = 130  # the exit code that shells use after Ctrl-C
@@ -51,18 +52,15 @@ def stop_on_sigterm(words: Sequence[str]) -> Iterator[None]:
     does for a study on SLURM: there Ctrl-C cancels the jobs, while SIGTERM leaves them running.
     """
     unchanged = words[:1] in (["serve"], ["reader-study"]) or any(word in ("slurm", "--engine=slurm") for word in words)
-    if unchanged or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
-    try:
+    in_main = threading.current_thread() is threading.main_thread()  # which alone can set signal handlers
+    changed = in_main and not unchanged and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if changed:
         signal.signal(signal.SIGTERM, _InterruptOnce())
-    except ValueError:  # only the main thread can set signal handlers
-        yield
-        return
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if changed:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 class _InterruptOnce:
@@ -138,7 +136,8 @@ def _run_command() -> NoReturn:
             raise
         if problem.filename is None and problem.errno == errno.ENOSPC:  # stdout goes to a full disk
             _discard_stdout()
-        _exit_with(_describe_os_error(problem))
+        where = "" if problem.filename is None else f"{escaped(str(problem.filename))}: "
+        _exit_with(f"{where}{problem.strerror or problem}: cannot read or write it. Check the path and the disk.")
     except Exception as problem:
         if is_out_of_memory(problem):
             _exit_with(OUT_OF_MEMORY)
@@ -170,15 +169,8 @@ def _discard_stdout() -> None:
 
 def _exit_with(text: str) -> NoReturn:
     line = re.sub(r"\s*[\r\n]+\s*", " ", text).strip()  # two blanks in a name stay two
-    print(f"trustcxr: {''.join(c if c.isprintable() else repr(c)[1:-1] for c in line)}", file=sys.stderr)
+    print(f"trustcxr: {escaped(line)}", file=sys.stderr)
     sys.exit(2)
-
-
-def _describe_os_error(problem: OSError) -> str:
-    from trustcxr.storage.os_errors import escaped
-
-    where = f"{escaped(str(problem.filename))}: " if problem.filename is not None else ""
-    return f"{where}{problem.strerror or problem}: cannot read or write it. Check the path and the disk."
 
 
 def _print_version(wanted: bool) -> None:
@@ -187,10 +179,9 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+_VERSION = typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+
+
 @app.callback()
-def _options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None:
+def _options(version: Annotated[bool, _VERSION] = False) -> None:
     pass

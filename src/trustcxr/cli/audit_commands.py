@@ -1,8 +1,8 @@
 """Audit models and compare audits: `audit`, `compare`, `leaderboard`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Exit, Option, Typer
 
@@ -12,8 +12,7 @@ from trustcxr.cli.options import (
     Json,
     Labels,
     TrustCode,
-    parse_labels,
-    parse_listing,
+    parse_data,
     parse_pairs,
     print_json,
     resolve_name,
@@ -28,7 +27,6 @@ from trustcxr.version import NOTICE
 
 if TYPE_CHECKING:
     from trustcxr.recipes.criteria_file import CriteriaRecipe
-    from trustcxr.storage.schemas import AuditDocument
 
 audit_app = Typer()
 NOT_MET = 3  # exit code of `audit --fail` if a criterion is not met or not settled
@@ -36,14 +34,7 @@ NOT_MET = 3  # exit code of `audit --fail` if a criterion is not met or not sett
 
 @audit_app.command(epilog="Example: trustcxr audit model.yaml --data COVID-QU-Ex --out out/audit")
 def audit(
-    model: Annotated[
-        str,
-        Argument(
-            metavar="MODEL",
-            help="Run folder, trained model, model file (.yaml); with --init a model.",
-            callback=resolve_name,
-        ),
-    ] = "",
+    model: Annotated[str, Argument(help="A run, model file (.yaml), or model (--init).", callback=resolve_name)] = "",
     data: Annotated[Path | None, Option(help="Folder of images, or a list (CSV).")] = None,
     out: Annotated[Path | None, Option(help="Folder for audit.json and predictions.parquet.")] = None,
     split: Annotated[str | None, Option(help="Split to examine. Default: the test split if there is one.")] = None,
@@ -51,23 +42,13 @@ def audit(
     attack: Annotated[list[str] | None, Option(help=f"Other attacks: {', '.join(AUDIT_ATTACKS)}; repeatable.")] = None,
     epsilon: Annotated[list[float] | None, Option(help="Not the protocol's L-infinity radii; repeatable.")] = None,
     trust_code: TrustCode = False,
-    adversarial: Annotated[
-        Path | None, Option(help="Adversarial images (safetensors); the worse of these and ours counts.")
-    ] = None,
-    init: Annotated[
-        bool,
-        Option("--init", help="Print a model file for MODEL; with --data, the input and class order that score best."),
-    ] = False,
+    adversarial: Annotated[Path | None, Option(help="Adversarial images (safetensors); the worse counts.")] = None,
+    init: Annotated[bool, Option("--init", help="Print a model file; with --data, the one that scores best.")] = False,
     criteria: Annotated[Path | None, Option(help="File of acceptance criteria. Default: the model file's.")] = None,
     init_criteria: Annotated[bool, Option("--init-criteria", help="Print a draft of acceptance criteria.")] = False,
     fail: Annotated[bool, Option("--fail", help="Exit with 3 unless every criterion is met.")] = False,
-    prevalence: Annotated[
-        list[str] | None,
-        Option(help="Class = its share where the model will be used, such as COVID-19=0.05; repeatable."),
-    ] = None,
-    pictures: Annotated[
-        bool, Option("--pictures/--no-pictures", help="Store pictures of patients, for the page.")
-    ] = True,
+    prevalence: Annotated[list[str] | None, Option(help="Class=share in use, as COVID-19=0.05; repeatable.")] = None,
+    pictures: Annotated[bool, Option(help="Store pictures of patients, for the page.")] = True,
     label: Labels = None,
     column: Columns = None,
     images: Images = None,
@@ -77,24 +58,36 @@ def audit(
     if init or init_criteria:
         typed = {"--out": out, "--protocol": protocol != NEWEST, "--attack": attack, "--epsilon": epsilon}
         typed |= {"--adversarial": adversarial, "--criteria": criteria, "--fail": fail, "--prevalence": prevalence}
-        _check_draft(typed | {"--json": json and init_criteria})
+        typed |= {"--json": json and init_criteria}
+        if unused := [name for name, value in typed.items() if value]:
+            raise UserError(f"audit: a draft is printed without {', '.join(unused)}: remove it")
     if init_criteria:
         from trustcxr.recipes.criteria_file import DRAFT
 
         return print(DRAFT.read_text(encoding="utf-8"), end="")
     if not model:
         raise UserError("audit: no model is given. Give a run's folder or a model file; see trustcxr audit --help")
-    data_options = {"labels": parse_labels(label), "listing": parse_listing(column, images)}
+    reading = parse_data(label, column, images)
     if init:
-        return _print_draft(model, data, data_options | {"split": split}, trust_code=trust_code, json=json)
+        from trustcxr.audit.formats.init_model_file import describe_file, parse_draft
+        from trustcxr.audit.propose_declaration import propose_declaration
+
+        if data is None:
+            text = describe_file(model, trust_code=trust_code)
+        else:
+            text = propose_declaration(model, data, split=split, trust_code=trust_code, **reading)
+        return print_json(parse_draft(text)) if json else print(text, end="")
     if data is None or out is None:
-        raise UserError(
-            f"audit {model}: give {'--data PATH' if data is None else '--out DIR'}; see trustcxr audit --help"
-        )
-    _check_options(model, data, protocol, attack or (), epsilon or ())
-    if fail and criteria is None and not _names_criteria(Path(model)):
+        missing = "--data PATH" if data is None else "--out DIR"
+        raise UserError(f"audit {model}: give {missing}; see trustcxr audit --help")
+    from trustcxr.recipes.protocol import load_exam
+
+    load_exam(protocol).changed(tuple(attack or ()), tuple(epsilon or ()))
+    layout.check_model(model)
+    if (path := Path(model)).is_dir():
+        check_exists(data)
+    if fail and criteria is None and not (path.suffix in layout.MODEL_FILES and read_yaml(path).get("criteria")):
         raise UserError("--fail: there is no criterion to fail. Give --criteria FILE; --init-criteria prints a draft")
-    bounds = _read_criteria(criteria, prevalence)
     from trustcxr import audit as audits
 
     document = audits.run(
@@ -106,45 +99,20 @@ def audit(
         epsilons=epsilon or (),
         trust_code=trust_code,
         adversarial=adversarial,
-        criteria=bounds,
+        criteria=_read_criteria(criteria, prevalence),
         pictures=pictures,
         protocol=protocol,
-        **data_options,
+        **reading,
     )
-    print_json(document) if json else _print_audit(document, out)
+    if json:
+        print_json(document)
+    else:
+        from trustcxr.report import audit_text
+
+        print(*audit_text.describe_audit(document), f"written to {out}\n{NOTICE}", sep="\n")
     if fail and not all(row.met for row in document.criteria):
         raise Exit(NOT_MET)
     return None
-
-
-def _check_draft(typed: Mapping[str, object]) -> None:
-    """Raise UserError for options that were typed, though a draft does not use them."""
-    if unused := [name for name, value in typed.items() if value]:
-        raise UserError(f"audit: a draft is printed without {', '.join(unused)}: remove it")
-
-
-def _print_draft(model: str, data: Path | None, options: Mapping[str, Any], *, trust_code: bool, json: bool) -> None:
-    """Print a model file with questions; with labelled images, the one whose answers are best."""
-    from trustcxr.audit.formats.init_model_file import describe_file, parse_draft
-    from trustcxr.audit.propose_declaration import propose_declaration
-
-    if data is None:
-        text = describe_file(model, trust_code=trust_code)
-    else:
-        text = propose_declaration(model, data, trust_code=trust_code, **options)
-    return print_json(parse_draft(text)) if json else print(text, end="")
-
-
-def _print_audit(document: "AuditDocument", out: Path) -> None:
-    from trustcxr.report import audit_text
-
-    for line in audit_text.describe_audit(document):
-        print(line)
-    print(f"written to {out}\n{NOTICE}")
-
-
-def _names_criteria(model: Path) -> bool:
-    return model.suffix in layout.MODEL_FILES and bool(read_yaml(model).get("criteria"))
 
 
 def _read_criteria(path: Path | None, prevalence: Sequence[str] | None) -> "CriteriaRecipe | None":
@@ -161,22 +129,10 @@ def _read_criteria(path: Path | None, prevalence: Sequence[str] | None) -> "Crit
     return recipe.model_copy(update={"prevalence": {**recipe.prevalence, **shares}})
 
 
-def _check_options(model: str, data: Path, protocol: str, attacks: Sequence[str], epsilons: Sequence[float]) -> None:
-    """Raise UserError for an unknown attack or a missing model or data set, before torch is loaded."""
-    from trustcxr.recipes.protocol import load_exam
-
-    load_exam(protocol).changed(tuple(attacks), tuple(epsilons))
-    layout.check_model(model)
-    if Path(model).is_dir():
-        check_exists(data)
-
-
 @audit_app.command(epilog="Example: trustcxr compare out/audit-a out/audit-b")
 def compare(
     first: Annotated[Path, Argument(metavar="A", help="Folder of an audit.", callback=layout.check_audit)],
-    second: Annotated[
-        Path, Argument(metavar="B", help="Another, of the same protocol and data.", callback=layout.check_audit)
-    ],
+    second: Annotated[Path, Argument(metavar="B", help="B, same protocol and data.", callback=layout.check_audit)],
     json: Json = False,
 ) -> None:
     """Compare two audits image by image: B less A, with intervals and corrected tests."""
@@ -188,32 +144,21 @@ def compare(
         return print_json(document)
     title = f"{document.second} less {document.first}, by {document.protocol}"
     report.print_rows(title, audit_text.list_pairs(document))
-    for line in audit_text.describe_pairs(document):
-        print(line)
-    return print(NOTICE)
+    return print(*audit_text.describe_pairs(document), NOTICE, sep="\n")
 
 
 @audit_app.command(epilog="Example: trustcxr leaderboard out/audits")
 def leaderboard(
     folder: Annotated[Path, Argument(metavar="FOLDER", help="Folder that contains folders of audits, or entries.")],
     out: Annotated[Path | None, Option(help="Folder for the page and the table. Default: FOLDER.")] = None,
-    add: Annotated[
-        Path | None,
-        Option(metavar="AUDIT", help="Write the entry of this audit into FOLDER."),
-    ] = None,
+    add: Annotated[Path | None, Option(metavar="AUDIT", help="Write the entry of this audit into FOLDER.")] = None,
     licence: Annotated[str, Option(help="With --add: licence of the model, such as MIT or none.")] = "",
     source: Annotated[str, Option(metavar="ADDRESS@COMMIT", help="With --add: where the model is published.")] = "",
     run_by: Annotated[str, Option(metavar="NAME", help="With --add: who made the audit.")] = "",
-    model_file: Annotated[
-        Path | None, Option(metavar="FILE", help="With --add: model file of the audit (.yaml), for the entry.")
-    ] = None,
-    reported: Annotated[
-        bool, Option("--reported", help="With --add: the audit was made by those who submit it.")
-    ] = False,
+    model_file: Annotated[Path | None, Option(help="With --add: model file of the audit (.yaml).")] = None,
+    reported: Annotated[bool, Option("--reported", help="With --add: the submitter made the audit.")] = False,
     check: Annotated[bool, Option("--check", help="Check the entries in FOLDER; exit with 2 on a fault.")] = False,
-    models: Annotated[
-        Path | None, Option(metavar="DIR", help="With --check: compare the models' files in DIR with the entries.")
-    ] = None,
+    models: Annotated[Path | None, Option(help="With --check: folder of models' files to compare with them.")] = None,
     json: Json = False,
 ) -> None:
     """Rank audits or entries of one protocol and data set: a page and a table. Add entries, and check them."""
@@ -223,15 +168,20 @@ def leaderboard(
         raise UserError("leaderboard: --out is of the page, which --add and --check do not write: remove it")
     if models is not None and not check:
         raise UserError("leaderboard: --models needs --check")
-    if add is not None:
-        from trustcxr.audit.leaderboard_entries import add_entry
+    from trustcxr.audit.leaderboard_entries import add_entry, check_entries
 
+    if add is not None:
         details = {"licence": licence, "source": source, "run_by": run_by}
         path = add_entry(layout.check_audit(add), folder, **details, model_file=model_file, reported=reported)
         if not check:
             return print_json({"entry": str(path)}) if json else print(f"written to {path}\n{NOTICE}")
     if check:
-        return _check_entries(folder, models, json=json)
+        entries, found, faults = check_entries(folder, models)
+        compared = "" if models is None else f", unchanged models in {models} {found}"
+        summary = f"{folder}: entries {entries}, faults {len(faults)}{compared}"
+        report_of_faults = {"entries": entries, "models": None if models is None else found, "faults": faults}
+        print_json(report_of_faults) if json else print(*faults, summary, sep="\n")
+        raise Exit(2 if faults else 0)
     from trustcxr import report
     from trustcxr.report import leaderboard as board
 
@@ -241,24 +191,6 @@ def leaderboard(
         return print_json(board.to_json(ranking))
     for one in (ranking, *ranking.others):
         report.print_table(board.terminal_table(one))
-        for line in board.list_remarks(one):
-            print(line)
-    for name, why in ranking.refused:
-        print(f"not compared: {name}: {why}")
-    return print(f"written to {page} and {table}\n{NOTICE}")
-
-
-def _check_entries(folder: Path, models: Path | None, *, json: bool) -> None:
-    """Print a line for each fault of the entries in a folder; exit with 2 if there is one."""
-    from trustcxr.audit.leaderboard_entries import check_entries
-
-    entries, found, faults = check_entries(folder, models)
-    if json:
-        print_json({"entries": entries, "models": None if models is None else found, "faults": faults})
-    else:
-        for line in faults:
-            print(line)
-        compared = "" if models is None else f", unchanged models in {models} {found}"
-        print(f"{folder}: entries {entries}, faults {len(faults)}{compared}")
-    if faults:
-        raise Exit(2)
+        print("".join(f"{line}\n" for line in board.list_remarks(one)), end="")
+    refused = (f"not compared: {name}: {why}" for name, why in ranking.refused)
+    return print(*refused, f"written to {page} and {table}\n{NOTICE}", sep="\n")

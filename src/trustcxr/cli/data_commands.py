@@ -7,22 +7,18 @@ from typer import Argument, Option, Typer
 
 from trustcxr.cli.options import Columns, Images, Json, parse_listing, print_json
 from trustcxr.console import plural
-from trustcxr.storage.os_errors import megabytes, shell_quote
+from trustcxr.errors import UserError, unknown
+from trustcxr.storage.os_errors import check_writable, megabytes, shell_quote
 from trustcxr.version import NOTICE
 
 if TYPE_CHECKING:
     from trustcxr.storage.schemas import PruneDocument
 
-data_app = Typer(
-    help="Check, download or make data.",
-    epilog="Example: trustcxr data check COVID-QU-Ex --html out/check.html",
-    no_args_is_help=True,
-)
+_EXAMPLE = "Example: trustcxr data check COVID-QU-Ex --html out/check.html --clean out/clean.parquet"
+data_app = Typer(help="Check, download or make data.", epilog=_EXAMPLE, no_args_is_help=True)
 
 
-@data_app.command(
-    "check", epilog="Example: trustcxr data check COVID-QU-Ex --html out/check.html --clean out/clean.parquet"
-)
+@data_app.command("check", epilog=_EXAMPLE)
 def data_check(
     path: Annotated[Path, Argument(metavar="PATH", help="Folder of images, a list (CSV), or a manifest.")],
     html: Annotated[Path | None, Option(help="Write one page with pictures of each problem.")] = None,
@@ -35,18 +31,13 @@ def data_check(
     """Read every file; report faults, leaks between splits, and confounds."""
     from trustcxr.data.checks.check import check_data
     from trustcxr.data.checks.check_html import write_page
-    from trustcxr.errors import UserError
-    from trustcxr.storage.os_errors import check_writable
 
     if clean and clean.suffix.lower() not in (".csv", ".parquet"):
         raise UserError(f"{clean}: unknown kind of manifest. Give a name that ends in .csv or .parquet.")
     for path_out in filter(None, (html, clean)):
         check_writable(path_out)
     result = check_data(path, probes=probes, **parse_listing(column, images))
-    if json:
-        print_json(result.to_dict() | {"notice": NOTICE})
-    else:
-        print(result.text())
+    print_json(result.to_dict() | {"notice": NOTICE}) if json else print(result.text())
     if html:
         write_page(result, html)
     if clean:
@@ -62,7 +53,6 @@ def data_download(
 ) -> None:
     """Download a public data set through kagglehub. No other data command uses the network."""
     from trustcxr.data.download import download_covidqu
-    from trustcxr.errors import unknown
 
     if name != "covidqu":
         raise unknown("data set", name, ["covidqu"])
@@ -102,9 +92,8 @@ def data_corruptions(
     print(f"{preview.write(out, size=size, image=image, seed=seed)}\n{NOTICE}")
 
 
-cache_app = Typer(
-    help="List or prune decoded images and checkpoints.", epilog="Example: trustcxr cache list", no_args_is_help=True
-)
+_CACHE_HELP = "List or prune decoded images and checkpoints."
+cache_app = Typer(help=_CACHE_HELP, epilog="Example: trustcxr cache list", no_args_is_help=True)
 CheckpointFolders = Annotated[list[Path] | None, Argument(metavar="[FOLDER...]", help="Also the checkpoints of these.")]
 
 
@@ -114,12 +103,9 @@ def cache_list(folders: CheckpointFolders = None, json: Json = False) -> None:
     from trustcxr.study import cache_prune
 
     document = cache_prune.prune(folders or ())
-    if json:
-        return print_json(document)
-    _print_cache(document)
-    entries = document.entries
-    size = megabytes(sum(entry.bytes for entry in entries))
-    return print(f"{document.cache}: {plural(len(entries), 'entry', 'entries')}, {size}")
+    size = megabytes(sum(entry.bytes for entry in document.entries))
+    entries = plural(len(document.entries), "entry", "entries")
+    _print_cache(document, f"{document.cache}: {entries}, {size}", json=json)
 
 
 @cache_app.command("prune", epilog="Example: trustcxr cache prune out/quick --older-than 60; then with --remove")
@@ -133,18 +119,17 @@ def prune_cache(
     from trustcxr.study import cache_prune
 
     document = cache_prune.prune(folders or (), older_than=older_than, remove=remove)
-    if json:
-        return print_json(document)
-    _print_cache(document)
-    if remove:
-        return print(f"removed {megabytes(document.freed)}")
     hint = "; the same command with --remove removes them" if document.removable else ""
-    return print(f"{megabytes(document.removable)} are old{hint}")
+    old = f"{megabytes(document.removable)} are old{hint}"
+    _print_cache(document, f"removed {megabytes(document.freed)}" if remove else old, json=json)
 
 
-def _print_cache(document: "PruneDocument") -> None:
+def _print_cache(document: "PruneDocument", last: str, *, json: bool) -> None:
     from trustcxr import report
     from trustcxr.report import status_text
 
+    if json:
+        return print_json(document)
     if document.entries:
         report.print_rows(f"decoded images in {document.cache}, and checkpoints", status_text.list_prunable(document))
+    return print(last)

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Context, Option
 
 from trustcxr.data.remote import is_address
-from trustcxr.errors import UserError, unknown
+from trustcxr.errors import UserError
+from trustcxr.evaluation import trained_models
 from trustcxr.registry import BASELINE_MAPS, SALIENCY
+from trustcxr.storage import layout
+from trustcxr.storage.atomic import to_json
 
 if TYPE_CHECKING:
     from trustcxr.recipes.run_recipe import Listing
@@ -17,9 +20,6 @@ if TYPE_CHECKING:
 
 def resolve_run(run: Path) -> Path:
     """Return the folder of a run or of a trained model. Checked here because loading torch takes seconds."""
-    from trustcxr.evaluation import trained_models
-    from trustcxr.storage import layout
-
     if run.is_dir() or is_address(run):
         return run
     return layout.check_run(trained_models.resolve(run))
@@ -27,19 +27,12 @@ def resolve_run(run: Path) -> Path:
 
 def resolve_name(model: str) -> str:
     """Return the folder of a trained model if `model` is its name, else `model`."""
-    from trustcxr.evaluation import trained_models
-
     trained_models.check_name(model)
     return str(trained_models.fetch(model)) if trained_models.is_name(model) else model
 
 
 def is_external(model: str) -> bool:
-    """Return True for a model file or code, as `trustcxr audit` takes it, and False for a run.
-
-    Raises UserError if there is neither.
-    """
-    from trustcxr.storage import layout
-
+    """Return True for a model file or code, and False for a run. Raises UserError if there is neither."""
     path, is_model_file = Path(model), Path(model).suffix in layout.MODEL_FILES
     if is_address(model) or path.is_dir() or not (path.exists() or is_model_file or ":" in model):
         resolve_run(path)
@@ -49,56 +42,37 @@ def is_external(model: str) -> bool:
 
 
 DATA = Option(
-    "--data",
-    help="Folder of images (COVID-QU-Ex as published, or class folders), a list (CSV), or an address such as s3://...",
+    "--data", help="Folder of images (COVID-QU-Ex, or class folders), a list (CSV), or an address (s3://...)."
 )
 Data = Annotated[Path, DATA]
-RunFolder = Annotated[
-    Path, Argument(metavar="RUN", help="Folder of a run, or a trained model's name.", callback=resolve_run)
-]
-Labels = Annotated[
-    list[str] | None,
-    Option("--label", help="The data's label = the run's class, such as pneumonia=Non-COVID; repeatable."),
-]
-Columns = Annotated[
-    list[str] | None,
-    Option(
-        "--column",
-        help="For a list: covidx, nih, rsna, rsna-boxes or chexpert; or word=column, such as path='Image Index'. "
-        "Words: path, class, split, patient, group, source, view, sample_id, lung_mask, infection_mask; repeatable.",
-    ),
-]
+RunFolder = Annotated[Path, Argument(metavar="RUN", help="Run folder or trained model.", callback=resolve_run)]
+Labels = Annotated[list[str] | None, Option("--label", help="Label = class, as pneumonia=Non-COVID; repeatable.")]
+_COLUMNS = (
+    "For a list: covidx, nih, rsna, rsna-boxes or chexpert; or word=column, such as path='Image Index'. "
+    "Words: path, class, split, patient, group, source, view, sample_id, lung_mask, infection_mask; repeatable."
+)
+Columns = Annotated[list[str] | None, Option("--column", help=_COLUMNS)]
 Images = Annotated[Path | None, Option("--images", help="Image folder of a list. Default: the folder of the list.")]
 SALIENCY_METHODS = (
     f"{', '.join(name for name in SALIENCY if name not in BASELINE_MAPS)}, or as baseline maps "
     f"{', '.join(BASELINE_MAPS)}; a CAM of an earlier layer is layercam@-2 or layercam@NAME; repeatable. "
     "Default: gradcam and layercam."
 )
-Threads = Annotated[
-    int | None, Option(help="Threads of each run. Another number gives other bits. Default: torch's number here.")
-]
-Track = Annotated[
-    str | None,
-    Option(help="Log each epoch to tensorboard or mlflow. mlflow:URI is its server; default: an SQLite file."),
-]
+Threads = Annotated[int | None, Option(help="Threads of each run. Another number gives other bits. Default: torch's.")]
+Track = Annotated[str | None, Option(help="Log epochs to tensorboard or mlflow[:SERVER]; default: an SQLite file.")]
 TrustCode = Annotated[bool, Option("--trust-code", help="Allow the model file to run code of its author.")]
 Json = Annotated[bool, Option("--json", help="Print one JSON document on stdout, and nothing else there.")]
 
-# Options of `train` that set a key of the recipe.
-_KEYS = {
-    "model": "model.name",
-    "weights": "model.weights",
-    "defence": "defence.name",
-    "size": "data.size",
-    "seed": "seed",
-    "background": "training.background",
-    "track": "training.track",
-    "column": "data.columns",
-    "images": "data.images",
-    "label": "data.labels",
-    **{name: f"training.{name}" for name in ("epochs", "batch_size", "learning_rate", "patience", "precision")},
-    **{name: f"defence.{name}" for name in ("epsilon", "ramp", "clean_weight")},
+# Options of `train` that set a key of the recipe, by the key's part.
+KEYS = {
+    "model": ("weights",),
+    "data": ("size", "images"),
+    "training": ("epochs", "batch_size", "learning_rate", "patience", "precision", "background", "track"),
+    "defence": ("epsilon", "ramp", "clean_weight"),
 }
+_KEYS = {name: f"{part}.{name}" for part, names in KEYS.items() for name in names}
+_KEYS |= {"seed": "seed", "model": "model.name", "defence": "defence.name"}
+_KEYS |= {"column": "data.columns", "label": "data.labels"}
 
 
 def check_settings(context: Context, settings: list[str] | None) -> list[str]:
@@ -114,30 +88,23 @@ def check_settings(context: Context, settings: list[str] | None) -> list[str]:
     return settings or []
 
 
-def parse_tracker(text: str | None) -> tuple[str, str]:
-    """Return the tracker and its server from "mlflow:http://...", or ("none", "")."""
-    name, _, uri = (text or "none").partition(":")
-    if name not in ("none", "tensorboard", "mlflow"):
-        raise unknown("tracker", name, ("tensorboard", "mlflow"))
-    if uri and name != "mlflow":
-        raise UserError(f"--track {text}: only mlflow has a server: --track mlflow:{uri}")
-    return name, uri
+def parse_tracker(text: str | None) -> dict[str, str]:
+    """Return the keys of a recipe from "mlflow:http://...": the tracker and its server; empty without one."""
+    name, _, uri = (text or "").partition(":")
+    return {"track": name, "tracking_uri": uri} if name else {}
 
 
-def parse_labels(pairs: list[str] | None) -> dict[str, str | None]:
-    """Return {the data's label: the run's class} from "label=class" pairs; None for a label that is left out."""
-    return {
-        label: name or None
-        for label, name in parse_pairs(
-            "--label", pairs or [], "write label=class, such as pneumonia=Non-COVID; label= leaves it out"
-        ).items()
-    }
+def parse_data(label: list[str] | None, column: list[str] | None, images: Path | None) -> dict[str, Any]:
+    """Return how to read data, as `labels` and `listing` of the Python calls. A label without a class is left out."""
+    hint = "write label=class, such as pneumonia=Non-COVID; label= leaves it out"
+    labels = {name: known or None for name, known in parse_pairs("--label", label, hint).items()}
+    return {"labels": labels, "listing": parse_listing(column, images)}
 
 
-def parse_pairs(option: str, pairs: Sequence[str], hint: str) -> dict[str, str]:
+def parse_pairs(option: str, pairs: Sequence[str] | None, hint: str) -> dict[str, str]:
     """Return {key: value} from the key=value pairs of an option. Raises UserError, with the hint, for any other."""
     result: dict[str, str] = {}
-    for pair in pairs:
+    for pair in pairs or ():
         key, equals, value = pair.partition("=")
         if not equals or not key:
             raise UserError(f"{option} {pair}: {hint}")
@@ -149,9 +116,7 @@ def parse_pairs(option: str, pairs: Sequence[str], hint: str) -> dict[str, str]:
 
 def parse_listing(columns: list[str] | None, images: Path | None) -> "Listing":
     """Return how to read a list of images: the name of a published list, or {word: column}."""
-    listing: Listing = {}
-    if images is not None:
-        listing["images"] = str(images)
+    listing: Listing = {} if images is None else {"images": str(images)}
     if not columns:
         return listing
     if len(columns) == 1 and "=" not in columns[0]:
@@ -166,6 +131,4 @@ def parse_listing(columns: list[str] | None, images: Path | None) -> "Listing":
 
 def print_json(document: Any) -> None:
     """Print one JSON document on stdout."""
-    from trustcxr.storage.atomic import to_json
-
     sys.stdout.write(to_json(document))

@@ -1,32 +1,15 @@
-"""Train and use one model: `models`, `train`, `evaluate`, `explain`, `predict`, `export` and others."""
+"""Train and use one model: `train`, `evaluate`, `explain`, `predict` and others; web pages: `serve`, `reader-study`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Context, Option, Typer
 
-from trustcxr.cli.options import (
-    SALIENCY_METHODS,
-    Columns,
-    Data,
-    Images,
-    Json,
-    Labels,
-    RunFolder,
-    Threads,
-    Track,
-    TrustCode,
-    check_settings,
-    is_external,
-    parse_labels,
-    parse_listing,
-    parse_tracker,
-    print_json,
-    resolve_name,
-    resolve_run,
-)
+from trustcxr.cli import options
+from trustcxr.cli.options import Columns, Data, Images, Json, Labels, RunFolder, Threads, Track, TrustCode, print_json
 from trustcxr.console import plural
-from trustcxr.data.remote import check_exists, is_address
+from trustcxr.data.remote import check_exists
 from trustcxr.errors import UserError
 from trustcxr.registry import ATTACKS, BACKGROUNDS, CORRUPTIONS, DEFENCES, format_steps
 from trustcxr.storage.os_errors import check_present, shell_quote
@@ -35,7 +18,7 @@ from trustcxr.version import NOTICE
 if TYPE_CHECKING:
     from trustcxr.storage.schemas import RunDocument
 
-run_app = Typer()
+run_app, serve_app = Typer(), Typer()
 
 
 @run_app.command(epilog="Example: trustcxr models")
@@ -50,15 +33,12 @@ def models(json: Json = False) -> None:
     entries = [trained_models.entry(name) for name in trained_models.names()]
     if json:
         return print_json({"trained": entries, "architectures": rows})
-    report.print_rows(
-        "Trained models; use the name as a RUN, such as `trustcxr predict NAME IMAGE`", list_trained(entries)
-    )
+    report.print_rows("Trained models, usable as a RUN: `trustcxr predict NAME IMAGE`", list_trained(entries))
     for entry in entries:
         print(f"{entry.name}: {entry.summary}")
     report.print_rows("The 21 networks, untrained; any other timm name works too", rows)
     print("Also, untrained: plain3, plain5, whose answers `trustcxr certify` can prove;")
-    print("evidence-33 and similar, whose map is part of the computation of the answer.")
-    return None
+    return print("evidence-33 and similar, whose map is part of the computation of the answer.")
 
 
 @run_app.command(
@@ -86,10 +66,7 @@ def train(
     ramp: Annotated[float, Option(help="Share of the training during which epsilon grows.")] = 0.0,
     clean_weight: Annotated[float, Option(help="Weight of the loss on clean images, 0 to 1.")] = 0.0,
     background: Annotated[str, Option(help=f"{', '.join(BACKGROUNDS)}; needs lung masks, but for full.")] = "full",
-    set_: Annotated[
-        list[str] | None,
-        Option("--set", metavar="KEY=VALUE", help="Other key of the recipe, such as defence.beta=3; repeatable."),
-    ] = None,
+    set_: Annotated[list[str] | None, Option("--set", help="KEY=VALUE, as defence.beta=3; repeatable.")] = None,
     track: Track = None,
     label: Labels = None,
     column: Columns = None,
@@ -99,16 +76,7 @@ def train(
     from trustcxr import api
     from trustcxr.report.terminal import describe_training
 
-    tracker, uri = parse_tracker(track)
-    training = {
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "patience": patience,
-        "precision": precision,
-        "track": tracker if track else None,
-        "tracking_uri": uri or None,
-    }
+    training = {name: context.params[name] for name in options.KEYS["training"] if context.params[name] is not None}
     run = api.train(
         data,
         out,
@@ -117,10 +85,9 @@ def train(
         defence={"name": defence, "epsilon": epsilon, "ramp": ramp, "clean_weight": clean_weight},
         size=size,
         seed=seed,
-        training={k: v for k, v in training.items() if v is not None} | {"background": background},
-        settings=check_settings(context, set_),
-        labels=parse_labels(label),
-        listing=parse_listing(column, images),
+        training=training | options.parse_tracker(track),
+        settings=options.check_settings(context, set_),
+        **options.parse_data(label, column, images),
         threads=threads,
         devices=devices,
         nodes=nodes,
@@ -153,7 +120,7 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Test a run on any data set: clean, attacked, corrupted. Writes predictions.parquet and metrics.json."""
-    if is_external(str(run)):
+    if options.is_external(str(run)):
         command = f"trustcxr audit {shell_quote(run)} --data {shell_quote(data)} --out DIR"
         raise UserError(f"{run}: not the folder of a run. To examine any other model: {command}")
     if surrogate is None:  # else the attacks that use it are checked first
@@ -174,8 +141,7 @@ def evaluate(
         corruptions=corruption,
         severities=severity,
         shortcuts=shortcuts,
-        labels=parse_labels(label),
-        listing=parse_listing(column, images),
+        **options.parse_data(label, column, images),
         out=out,
     )
     if json:
@@ -186,21 +152,14 @@ def evaluate(
         f"{document.run} on {document.split} ({plural(document.clean.n or 0, 'image')})",
         terminal_lines.list_accuracies(document),
     )
-    for line in terminal_lines.describe_metrics(document):
-        print(line)
-    for alarm in document.alarms:
-        print(f"ALARM: {alarm.text}")
-    print(f"written to {document.folder}\n{NOTICE}")
-    return None
+    return _print_end(document, terminal_lines.describe_metrics(document))
 
 
 @run_app.command(epilog="Example: trustcxr certify out/run --data COVID-QU-Ex --epsilon 0.005 --epsilon 0.02")
 def certify(
     run: RunFolder,
     data: Data,
-    epsilon: Annotated[
-        list[float] | None, Option(help="L-infinity radius; repeatable. Default: 0.005, 0.01, 0.02.")
-    ] = None,
+    epsilon: Annotated[list[float] | None, Option(help="Radius; repeatable. Default: 0.005, 0.01, 0.02.")] = None,
     split: Annotated[str | None, Option(help="Split to certify. Default: the test split of the run.")] = None,
     method: Annotated[str, Option(help="ibp, or crown: also CROWN if intervals fail.")] = "crown",
     steps: Annotated[int, Option(help="Gradient steps on CROWN's slopes, for tighter bounds.")] = 10,
@@ -224,28 +183,21 @@ def certify(
         steps=steps,
         neurons=neurons,
         split=split,
-        labels=parse_labels(label),
-        listing=parse_listing(column, images),
+        **options.parse_data(label, column, images),
     )
     if json:
         return print_json(document)
     if table := proved([Run(document, document.folder or run, [])]):
         report.print_table(table)
-        print(SCOPE)
-    for alarm in document.alarms:
-        print(f"ALARM: {alarm.text}")
-    print(f"written to {document.folder}\n{NOTICE}")
-    return None
+    return _print_end(document, [SCOPE] if table else [])
 
 
 @run_app.command(epilog="Example: trustcxr explain out/run --data COVID-QU-Ex")
 def explain(
-    model: Annotated[
-        str, Argument(metavar="MODEL", help="Run folder, trained model or model file (.yaml).", callback=resolve_name)
-    ],
+    model: Annotated[str, Argument(help="Run folder, trained model or model file.", callback=options.resolve_name)],
     data: Data,
     out: Annotated[Path | None, Option(help="Folder for the results. Default: within the folder of a run.")] = None,
-    method: Annotated[list[str] | None, Option(help=SALIENCY_METHODS)] = None,
+    method: Annotated[list[str] | None, Option(help=options.SALIENCY_METHODS)] = None,
     split: Annotated[str | None, Option(help="Split to explain. Default: the test split.")] = None,
     epsilon: Annotated[float, Option(help="Radius of FGSM and PGD, for stability.")] = 0.02,
     corruption: Annotated[list[str] | None, Option(help="Corruption for stability; repeatable. Default: all.")] = None,
@@ -259,30 +211,27 @@ def explain(
     json: Json = False,
 ) -> None:
     """Compare saliency maps of a run or of a model file with radiologists' masks, each measure with chance."""
-    if is_external(model) and out is None:
+    if options.is_external(model) and out is None:
         raise UserError(f"explain {model}: say --out DIR; see trustcxr explain --help")
     check_exists(data)  # before what takes seconds to load
     from trustcxr import api
 
-    options = {"methods": method, "corruptions": "all" if corruption and "all" in corruption else corruption}
+    names = {"methods": method, "corruptions": "all" if corruption and "all" in corruption else corruption}
     document = api.explain_model(
         model,
         data,
         out=out,
         split=split,
-        labels=parse_labels(label),
-        listing=parse_listing(column, images),
+        **options.parse_data(label, column, images),
         finding=finding,
         trust_code=trust_code,
         epsilon=epsilon,
         severity=severity,
         sample=sample,
-        **{key: value for key, value in options.items() if value is not None},
+        **{key: value for key, value in names.items() if value is not None},
     )
-    return print_json(document) if json else _print_saliency(document)
-
-
-def _print_saliency(document: "RunDocument") -> None:
+    if json:
+        return print_json(document)
     from trustcxr import report
     from trustcxr.explain.verdicts import SURVIVES
     from trustcxr.report.load import Run
@@ -297,18 +246,19 @@ def _print_saliency(document: "RunDocument") -> None:
         runs = [Run(document, document.folder or Path(), [])]
         for table in (reported(runs), effects(runs)):
             report.print_table(table)
-    for alarm in document.alarms:
-        if alarm.kind != SURVIVES:  # already printed for each map
-            print(f"ALARM: {alarm.text}")
-    print(f"written to {document.folder}\n{NOTICE}")
+    return _print_end(document, hidden=SURVIVES)  # already printed for each map
+
+
+def _print_end(document: "RunDocument", lines: Sequence[str] = (), hidden: str = "") -> None:
+    """Print lines, the alarms except for those of the kind `hidden`, and the folder."""
+    alarms = [f"ALARM: {alarm.text}" for alarm in document.alarms if alarm.kind != hidden]
+    print(*lines, *alarms, f"written to {document.folder}\n{NOTICE}", sep="\n")
 
 
 @run_app.command(epilog="Example: trustcxr predict out/run chest.png")
 def predict(
     run: RunFolder,
-    images: Annotated[
-        list[Path], Argument(metavar="IMAGE...", help="Image files, or folders of images or DICOM studies.")
-    ],
+    images: Annotated[list[Path], Argument(metavar="IMAGE...", help="Images, or folders of images or DICOM studies.")],
     epsilon: Annotated[float, Option(help="L-infinity radius that the answer must survive.")] = 0.02,
     out: Annotated[Path, Option(help="Folder for the heatmaps and predictions.csv.")] = Path("trustcxr-out"),
     anyway: Annotated[bool, Option("--anyway", help="Also classify what is no upright frontal chest image.")] = False,
@@ -329,28 +279,22 @@ def predict(
     if json:
         print_json({"notice": NOTICE, "epsilon": epsilon, "images": answers})
     else:
-        for answer in answers:
-            print("\n".join(terminal.describe_answer(answer)))
-        if answers.file is not None:
-            print(f"all answers: {answers.file}")
-        print(NOTICE)
+        lines = [line for answer in answers for line in terminal.describe_answer(answer)]
+        lines += [f"all answers: {answers.file}"] if answers.file is not None else []
+        print(*lines, NOTICE, sep="\n")
     if refused := terminal.describe_failures(answers):
         raise UserError(refused)
 
 
 @run_app.command(epilog="Example: trustcxr export out/run --format onnx --out run.onnx --data COVID-QU-Ex")
 def export(
-    run: Annotated[
-        str, Argument(metavar="RUN", help="Run folder, trained model, or hf://owner/name.", callback=resolve_name)
-    ],
+    run: RunFolder,
     out: Annotated[Path | None, Option(help="File, .onnx or .pt2. Default: within the run.")] = None,
     format: Annotated[str, Option(help="onnx or torch-export.")] = "onnx",
     data: Annotated[Path | None, Option(help="Images to compare it on. Default: synthetic ones.")] = None,
     json: Json = False,
 ) -> None:
     """Export a run as one file for other programs; the outputs are first compared with those of the run."""
-    if not is_address(run):
-        resolve_run(Path(run))
     if data is not None:
         check_exists(data)
     from trustcxr.audit import export_run
@@ -359,9 +303,7 @@ def export(
     document = export_run.export(run, format, out, data=data)
     if json:
         return print_json(document)
-    for line in terminal.describe_export(document):
-        print(line)
-    return print(NOTICE)
+    return print(*terminal.describe_export(document), NOTICE, sep="\n")
 
 
 @run_app.command(epilog="Example: trustcxr push out/run hf://owner/name")
@@ -393,7 +335,69 @@ def fit_ood(
     from trustcxr.report.terminal import describe_ood_fit
     from trustcxr.runs import fit_ood
 
-    document = fit_ood.fit(run, data, labels=parse_labels(label), listing=parse_listing(column, images))
+    document = fit_ood.fit(run, data, **options.parse_data(label, column, images))
     if json:
         return print_json(document)
     return print(f"{describe_ood_fit(document)}\nwritten to {run}\n{NOTICE}")
+
+
+@serve_app.command(epilog="Example: trustcxr serve out/quick/runs/resnet18-fgsm-s0")
+def serve(
+    runs: Annotated[list[Path], Argument(metavar="RUN...", help="Run folders or trained models; two are compared.")],
+    host: Annotated[str, Option(help="Address to listen on. Other machines need a token.")] = "127.0.0.1",
+    port: Annotated[int, Option(min=0, max=65535, help="0: any free port.")] = 8000,
+    workers: Annotated[int | None, Option(min=1, max=64, help="Processes that answer.")] = None,
+    most_megabytes: Annotated[int, Option(min=1, max=1024, help="Largest file that is accepted.")] = 64,
+    dicom: Annotated[str | None, Option(metavar="TITLE@HOST:PORT", help="Be a DICOM node; answer this peer.")] = None,
+    dicom_from: Annotated[list[str] | None, Option(help="Titles that may send; repeatable. Default: peer's.")] = None,
+    dicom_title: Annotated[str | None, Option(help="AE title of this node.", show_default="TRUSTCXR")] = None,
+    dicom_host: Annotated[str | None, Option(help="Address of this node.", show_default="127.0.0.1")] = None,
+    dicom_port: Annotated[int | None, Option(min=0, max=65535, help="0: any free port.", show_default="11112")] = None,
+    dicom_log_accession: Annotated[bool, Option("--dicom-log-accession", help="Log it if not answered.")] = False,
+) -> None:
+    """Start a page, and its API, that answers for an image: heatmaps, perturbations. No image is stored.
+
+    Other machines need a token: the value of TRUSTCXR_TOKEN, or a random one, which is printed.
+    """
+    from trustcxr.apps.serve import server
+    from trustcxr.apps.serve.dicom_node import NodeOptions
+    from trustcxr.apps.serve.limits import Limits
+
+    typed = {"title": dicom_title, "host": dicom_host, "port": dicom_port, "log_accession": dicom_log_accession or None}
+    own = {key: value for key, value in typed.items() if value is not None}
+    if dicom is None and (unused := [*(["from"] if dicom_from else []), *own]):
+        option = f"--dicom-{unused[0].replace('_', '-')}"
+        raise UserError(f"{option} needs --dicom TITLE@HOST:PORT, the peer that gets the answers")
+    node = None if dicom is None else NodeOptions.from_peer(dicom, callers=tuple(dicom_from or ()), **own)
+    limits = {"most_bytes": most_megabytes << 20} | ({} if workers is None else {"workers": workers})
+    server.serve([options.resolve_run(run) for run in runs], host=host, port=port, limits=Limits(**limits), dicom=node)
+
+
+@serve_app.command(
+    epilog="Example: trustcxr reader-study out/quick --data COVID-QU-Ex --arm resnet18-standard-s0 "
+    "--arm resnet18-fgsm-s0 --reader R1 --reader R2"
+)
+def reader_study(
+    study: Annotated[Path, Argument(metavar="STUDY", help="Folder of a study, or of one run.")],
+    arm: Annotated[list[str] | None, Option(metavar="RUN[:METHOD]", help="Maps to show; one to three times.")] = None,
+    data: Annotated[Path | None, Option(help="Data for new maps. Default: the saved maps.")] = None,
+    images: Annotated[int | None, Option(min=1, max=500, help="Number of random images. Default: 30.")] = None,
+    reader: Annotated[list[str] | None, Option(metavar="NAME", help="Pseudonym of a reader; repeatable.")] = None,
+    seed: Annotated[int | None, Option(min=0, help="Seed of the random images. Default: 0.")] = None,
+    host: Annotated[str, Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, Option(min=0, max=65535, help="0: any free port.")] = 8001,
+    results: Annotated[bool, Option("--results", help="Write tables of the answers so far.")] = False,
+) -> None:
+    """Start a blinded reader study: radiologists mark the finding, then rank and rate heatmaps of one to three models.
+
+    Each reader has a private link and resumes there. STUDY/reader/ holds the answers, and which map is of which model.
+    """
+    from trustcxr.apps.reader import reader_study
+
+    typed = {"arm": arm, "data": data, "images": images, "reader": reader, "seed": seed}
+    if results and (option := next((key for key, value in typed.items() if value is not None), None)):
+        raise UserError(f"--{option} and --results: tables are of a study as it is. Leave one of them out.")
+    if results:
+        return print(*reader_study.write_results(study), NOTICE, sep="\n")
+    chosen = reader_study.ReaderOptions(arms=arm or (), data=data, images=images, seed=seed)
+    return reader_study.serve(study, chosen, reader or (), host=host, port=port)

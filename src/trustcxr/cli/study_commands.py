@@ -23,27 +23,22 @@ Jobs = Annotated[int | None, Option("--jobs", help="Concurrent runs. Default: 1;
 RayAddress = Annotated[str | None, Option(help="For ray: HOST:PORT, or auto. Default: start one here.")]
 Cpus = Annotated[int, Option(help="For ray and slurm: cores of each run.")]
 Gpus = Annotated[float | None, Option(help="For ray and slurm: GPUs of each run, such as 0.5.")]
-Slurm = Annotated[
-    list[str] | None, Option("--slurm", help="For slurm: an sbatch option such as partition=gpu; repeatable.")
-]
+Slurm = Annotated[list[str] | None, Option(help="For slurm: an sbatch option, as partition=gpu; repeatable.")]
 
 
 @study_app.command(epilog="Example: trustcxr demo --out out/demo")
 def demo(
     out: Annotated[Path, Option(help="Folder for the data, the runs and the report.")] = Path("out/demo"),
     jobs: Jobs = None,
-    full: Annotated[
-        bool, Option("--full/--quick", help="More images, larger networks, all severities: 6 minutes.")
-    ] = False,
+    full: Annotated[bool, Option("--full/--quick", help="More images, larger networks: 6 minutes.")] = False,
 ) -> None:
     """Run a whole small study on synthetic images in minutes. Needs no data and no network."""
     from trustcxr.study import demo as demo_study
 
     document = demo_study.run(out, 1 if jobs is None else jobs, full=full)
     _finish_study(document, out)
-    print("Next, with this study and its synthetic images:")
-    for command in demo_study.list_next(document, out):
-        print(f"  {command}")
+    commands = (f"  {command}" for command in demo_study.list_next(document, out))
+    print("Next, with this study and its synthetic images:", *commands, sep="\n")
     print("Next, with your own images: trustcxr study quick --data FOLDER --out out/quick")
 
 
@@ -76,11 +71,10 @@ def study(
     if not measure and not dry_run:
         raise UserError("--no-measure is an option of --dry-run. Add --dry-run, or leave it out.")
     chosen = load_study(recipe) if seeds is None else with_seeds(load_study(recipe), seeds)
-    if track is not None:
-        chosen = with_tracker(chosen, *parse_tracker(track))
+    chosen = with_tracker(chosen, **parse_tracker(track))
     from trustcxr.study import engines
 
-    sbatch = parse_pairs("--slurm", slurm or (), "write key=value, such as partition=gpu")
+    sbatch = parse_pairs("--slurm", slurm, "write key=value, such as partition=gpu")
     options = engines.EngineOptions(jobs, engines.Needs(cpus, gpus), ray_address, sbatch, devices)
     chosen_engine = engines.get(engine, options=options)
     if dry_run:
@@ -138,10 +132,7 @@ def verify(
     from trustcxr.study import verify_study
 
     result = verify_study.verify(study)
-    if json:
-        print_json(result)
-    else:
-        _print_lines(status_text.describe_verification(result))
+    print_json(result) if json else _print_lines(status_text.describe_verification(result))
     if not result.agrees:
         raise Exit(1)
 
@@ -160,12 +151,10 @@ def report(
 
     if figures is None and (kind or width):
         raise UserError(f"--{'format' if kind else 'width'} needs --figures. Add --figures DIR.")
-    paths: list[Path] = []
-    if figures is not None:
-        paths = figure_export.write_figures(study, kind=kind or "pdf", width=width or "single", out=figures)
+    options = {"kind": kind or "pdf", "width": width or "single"}
+    paths = [] if figures is None else figure_export.write_figures(study, out=figures, **options)
     page = report.write(study, tables=tables)
-    for path in (page, *([page.with_name("report-tables")] if tables else []), *paths):
-        print(path)
+    print(page, *([page.with_name("report-tables")] if tables else []), *paths, sep="\n")
 
 
 @study_app.command(epilog="Example: trustcxr recipe quick > my.yaml; then trustcxr study my.yaml")
@@ -176,15 +165,12 @@ def recipe(
     from trustcxr.recipes import study_recipe
 
     if name:
-        print(study_recipe.format_recipe(name), end="")
-        return
-    for recipe_name, title in study_recipe.recipe_titles().items():
-        print(f"{recipe_name:<16}{title}")
+        return print(study_recipe.format_recipe(name), end="")
+    return print(*(f"{key:<16}{title}" for key, title in study_recipe.recipe_titles().items()), sep="\n")
 
 
 def _print_lines(lines: Iterable[str]) -> None:
-    for line in (*lines, NOTICE):
-        print(line)
+    print(*lines, NOTICE, sep="\n")
 
 
 def _finish_study(document: "StudyDocument", out: Path, *, json: bool = False) -> None:

@@ -3,12 +3,14 @@
 import re
 from collections.abc import Iterator
 from contextlib import suppress
+from difflib import get_close_matches
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 from pydantic import Field, field_validator, model_validator
 
-from trustcxr.errors import UserError, suggest_nearest, unknown
+from trustcxr.errors import UserError, lookup, unknown
 from trustcxr.recipes.parsing import Strict, model_in, validate
 from trustcxr.recipes.protocol import ExamRecipe
 from trustcxr.storage.atomic import read_yaml
@@ -97,8 +99,8 @@ def _check_path(text: str) -> tuple[str, bool]:
     """Return a valid figure and whether it has an interval; UserError with the nearest valid ones."""
     steps, figures = parse_figure(text), {outline(path): (path, has) for path, has in list_figures()}
     if outline(text) not in figures:
-        near = suggest_nearest(outline(text), figures).replace("did you mean ", "").removesuffix("? ").split(" or ")
-        names = " or ".join(figures[name][0] for name in near if name in figures)
+        near = get_close_matches(outline(text).lower(), figures, n=3, cutoff=0.5)
+        names = " or ".join(figures[name][0] for name in near)
         hint = f"did you mean {names}?" if names else "docs/howto/criteria.md tells how to write one"
         raise UserError(f"no figure '{text}' in audit.json: {hint}")
     path, has = figures[outline(text)]
@@ -196,37 +198,32 @@ def check_criteria(
     for attack in (*exam.attacks, *exam.without_gradients):
         radii.setdefault(attack.name, set()).update(attack.epsilons)
     for one in recipe.criteria:
-        where, first = f"criterion '{one.name}': ", one.steps[0]
-        for before, step in zip(one.steps, one.steps[1:], strict=False):
-            if isinstance(step, dict):
-                _check_selector(where, step, radii if first != "certified" else {}, classes)
-            elif before == "per_class" and step not in classes:
-                raise UserError(where + str(unknown("class", step, classes)))
-        if first == "predictive_values":
-            _check_prevalence(where, one.steps[1], recipe.prevalence, classes)
+        try:
+            _check_steps(one.steps, recipe.prevalence, radii, classes)
+        except UserError as problem:
+            raise UserError(f"criterion '{one.name}': {problem}") from None
         key = CLAIMS.get(outline(one.figure), "")
         if one.not_worse_than == CLAIM and claims.get(key) is None:
-            raise UserError(f"{where}the model file has no claim to compare with. Write reported: {{{key}: 0.97}}")
+            advice = f"Write reported: {{{key}: 0.97}}"
+            raise UserError(f"criterion '{one.name}': the model file has no claim to compare with. {advice}")
 
 
-def _check_prevalence(where: str, selector: Step, prevalence: dict[str, float], classes: tuple[str, ...]) -> None:
-    """Raise UserError if the class of predictive values has no prevalence."""
-    name = selector.get("finding", "") if isinstance(selector, dict) else selector
-    if not prevalence or (name and name not in prevalence):
-        example = f"prevalence: {{{name or classes[0]}: 0.05}}"
-        raise UserError(f"{where}predictive values need a prevalence. Write {example}")
-
-
-def _check_selector(where: str, selector: Selector, radii: dict[str, set[float]], classes: tuple[str, ...]) -> None:
-    """Raise UserError for a class, an attack or a radius that the audit does not have."""
-    attack, epsilon = selector.get("attack"), selector.get("epsilon")
-    if "finding" in selector and selector["finding"] not in classes:
-        raise UserError(where + str(unknown("class", selector["finding"], classes)))
-    if attack is not None and attack not in radii:
-        raise UserError(where + str(unknown("attack of the protocol", attack, radii)))
-    if epsilon is not None and attack not in (None, CLEAN) and radii:
-        valid = [f"{radius:g}" for radius in sorted(radii[str(attack)])]
-        with suppress(ValueError):
-            epsilon = f"{float(epsilon):g}"
-        if epsilon not in valid:
-            raise UserError(where + str(unknown(f"epsilon of {attack}", epsilon, valid)))
+def _check_steps(
+    steps: tuple[Step, ...], prevalence: dict[str, float], radii: dict[str, set[float]], classes: tuple[str, ...]
+) -> None:
+    """Raise UserError for a class, attack or radius that the audit does not have, or a class without prevalence."""
+    for before, step in pairwise(steps):
+        keys = step if isinstance(step, dict) else {"finding": step} if before == "per_class" else {}
+        if keys.get("finding", classes[0]) not in classes:
+            raise unknown("class", keys["finding"], classes)
+        attack, epsilon = keys.get("attack", CLEAN), keys.get("epsilon")
+        valid = [f"{radius:g}" for radius in sorted(lookup(radii, "attack of the protocol", attack))]
+        if epsilon is not None and attack != CLEAN:
+            with suppress(ValueError):
+                epsilon = f"{float(epsilon):g}"
+            if epsilon not in valid:
+                raise unknown(f"epsilon of {attack}", epsilon, valid)
+    if steps[0] == "predictive_values":
+        name = steps[1].get("finding", "") if isinstance(steps[1], dict) else steps[1]
+        if not prevalence or (name and name not in prevalence):
+            raise UserError(f"predictive values need a prevalence. Write prevalence: {{{name or classes[0]}: 0.05}}")

@@ -56,13 +56,9 @@ def validate(kind: type[Model], content: object, where: str) -> Model:
             raise UserError(f"{where}: key '{key}': {unknown('value', first['input'], words)}") from None
         more = f" (and {problem.error_count() - 1} more)" if problem.error_count() > 1 else ""
         at = f"key '{key}': " if key else ""
-        raise UserError(f"{where}: {at}{_expected(kind, first)}, not {_short(first['input'])}{more}") from None
-
-
-def _short(value: object) -> str:
-    """Return a value as written, cut to _LONGEST characters."""
-    text = repr(value)
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+        text = repr(first["input"])
+        shown = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+        raise UserError(f"{where}: {at}{_expected(kind, first)}, not {shown}{more}") from None
 
 
 def assign(content: Mapping[str, object], pairs: Iterable[str]) -> dict[str, object]:

@@ -1,37 +1,34 @@
 """Define the recipe of one trained model."""
 
 from collections.abc import Callable, Sequence
+from itertools import combinations
 from operator import attrgetter
-from typing import Literal, TypedDict
+from typing import Annotated, Any, Literal, TypedDict
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from trustcxr.errors import UserError
 from trustcxr.recipes.parsing import Seed, Strict
-from trustcxr.recipes.training_recipe import Background, DefenceRecipe, ModelRecipe, NetworkOptions, TrainingRecipe
+from trustcxr.recipes.training_recipe import Background, DefenceRecipe, ModelRecipe, TrainingRecipe
 from trustcxr.registry import BACKGROUNDS, networks
+
+# A number, such as a fold of cross-validation, needs no quotes.
+SplitName = Annotated[str, BeforeValidator(lambda name: str(name) if type(name) is int else name)]
 
 
 class Splits(Strict):
     """The data set's names of the three splits."""
 
-    train: str = "Train"
-    val: str = "Val"
-    test: str = "Test"
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _accept_numbers(cls, name: object) -> object:
-        """Accept numbers, such as folds of cross-validation, without quotes."""
-        return str(name) if isinstance(name, int) and not isinstance(name, bool) else name
+    train: SplitName = "Train"
+    val: SplitName = "Val"
+    test: SplitName = "Test"
 
 
 def check_splits(splits: Splits) -> None:
     """Raise UserError if one split has two roles: training or validation images would be tested."""
-    named = {"train": splits.train, "val": splits.val, "test": splits.test}
-    for first, second in (("train", "test"), ("train", "val"), ("val", "test")):
-        if named[first] == named[second]:
-            raise UserError(f"data.splits: {first} and {second} are both {named[first]}; name three, for unseen images")
+    for (first, name), (second, other) in combinations(splits.model_dump().items(), 2):
+        if name == other:
+            raise UserError(f"data.splits: {first} and {second} are both {name}; name three, for unseen images")
 
 
 class Listing(TypedDict, total=False):
@@ -42,20 +39,10 @@ class Listing(TypedDict, total=False):
     images: str | None
 
 
-class Reading(Listing, total=False):
-    """Options of `load_dataset`."""
-
-    size: int
-    labels: dict[str, str | None]
-    resize: str
-
-
 class ImagesRecipe(Strict):
     """Options of reading the images and labels of a data set."""
 
-    labels: dict[str, str | None] = Field(
-        default_factory=dict, description="the data set's label -> the class it is; null leaves it out"
-    )
+    labels: dict[str, str | None] = Field({}, description="the data set's label -> its class; null leaves it out")
     layout: str = Field("auto", description="auto, list, covidqu, covidx or folders")
     columns: str | dict[str, str | int] | None = Field(
         None, description="of a list: covidx, nih, rsna, rsna-boxes, or our word -> the list's column (name or number)"
@@ -73,9 +60,7 @@ class AddedData(ImagesRecipe):
     path: str = Field(min_length=1, description="its folder or list, beside the first data set or from here")
     share: float = Field(gt=0, lt=1, description="share of the drawn images of each class that this data set has")
     split: str = Field("Train", description="its split to train on")
-    leave_out: tuple[str, ...] = Field(
-        (), description="sample ids not to train on, such as images that are in the first data set's Val or Test"
-    )
+    leave_out: tuple[str, ...] = Field((), description="sample ids not to train on, such as images of Val or Test")
 
 
 class DataRecipe(ImagesRecipe):
@@ -83,16 +68,12 @@ class DataRecipe(ImagesRecipe):
 
     size: int = Field(224, ge=16, le=2048, description="side of the square image in pixels")
     splits: Splits = Splits()
-    resize: Literal["squeeze", "pad"] = Field(
-        "squeeze", description="to a square: squeeze, as COVID-QU-Ex does, or pad"
-    )
-    add: tuple[AddedData, ...] = Field(
-        (), description="other data sets to train on, each with its share; the first data set has the rest"
-    )
+    resize: Literal["squeeze", "pad"] = Field("squeeze", description="to a square; COVID-QU-Ex: squeeze")
+    add: tuple[AddedData, ...] = Field((), description="more data to train on, each with its share of the images")
 
-    def reading(self) -> Reading:
+    def reading(self) -> dict[str, Any]:
         """Return the options of `load_dataset`."""
-        return Reading(size=self.size, labels=self.labels, resize=self.resize, **self.listing())
+        return self.model_dump(include={"size", "labels", "resize", "layout", "columns", "images"})
 
     @property
     def shares(self) -> tuple[float, ...]:
@@ -179,10 +160,9 @@ class RunRecipe(Strict):
         rest = other.model_copy(update={"training": self.training, "data": other.data.at_paths_of(self.data)})
         return trainings[0] == trainings[1] and self == rest
 
-    def network_options(self) -> NetworkOptions:
+    def network_options(self) -> dict[str, Any]:
         """Return the keywords of `models.build` besides name, classes and weights."""
-        options = self.model.options()
-        return NetworkOptions(**options, lung_gate=True) if self.lung_gate else options
+        return self.model.options() | ({"lung_gate": True} if self.lung_gate else {})
 
     @property
     def lung_gate(self) -> bool:

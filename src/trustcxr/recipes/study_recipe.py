@@ -1,6 +1,6 @@
 """Define the recipe of a study; load recipes, also those of the package (shipped/), and format them with comments."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
@@ -45,7 +45,23 @@ class StudyRecipe(Strict):
 
     @model_validator(mode="after")
     def _check_parts(self) -> Self:
-        _check_study(self)
+        """Check training keys of models and defences, and raise UserError for a run that occurs twice."""
+        check_splits(self.data.splits)
+        defences = (DefenceRecipe(), *self.defences)
+        runs = [[run_recipe(self, model, defence, 0) for defence in defences] for model in self.models]
+        check_unused([run.training for of_model in runs for run in of_model])
+        listed: dict[str, list[object]] = {
+            "models": [model.called.lower() for model in self.models],
+            "defences": [run.trained_how for run in runs[-1]],  # the baselines come first
+            "label": [run.name for of_model in runs for run in of_model],
+            "seeds": list(self.seeds),
+        }
+        for key, names in listed.items():
+            if twice := [name for name in names if names.count(name) > 1]:
+                hint = f"; the baselines are {twice[0]} already" if str(twice[0]).endswith("standard") else ""
+                if not hint and key in ("models", "defences"):
+                    hint = "; give each a label, which runs and tables then call it by"
+                raise UserError(f"key '{key}': {twice[0]} is there twice{hint}")
         return self
 
 
@@ -70,12 +86,10 @@ def with_seeds(study: StudyRecipe, count: int) -> StudyRecipe:
     return validate(StudyRecipe, study.model_dump(mode="json") | {"seeds": seeds}, f"--seeds {count}")
 
 
-def with_tracker(study: StudyRecipe, where: str, uri: str = "") -> StudyRecipe:
-    """Return the study with every training followed in that tracker."""
-    training = validate(
-        TrainingRecipe, study.training.model_dump() | {"track": where, "tracking_uri": uri}, f"--track {where}"
-    )
-    return study.model_copy(update={"training": training})
+def with_tracker(study: StudyRecipe, **keys: str) -> StudyRecipe:
+    """Return the study with every training followed in a tracker: `track`, and its server `tracking_uri`."""
+    content = study.model_dump(mode="json")
+    return validate(StudyRecipe, content | {"training": content["training"] | keys}, "--track") if keys else study
 
 
 def without_tracker(study: StudyRecipe) -> StudyRecipe:
@@ -127,36 +141,13 @@ def load_study(recipe: str | Path) -> StudyRecipe:
     return read_recipe(StudyRecipe, path)
 
 
-def _check_study(recipe: StudyRecipe) -> None:
-    """Check training keys of models and defences, and raise UserError for a run that occurs twice."""
-    check_splits(recipe.data.splits)
-    defences = (DefenceRecipe(), *recipe.defences)
-    runs = [[run_recipe(recipe, model, defence, 0) for defence in defences] for model in recipe.models]
-    check_unused([run.training for of_model in runs for run in of_model])
-    listed: dict[str, list[object]] = {
-        "models": [model.called.lower() for model in recipe.models],
-        "defences": [run.trained_how for run in runs[-1]],  # the baselines come first
-        "label": [run.name for of_model in runs for run in of_model],
-        "seeds": list(recipe.seeds),
-    }
-    for key, names in listed.items():
-        if twice := [name for name in names if names.count(name) > 1]:
-            hint = f"; the baselines are {twice[0]} already" if str(twice[0]).endswith("standard") else ""
-            if not hint and key in ("models", "defences"):
-                hint = "; give each a label, which runs and tables then call it by"
-            raise UserError(f"key '{key}': {twice[0]} is there twice{hint}")
-
-
 def recipe_titles() -> dict[str, str]:
     """Return the titles of the shipped recipes by name."""
     return {name: load_study(name).title for name in shipped_recipes()}
 
 
 def format_recipe(name: str) -> str:
-    """Return the recipe of that name as commented YAML, which reads as the same recipe.
-
-    Raises UserError, with the nearest name, for an unknown one.
-    """
+    """Return a recipe as commented YAML, which reads as the same recipe. Raises UserError for an unknown name."""
     study = load_study(name)
     head = [
         f"# The recipe '{name}' of TrustCXR, with every key. A key that is left out has its default.",
@@ -166,27 +157,20 @@ def format_recipe(name: str) -> str:
 
 
 def _keys(content: Mapping[str, Any], kind: type[BaseModel] | None, indent: str) -> Iterator[str]:
-    """Yield a mapping's lines; `kind` has the meaning of its keys."""
+    """Yield a mapping's lines; `kind` has the meaning of its keys. In a list, only the first mapping has comments."""
     for key, value in content.items():
         field = kind.model_fields.get(key) if kind is not None else None
         inner = model_in(field.annotation) if field is not None else None
         says = f"  # {meaning}" if (meaning := _meaning(field, value)) else ""
-        if isinstance(value, dict) and value:
-            yield f"{indent}{key}:{says}"
-            yield from _keys(value, inner, indent + "  ")
-        elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
-            yield f"{indent}{key}:{says}"
-            yield from _items(value, inner, indent + "  ")
-        else:
+        parts = value if isinstance(value, list) else [value]
+        if not value or not all(isinstance(part, dict) for part in parts):
             yield f"{indent}{key}: {_inline(value)}{says}"
-
-
-def _items(values: Sequence[Any], kind: type[BaseModel] | None, indent: str) -> Iterator[str]:
-    """Yield the lines of a list of mappings; only the first has comments."""
-    for index, value in enumerate(values):
-        lines = list(_keys(value, kind if index == 0 else None, indent + "  "))
-        yield f"{indent}- {lines[0].lstrip()}"
-        yield from lines[1:]
+            continue
+        yield f"{indent}{key}:{says}"
+        for index, part in enumerate(parts):
+            lines = _keys(part, inner if index == 0 else None, indent + "  " * (1 + (parts is value)))
+            yield f"{indent}  - {next(lines).lstrip()}" if parts is value else next(lines)
+            yield from lines
 
 
 def _inline(value: Any) -> str:
@@ -195,24 +179,13 @@ def _inline(value: Any) -> str:
 
 
 def _meaning(field: FieldInfo | None, value: Any) -> str:
-    """Return the meaning of a key, and its default if the recipe differs."""
+    """Return the meaning of a key, its words if these are a choice, and its default if the recipe differs."""
     if field is None:
         return ""
-    default = field.get_default(call_default_factory=True) if not field.is_required() else None
-    plain = isinstance(default, str | int | float | bool) and default != value
-    words = [str(word) for word in _choices(field.annotation)]
-    description = field.description or ""
-    parts = [
-        description,
-        f"one of {', '.join(words)}" if any(word not in description for word in words) else "",
-        f"default: {_inline(default)}" if plain and default != "" else "",
-    ]
-    return "; ".join(part for part in parts if part)
-
-
-def _choices(annotation: Any) -> tuple[Any, ...]:
-    """Return the values of `Literal["a", "b"] | None` (a, b); empty if a key may hold anything else."""
-    inner = [part for part in get_args(annotation) if part is not type(None)]
-    if get_origin(annotation) is Literal:
-        return tuple(inner)
-    return _choices(inner[0]) if len(inner) == 1 else ()
+    default, description = field.get_default(call_default_factory=True), field.description or ""
+    parts = [part for part in get_args(field.annotation) if part is not type(None)]
+    kind = parts[0] if len(parts) == 1 else field.annotation
+    words = [str(word) for word in get_args(kind)] if get_origin(kind) is Literal else []
+    choice = f"one of {', '.join(words)}" if any(word not in description for word in words) else ""
+    shown = isinstance(default, str | int | float | bool) and default not in (value, "")
+    return "; ".join(filter(None, (description, choice, f"default: {_inline(default)}" if shown else "")))

@@ -1,6 +1,6 @@
 """Define the parts of a recipe for training: network, training, defence."""
 
-from typing import Annotated, Any, Literal, TypedDict, cast
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -35,12 +35,9 @@ class CounterfactualRecipe(Strict):
     fills: tuple[Fill, ...] = Field(
         ("grey",),
         min_length=1,
-        description="replacements of a lesion, in turn: grey (of the healthy lung), mirror (the lung of the other "
-        "side), surroundings (the healthy lung around it)",
+        description="of a lesion, in turn: grey, mirror (the other lung), surroundings (healthy lung around it)",
     )
-    epsilon: Fraction = Field(
-        1.0, description="share of the defence's epsilon within which edited images are attacked; 0: no attack"
-    )
+    epsilon: Fraction = Field(1.0, description="of attacks on edited images, as a share of the defence's; 0: none")
     healthy_class: str = Field("Normal", description="class of an image whose lesion is removed")
 
 
@@ -57,29 +54,21 @@ class TrainingRecipe(Strict):
     patience: int = Field(8, ge=1, description="epochs without a better validation figure before training stops")
     ema_decay: float = Field(0.0, ge=0, lt=1, description="decay of the moving average of the weights; 0 for none")
     refit: bool = Field(
-        False,
-        description="train once more, on training and validation images, to the epoch that validation chose; "
-        "validation figures stay those of the first training",
+        False, description="train once more, with validation images, to the epoch they chose; validation figures stay"
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
-    accumulate: int = Field(
-        1,
-        ge=1,
-        description="parts of each batch, whose gradients are added up; doubled if a batch does not fit in memory",
-    )
+    accumulate: int = Field(1, ge=1, description="parts of each batch; doubled if a batch does not fit in memory")
     balanced: bool = Field(False, description="draw every class equally often")
     balanced_by: str = Field(
         "",
-        description="with balanced: a column of the data, such as source, each value of which is drawn equally often "
-        "within each class; images without one are a value of their own",
+        description="with balanced: a column, as source, whose values (or none) are drawn equally often in each class",
     )
     background: Background = Field(
         "full",
         description="of training images: full, swap (the lungs on another image's), mask (black), crop (to the lungs); "
-        "emptied: adds to each batch copies with the lungs filled with grey, trained towards equal class "
-        "probabilities; gate: the model contains a lung segmenter and replaces what is outside by mid-grey; "
-        "gate-emptied: both",
+        "emptied: adds copies with grey lungs, trained towards equal class probabilities; gate: the model contains a "
+        "lung segmenter and replaces what is outside by mid-grey; gate-emptied: both",
     )
     guidance: float = Field(
         0.0, ge=0, description="weight of the loss that holds what explains an answer to the lesion masks"
@@ -100,9 +89,7 @@ class TrainingRecipe(Strict):
     track: Literal["none", "tensorboard", "mlflow"] = Field(
         "none", description="also follow each epoch there: tensorboard, mlflow (extra `track`); no part of the result"
     )
-    tracking_uri: str = Field(
-        "", description="with track: mlflow: its server; a SQLite file beside the runs unless said"
-    )
+    tracking_uri: str = Field("", description="with track: mlflow: its server; default: a SQLite file beside the runs")
 
     def without_tracker(self) -> "TrainingRecipe":
         """Return the same training without a tracker."""
@@ -157,15 +144,11 @@ class DefenceRecipe(_Labelled):
     )
     steps: int = Field(3, ge=1, le=100, description="pgd and trades: gradients of the attack in each training step")
     beta: float = Field(6.0, gt=0, description="trades: weight of the divergence beside the clean loss")
-    replays: int = Field(
-        4, ge=1, le=100, description="free: optimiser steps on each batch, so that an epoch has so many times the steps"
-    )
+    replays: int = Field(4, ge=1, le=100, description="free: optimiser steps on each batch")
     alpha: float = Field(0.2, gt=0, description="mixup: of the Beta distribution that shares are drawn from")
     size: float = Field(0.25, gt=0, le=1, description="cutout: side of the square as a share of the image's")
     sigma: float = Field(0.05, gt=0, le=1, description="gaussian: standard deviation of the noise in pixel space")
-    training: dict[str, Any] = Field(
-        default_factory=dict, description="keys of training that take the place of the study's"
-    )
+    training: dict[str, Any] = Field({}, description="keys of training that take the place of the study's")
 
     @property
     def attacks(self) -> bool:
@@ -197,15 +180,6 @@ class DefenceRecipe(_Labelled):
         return self
 
 
-class NetworkOptions(TypedDict, total=False):
-    """Keywords of `models.build` besides name, classes and weights."""
-
-    normalisation: str
-    activation: str
-    members: int
-    lung_gate: bool
-
-
 class ModelRecipe(_Labelled):
     """A network, or an ensemble. Its training keys replace the study's."""
 
@@ -215,20 +189,14 @@ class ModelRecipe(_Labelled):
     activation: Literal["own", "silu", "gelu", "softplus"] = Field(
         "own", description="a smooth one in the place of each ReLU (softplus with beta 10)"
     )
-    members: int = Field(
-        1, ge=1, le=20, description="networks of this name in an ensemble, each trained for itself, logits averaged"
-    )
-    training: dict[str, Any] = Field(
-        default_factory=dict, description="keys of training that take the place of the study's"
-    )
+    members: int = Field(1, ge=1, le=20, description="networks of this name in an ensemble, logits averaged")
+    training: dict[str, Any] = Field({}, description="keys of training that take the place of the study's")
 
     @property
     def is_ensemble(self) -> bool:
         """Return True if it is more than one network."""
         return self.members > 1 or len(networks(self.name)) > 1
 
-    def options(self) -> NetworkOptions:
+    def options(self) -> dict[str, Any]:
         """Return the keywords of `models.build` that are not the default."""
-        names = ("normalisation", "activation", "members")
-        options = {n: getattr(self, n) for n in names if getattr(self, n) != type(self).model_fields[n].default}
-        return cast(NetworkOptions, options)
+        return self.model_dump(include={"normalisation", "activation", "members"}, exclude_defaults=True)
