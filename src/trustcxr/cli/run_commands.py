@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Context, Option, Typer
 
@@ -34,16 +34,13 @@ def models(json: Json = False) -> None:
     if json:
         return print_json({"trained": entries, "architectures": rows})
     report.print_rows("Trained models, usable as a RUN: `trustcxr predict NAME IMAGE`", list_trained(entries))
-    for entry in entries:
-        print(f"{entry.name}: {entry.summary}")
+    print(*(f"{entry.name}: {entry.summary}" for entry in entries), sep="\n")
     report.print_rows("The 21 networks, untrained; any other timm name works too", rows)
     print("Also, untrained: plain3, plain5, whose answers `trustcxr certify` can prove;")
     return print("evidence-33 and similar, whose map is part of the computation of the answer.")
 
 
-@run_app.command(
-    epilog="Example: trustcxr train --data COVID-QU-Ex --model ResNet50 --defence fgsm --out out/resnet50-fgsm"
-)
+@run_app.command(epilog="Example: trustcxr train --data COVID-QU-Ex --model ResNet50 --defence fgsm --out out/run")
 def train(
     context: Context,
     data: Data,
@@ -97,9 +94,7 @@ def train(
     print(f"next: trustcxr evaluate {shell_quote(out)} --data {shell_quote(data)}")
 
 
-@run_app.command(
-    epilog="Example: trustcxr evaluate out/run --data COVID-QU-Ex --attack pgd --epsilon 0.01 --epsilon 0.02"
-)
+@run_app.command(epilog="Example: trustcxr evaluate out/run --data COVID-QU-Ex --attack pgd --epsilon 0.02")
 def evaluate(
     run: Annotated[Path, Argument(metavar="RUN", help="Folder of a trained run, or a trained model's name.")],
     data: Data,
@@ -148,10 +143,8 @@ def evaluate(
         return print_json(document)
     for note in document.notes:
         print(f"NOTE: {note}")
-    report.print_rows(
-        f"{document.run} on {document.split} ({plural(document.clean.n or 0, 'image')})",
-        terminal_lines.list_accuracies(document),
-    )
+    title = f"{document.run} on {document.split} ({plural(document.clean.n or 0, 'image')})"
+    report.print_rows(title, terminal_lines.list_accuracies(document))
     return _print_end(document, terminal_lines.describe_metrics(document))
 
 
@@ -216,7 +209,7 @@ def explain(
     check_exists(data)  # before what takes seconds to load
     from trustcxr import api
 
-    names = {"methods": method, "corruptions": "all" if corruption and "all" in corruption else corruption}
+    names: dict[str, Any] = {"methods": method, "corruptions": "all" if "all" in (corruption or ()) else corruption}
     document = api.explain_model(
         model,
         data,

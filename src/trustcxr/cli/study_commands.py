@@ -20,10 +20,6 @@ if TYPE_CHECKING:
 
 study_app = Typer()
 Jobs = Annotated[int | None, Option("--jobs", help="Concurrent runs. Default: 1; on a cluster, as many as fit.")]
-RayAddress = Annotated[str | None, Option(help="For ray: HOST:PORT, or auto. Default: start one here.")]
-Cpus = Annotated[int, Option(help="For ray and slurm: cores of each run.")]
-Gpus = Annotated[float | None, Option(help="For ray and slurm: GPUs of each run, such as 0.5.")]
-Slurm = Annotated[list[str] | None, Option(help="For slurm: an sbatch option, as partition=gpu; repeatable.")]
 
 
 @study_app.command(epilog="Example: trustcxr demo --out out/demo")
@@ -49,10 +45,10 @@ def study(
     out: Annotated[Path | None, Option(help="Folder of the study.")] = None,
     engine: Annotated[str, Option(help="Where it runs: local, ray or slurm.")] = "local",
     jobs: Jobs = None,
-    ray_address: RayAddress = None,
-    cpus: Cpus = 1,
-    gpus: Gpus = None,
-    slurm: Slurm = None,
+    ray_address: Annotated[str | None, Option(help="For ray: HOST:PORT, or auto. Default: start one here.")] = None,
+    cpus: Annotated[int, Option(help="For ray and slurm: cores of each run.")] = 1,
+    gpus: Annotated[float | None, Option(help="For ray and slurm: GPUs of each run, such as 0.5.")] = None,
+    slurm: Annotated[list[str] | None, Option(help="For slurm: sbatch option, as partition=gpu; repeatable.")] = None,
     devices: Annotated[int, Option(help="GPUs (or processes) that share a training.")] = 1,
     threads: Threads = None,
     check: Annotated[bool, Option(help="First check the data, for the report.")] = True,

@@ -45,17 +45,17 @@ def validate(kind: type[Model], content: object, where: str) -> Model:
         raise UserError(f"{where}: {problem}") from None
     except ValidationError as problem:
         first = problem.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
+        key = ".".join(map(str, first["loc"]))
+        at = f"key '{key}': " if key else ""
         if first["type"] == "extra_forbidden":
             *parents, last = first["loc"]
             complaint = str(unknown("key", last, _recipe_at(kind, parents).model_fields))
             raise UserError(f"{where}: " + complaint.replace(f"'{last}'", f"'{key}'", 1)) from None
         if first["type"] == "value_error":  # ours, about several keys together
-            raise UserError(f"{where}: " + (f"key '{key}': " if key else "") + str(first["ctx"]["error"])) from None
+            raise UserError(f"{where}: {at}{first['ctx']['error']}") from None
         if first["type"] == "literal_error" and len(words := re.findall(r"'([^']*)'", first["ctx"]["expected"])) > 1:
             raise UserError(f"{where}: key '{key}': {unknown('value', first['input'], words)}") from None
         more = f" (and {problem.error_count() - 1} more)" if problem.error_count() > 1 else ""
-        at = f"key '{key}': " if key else ""
         text = repr(first["input"])
         shown = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
         raise UserError(f"{where}: {at}{_expected(kind, first)}, not {shown}{more}") from None

@@ -8,13 +8,14 @@ import os
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from trustcxr.errors import UserError
-from trustcxr.storage.os_errors import read_text, writing
+from trustcxr.storage.os_errors import open_regular, writing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -121,7 +122,8 @@ def write_text(path: Path, text: str) -> None:
 
 def _read_text(path: Path, most: int, what: str = "file") -> str:
     try:
-        return read_text(path, most=most)
+        with open_regular(path, most=most) as file:
+            return file.read().decode("utf-8")
     except FileNotFoundError:
         raise UserError(f"{path}: no such {what}") from None
     except OSError as problem:
@@ -190,20 +192,14 @@ def write_batches(path: Path, tables: "Iterable[pd.DataFrame]", provenance: str 
     import pyarrow as pa
     from pyarrow import parquet
 
-    with atomic_write(path) as temporary:
-        writer = None
-        try:
-            for table in tables:
-                if writer is None:
-                    schema = pa.Schema.from_pandas(table, preserve_index=False)
-                    schema = schema.with_metadata({**(schema.metadata or {}), _PROVENANCE: provenance})
-                    writer = parquet.ParquetWriter(temporary, schema)
-                writer.write_table(pa.Table.from_pandas(table, schema=writer.schema, preserve_index=False))
-        finally:
-            if writer is not None:
-                writer.close()
-        if writer is None:
-            raise ValueError(f"{path.name}: no table to write")
+    batches = iter(tables)
+    if (first := next(batches, None)) is None:
+        raise ValueError(f"{path.name}: no table to write")
+    schema = pa.Schema.from_pandas(first, preserve_index=False)
+    schema = schema.with_metadata({**(schema.metadata or {}), _PROVENANCE: provenance})
+    with atomic_write(path) as temporary, parquet.ParquetWriter(temporary, schema) as writer:
+        for table in chain([first], batches):
+            writer.write_table(pa.Table.from_pandas(table, schema=schema, preserve_index=False))
 
 
 def read_provenance(path: Path) -> str:

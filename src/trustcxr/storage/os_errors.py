@@ -127,9 +127,3 @@ def open_source(source: Source, *, most: int | None = None) -> BinaryIO:
     if most is not None and len(source) > most:
         raise OSError(errno.EFBIG, f"{megabytes(len(source))}, more than the {megabytes(most)} that are read")
     return io.BytesIO(source)
-
-
-def read_text(path: Path, *, most: int) -> str:
-    """Read a regular file of at most `most` bytes as UTF-8."""
-    with open_regular(path, most=most) as file:
-        return file.read().decode("utf-8")

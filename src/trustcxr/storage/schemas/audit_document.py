@@ -514,7 +514,7 @@ class LeaderboardEntry(Document):
         return list(self._faults())
 
     def _faults(self) -> Iterator[str]:
-        model, facts = self.audit.model, self.audit.facts
+        model, facts, machine = self.audit.model, self.audit.facts, self.audit.facts.hardware.processor
         for key in ("run_by", "licence", "command"):
             if not getattr(self, key).strip():
                 yield f"{key}: it is missing. Add it."
@@ -528,14 +528,13 @@ class LeaderboardEntry(Document):
             yield f"audit.model.sha256: {model.sha256!r} is no SHA-256. Audit a file of the model."
         if not model.bytes or model.bytes < 0:
             yield f"audit.model.bytes: {model.bytes} is no size of a file. Audit a file of the model."
-        if not (facts.versions.get("trustcxr") and facts.date and facts.hardware.processor):
-            yield "audit.facts: version, date or machine is missing. Audit the model again."
-        if not self.audit.data.is_identified:
-            yield "audit.data: no checksum of the images. Audit the model again."
-        if self.audit.verdict.sound is None:
-            yield "audit.verdict: it is missing. Audit the model again."
-        if self.audit.clean.accuracy.value is None or not self.audit.classes:
-            yield "audit.clean: no accuracy or no classes. Audit the model again."
+        whole = {
+            "facts: version, date or machine is missing": all((facts.versions.get("trustcxr"), facts.date, machine)),
+            "data: no checksum of the images": self.audit.data.is_identified,
+            "verdict: it is missing": self.audit.verdict.sound is not None,
+            "clean: no accuracy or no classes": self.audit.clean.accuracy.value is not None and self.audit.classes,
+        }
+        yield from (f"audit.{text}. Audit the model again." for text, present in whole.items() if not present)
         if self.image_results is not None and (fault := self.image_results.find_fault(self.audit)):
             yield f"image_results.{fault}. Add the audit again."
         for name, number in _find_outliers(self.audit, "audit"):
@@ -565,11 +564,8 @@ def _find_outliers(part: object, name: str) -> Iterator[tuple[str, float]]:
 def _find_shares(part: object, name: str) -> Iterator[tuple[str, Share]]:
     if isinstance(part, Share):
         yield name, part
-    elif isinstance(part, BaseModel):
-        for field in type(part).model_fields:
-            yield from _find_shares(getattr(part, field), f"{name}.{field}")
-    elif isinstance(part, dict):
-        for key, one in part.items():
+    elif isinstance(part, BaseModel | dict):
+        for key, one in dict(part).items():
             yield from _find_shares(one, f"{name}.{key}")
     elif isinstance(part, list):
         for index, one in enumerate(part):
