@@ -120,13 +120,10 @@ def _read_criteria(path: Path | None, prevalence: Sequence[str] | None) -> "Crit
     from trustcxr.recipes.criteria_file import CriteriaRecipe, read_criteria
     from trustcxr.recipes.parsing import validate
 
-    recipe = None if path is None else read_criteria(path)
-    if not prevalence:
-        return recipe
+    recipe = CriteriaRecipe() if path is None else read_criteria(path)
     pairs = parse_pairs("--prevalence", prevalence, "write class=share, such as COVID-19=0.05")
     shares = validate(CriteriaRecipe, {"prevalence": pairs}, "--prevalence").prevalence
-    recipe = recipe or CriteriaRecipe()
-    return recipe.model_copy(update={"prevalence": {**recipe.prevalence, **shares}})
+    return recipe.model_copy(update={"prevalence": recipe.prevalence | shares}) if path or prevalence else None
 
 
 @audit_app.command(epilog="Example: trustcxr compare out/audit-a out/audit-b")

@@ -345,23 +345,6 @@ class AuditDocument(RunDocument):
         return sorted(self.classes) == sorted(other.classes)
 
     @property
-    def flaw(self) -> str:
-        """The reason why it cannot be compared, such as a missing figure; empty if it is whole."""
-        if not self.classes:
-            return "no classes in it"
-        if self.clean.accuracy.value is None:
-            return "no clean accuracy in it"
-        parts = (
-            ("clean", self.clean),
-            ("corruptions", self.corruptions_mean),
-            *((row.attack, row) for row in self.attacks),
-        )
-        wrong = (fault for name, part in parts for fault in _find_outliers(part, name))
-        return next(
-            (f"a {name.replace('.', ' ')} of {number:g}, which is no share of one" for name, number in wrong), ""
-        )
-
-    @property
     def largest_worst_case(self) -> AttackResult | None:
         """The worst case at its largest epsilon; None if there is none, or if it was withdrawn."""
         rows = [row for row in self.attacks if row.attack == WORST_CASE]
@@ -385,8 +368,14 @@ class AuditDocument(RunDocument):
 def read_audit(path: Path) -> AuditDocument:
     """Read an audit to compare. Raises UserError if a compared figure is missing."""
     document = read_schema(AuditDocument, path)
-    if flaw := document.flaw:
-        raise UserError(f"{path}: damaged: {flaw}; audit the model again, into a new folder")
+    parts: list[tuple[str, object]] = [("clean", document.clean), ("corruptions", document.corruptions_mean)]
+    parts += [(row.attack, row) for row in document.attacks]
+    outliers = [fault for name, part in parts for fault in _find_outliers(part, name)]
+    flaws = [f"a {name.replace('.', ' ')} of {number:g}, which is no share of one" for name, number in outliers]
+    if not document.classes or document.clean.accuracy.value is None:
+        flaws = [f"no {'clean accuracy' if document.classes else 'classes'} in it"]
+    if flaws:
+        raise UserError(f"{path}: damaged: {flaws[0]}; audit the model again, into a new folder")
     return document
 
 
