@@ -62,9 +62,17 @@ def folder_lock(folder: Path, *, patience: float = 0.0) -> Iterator[None]:
 
 
 def check_unlocked(folder: Path) -> None:
-    """Raise UserError if another process works in a folder now."""
-    if folder.absolute() not in _locked and holder(folder) is not None:
-        raise _in_use(folder)
+    """Raise UserError if another process holds a folder now."""
+    from filelock import FileLock, Timeout
+
+    if folder.absolute() in _locked or not (folder / LOCK_FILE).is_file():
+        return
+    with suppress(OSError, NotImplementedError):
+        try:
+            with FileLock(folder / LOCK_FILE).acquire(timeout=0):
+                pass
+        except Timeout:
+            raise _in_use(folder) from None
 
 
 def sweep(folder: Path) -> None:
