@@ -27,7 +27,7 @@ from trustcxr.audit.formats import load
 from trustcxr.data import load_dataset, read_manifest
 from trustcxr.data.loader import to_pixels
 from trustcxr.models import factory
-from trustcxr.models.lung_gate import LungGate
+from trustcxr.models.classifier import LungGate
 
 CLASSES = ("COVID-19", "Non-COVID", "Normal")
 OTHER = {"declaration", "conversion", "gradients", "nothing stops gradients", "logits", "one pass"}

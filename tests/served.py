@@ -21,7 +21,7 @@ from trustcxr.apps.serve.limits import Limits
 from trustcxr.data.phantom.render_image import render
 from trustcxr.evaluation.trained_run import load_run
 from trustcxr.models import factory
-from trustcxr.models.weights import save_weights
+from trustcxr.models.factory import save_weights
 from trustcxr.storage import atomic
 
 

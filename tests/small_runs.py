@@ -11,7 +11,7 @@ from torch import Tensor
 from trustcxr.data import load_dataset
 from trustcxr.data.phantom import write_files
 from trustcxr.models import factory
-from trustcxr.models.weights import save_weights
+from trustcxr.models.factory import save_weights
 from trustcxr.recipes.parsing import validate
 from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.storage import atomic, layout

@@ -35,7 +35,7 @@ from foreign_models import (
 from pack import Pack
 from trustcxr.audit import formats
 from trustcxr.audit.formats import load
-from trustcxr.audit.formats.onnx import ConvertedNet
+from trustcxr.audit.formats.onnx import OPERATORS, ConvertedNet
 from trustcxr.data.phantom import render
 from trustcxr.errors import UserError
 
@@ -208,7 +208,7 @@ def test_fourteen_sigmoids_become_fourteen_logits_with_their_operating_points(ra
     findings, net = [f"finding {n}" for n in range(14)], small(14)
     given = load(Sigmoids(net).eval(), output="sigmoid", classes=findings, thresholds=np.array([0.3]), **IMAGENET)
     assert torch.allclose(given.model(radiographs), net(normalised(radiographs)), atol=1e-4)
-    assert given.thresholds == (0.3,) * 14
+    assert given.output.operating_points == (0.3,) * 14
     one = load(lambda x: torch.sigmoid(x.mean((1, 2, 3))), output="sigmoid", classes=["pneumonia"], size=SIDE)
     assert torch.allclose(one.model(radiographs)[:, 0], radiographs.mean((1, 2, 3)), atol=1e-4)
 
@@ -314,15 +314,13 @@ def test_a_model_that_takes_one_size_of_batch_takes_any(net: nn.Module, radiogra
 def test_onnx_that_is_not_converted_answers_without_gradients(
     net: nn.Module, radiographs: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from trustcxr.audit.formats import onnx_operators
-
     path = onnx(net, tmp_path / "m.onnx")
-    monkeypatch.delitem(onnx_operators.OPERATORS, "Relu")
+    monkeypatch.delitem(OPERATORS, "Relu")
     given = load(path, classes=CLASSES, **IMAGENET)
     assert given.origin.gradients == "none"
     assert "operator Relu" in given.origin.notes[0]
     assert torch.allclose(given.model(radiographs), net(normalised(radiographs)), atol=1e-4)
-    monkeypatch.setitem(onnx_operators.OPERATORS, "Relu", lambda i, a: i[0].abs())
+    monkeypatch.setitem(OPERATORS, "Relu", lambda i, a: i[0].abs())
     assert "answers otherwise" in load(path, classes=CLASSES, **IMAGENET).origin.notes[0]
 
 
@@ -603,7 +601,7 @@ def test_a_draft_reads_the_names_that_onnx_carries(net: nn.Module, tmp_path: Pat
     assert "says of itself author: x" in text
     library.helper.set_model_props(model, {"classes": '["COVID-19", "Normal"]'})
     library.save(model, path)
-    assert "2 names and has 3 outputs" in str(formats.describe_as_dict(path)["questions"])
+    assert "2 names and has 3 outputs" in formats.describe_file(path)
 
 
 def test_a_draft_of_weights_asks_for_their_network(tmp_path: Path) -> None:

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from small_networks import SIDE, images_and_labels, trained
 from trustcxr import attacks
 from trustcxr.attacks import pgd
-from trustcxr.attacks.adaptive import CLIMBS, LONGER, adaptive, wrong_share
+from trustcxr.attacks.adaptive import CLIMBS, LONGER, adaptive, distil, wrong_share
 from trustcxr.attacks.bpda import BPDA, AttackView, _gains, probe_gradients
-from trustcxr.attacks.surrogate import distil
 from trustcxr.audit.attack_runner import AttackRunner
 from trustcxr.audit.entry_checks import EntryReport, check_afterwards
 from trustcxr.audit.model_state import describe_state

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from small_networks import SmallNet, accuracy, images_and_labels, trained
 from trustcxr import attacks
-from trustcxr.attacks.apgd import _check, _note, _start_state
+from trustcxr.attacks.apgd import _check, _Climbers, _note
 from trustcxr.attacks.fab import _to_plane
 from trustcxr.errors import UserError
 
@@ -325,7 +325,7 @@ def test_apgd_counts_the_steps_that_rose_and_no_more() -> None:
     """Croce and Hein's first condition: the step is halved where fewer than 3 of 4 steps since the last look rose."""
     start = torch.rand(2, 1, 4, 4)
     labels, ends = torch.zeros(2, dtype=torch.long), torch.zeros_like(start)
-    climbers = _start_state(start, labels, labels, ends, ends + 1, torch.full((2, 1, 1, 1), 0.2))
+    climbers = _Climbers(labels, labels, ends, ends + 1, torch.full((2, 1, 1, 1), 0.2), start)
     for values in ([0.0, 0.0], [1.0, 1.0], [0.5, 2.0], [2.0, 3.0], [3.0, 4.0]):  # the start, and four steps
         _note(climbers, torch.tensor(values), torch.zeros_like(start))
     assert climbers.gains.tolist() == [3, 4]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pack import Pack
 from small_networks import write_onnx
 from test_cli import complaint, run
-from trustcxr.attacks.surrogate import distil
+from trustcxr.attacks.adaptive import distil
 from trustcxr.audit import attack_runner, compare, second_instance
 from trustcxr.audit import run_audit as audits
 from trustcxr.audit.entry_checks import Check, EntryReport, run_entry_checks

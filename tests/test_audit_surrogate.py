@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from test_audit_command import CLASSES, GREYS, Brightness, _short, blind, greys, model_file  # noqa: F401
-from trustcxr.attacks.surrogate import SurrogateNet
+from trustcxr.attacks.adaptive import SurrogateNet
 from trustcxr.audit import attack_runner, audit_data
 from trustcxr.audit import run_audit as audits
 from trustcxr.audit.audit_data import Audit, AuditImages, open_images

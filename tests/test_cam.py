@@ -17,7 +17,7 @@ from trustcxr import explain
 from trustcxr.errors import UserError
 from trustcxr.explain import cam
 from trustcxr.explain import methods as cam_methods
-from trustcxr.models import factory, zoo
+from trustcxr.models import factory
 from trustcxr.models.classifier import Classifier
 from trustcxr.models.feature_maps import arrangement, find_layer
 
@@ -98,7 +98,7 @@ def test_every_method_agrees_with_the_package(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", list(zoo.PAPER_MODELS))
+@pytest.mark.parametrize("architecture", list(factory.PAPER_MODELS))
 def test_all_methods_agree_on_all_21(architecture: str) -> None:
     torch.manual_seed(0)
     check_against_package(factory.build(architecture, classes=3), torch.rand(2, 1, 160, 160), METHODS)
@@ -193,7 +193,7 @@ def test_patches_that_hiera_keeps_in_another_order_are_put_in_their_places(layer
     assert divmod(int(part.argmax()), 4) == (3, 1)
 
 
-@pytest.mark.parametrize("name", [*zoo.PAPER_MODELS, "xception41", "xception41p"])
+@pytest.mark.parametrize("name", [*factory.PAPER_MODELS, "xception41", "xception41p"])
 def test_a_stage_ends_where_timm_says_but_not_inside_a_block_of_xception(name: str) -> None:
     with torch.device("meta"):
         model = factory.build(name, classes=3, weights="none")
@@ -265,7 +265,7 @@ class CornerHead(nn.Module):
 
 @pytest.mark.parametrize(
     "name",
-    ["resnet18", *(pytest.param(n, marks=[pytest.mark.slow] * (n != "DenseNet121")) for n in zoo.PAPER_MODELS)],
+    ["resnet18", *(pytest.param(n, marks=[pytest.mark.slow] * (n != "DenseNet121")) for n in factory.PAPER_MODELS)],
 )
 def test_a_model_that_can_only_look_at_one_corner_has_its_map_there(name: str) -> None:
     torch.manual_seed(0)

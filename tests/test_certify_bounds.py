@@ -9,16 +9,16 @@ import torch
 from scipy.optimize import linprog
 from torch import Tensor, nn
 
-from trustcxr.certify import affine_graph, crown, ibp, prove
+from trustcxr.certify import affine_graph, prove, verify
 from trustcxr.errors import UserError
 
 EPSILON = 0.03
 Bound = Callable[..., Tensor]
 BOUNDS: dict[str, Bound] = {
-    "ibp": ibp.least_margins,
-    "crown": crown.least_margins,
-    "crown all the way": partial(crown.least_margins, neurons=10_000),
-    "crown with slopes sought": partial(crown.least_margins, neurons=10_000, steps=5),
+    "ibp": verify.interval_margins,
+    "crown": verify.crown_margins,
+    "crown all the way": partial(verify.crown_margins, neurons=10_000),
+    "crown with slopes sought": partial(verify.crown_margins, neurons=10_000, steps=5),
 }
 
 
@@ -52,8 +52,8 @@ def some(count: int, size: int = 12) -> tuple[Tensor, Tensor]:
     return images, torch.arange(count) % 3
 
 
-def interval(images: Tensor, epsilon: float = EPSILON) -> ibp.Interval:
-    return ibp.Interval.from_ends(*affine_graph.box(images.double(), epsilon))
+def interval(images: Tensor, epsilon: float = EPSILON) -> verify.Interval:
+    return verify.Interval.from_ends(*affine_graph.box(images.double(), epsilon))
 
 
 @pytest.mark.parametrize("bound", BOUNDS.values(), ids=BOUNDS)
@@ -89,7 +89,7 @@ def test_without_a_relu_every_bound_is_the_exact_minimum() -> None:
     weights = torch.stack([torch.autograd.functional.jacobian(net.double(), x[None]).squeeze((0, 2)) for x in low])
     at_low = net(low)
     for bound in BOUNDS.values():
-        found = bound(affine_graph.exact(net), ibp.Interval.from_ends(low, high), labels)
+        found = bound(affine_graph.exact(net), verify.Interval.from_ends(low, high), labels)
         for row, label in enumerate(labels):
             slope = (weights[row][label] - weights[row]).flatten(1)
             exact = at_low[row][label] - at_low[row] + (slope.clamp(max=0) * (high - low)[row].flatten()).sum(1)
@@ -101,7 +101,7 @@ def toy() -> nn.Sequential:
     return nn.Sequential(nn.Flatten(), nn.Linear(9, 7), nn.ReLU(), nn.Linear(7, 6), nn.ReLU(), nn.Linear(6, 3)).double()
 
 
-def program(net: nn.Sequential, found: list[ibp.Interval], row: np.ndarray, slopes: crown.Slopes | None) -> float:
+def program(net: nn.Sequential, found: list[verify.Interval], row: np.ndarray, slopes: verify.Slopes | None) -> float:
     """The least value of `row` times the logits, with each ReLU between its lines: variables are all layers' values.
 
     With `slopes` a ReLU has one lower line, a z; without, both z and 0: the triangle.
@@ -151,20 +151,21 @@ def test_crown_is_the_linear_program_over_its_own_lines(neurons: int) -> None:
     layers = affine_graph.exact(net)
     for image, label in zip(images, labels, strict=True):
         at, one = interval(image[None], 0.3), label[None]
-        found = crown.tightened(layers, at, neurons=neurons)
+        found = verify.tightened(layers, at, neurons=neurons)
         assert any(((x.low < 0) & (x.high > 0)).any() for x in found)
-        rows, slopes = affine_graph.margins(3, one, found[-1].centre), crown.first_slopes(layers, found)
-        bound = crown.backward(layers, found, rows, slopes)
+        rows, slopes = affine_graph.margins(3, one, found[-1].centre), verify.first_slopes(layers, found)
+        bound = verify.backward(layers, found, rows, slopes)
         for k in range(3):
             assert float(bound[0, k]) == pytest.approx(program(net, found, rows[0, k].numpy(), slopes), abs=1e-7)
 
 
-def test_slopes_that_are_sought_come_to_the_triangle_relaxation_and_no_further() -> None:
+def test_slopes_that_are_sought_come_to_the_triangle_relaxation_and_no_further(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verify, "RATE", 0.1)
     net, (images, labels) = toy(), some(3, 3)
     layers = affine_graph.exact(net)
-    found = crown.tightened(layers, interval(images[:1], 0.3))
+    found = verify.tightened(layers, interval(images[:1], 0.3))
     rows = affine_graph.margins(3, labels[:1], found[-1].centre)
-    sought = crown.climbed(layers, found, rows, crown.first_slopes(layers, found), steps=60, rate=0.1)
+    sought = verify.climbed(layers, found, rows, verify.first_slopes(layers, found), steps=60)
     for k in range(3):
         best = program(net, found, rows[0, k].numpy(), None)
         assert best - 0.01 < float(sought[0, k]) < best + 1e-7
@@ -173,7 +174,7 @@ def test_slopes_that_are_sought_come_to_the_triangle_relaxation_and_no_further()
 def test_one_hidden_layer_s_intervals_are_the_program_s_own() -> None:
     """Before the first ReLU intervals are exact: nothing that a linear program knows of is lost."""
     net, (images, _) = toy(), some(1, 3)
-    found = ibp.intervals(affine_graph.exact(net), interval(images, 0.3))
+    found = verify.intervals(affine_graph.exact(net), interval(images, 0.3))
     weight, bias = net[1].weight.detach(), net[1].bias.detach()
     for j in range(7):
         box = list(zip(found[0].low.flatten().tolist(), found[0].high.flatten().tolist(), strict=True))
@@ -199,8 +200,8 @@ def test_layers_give_the_model_s_own_answer() -> None:
 
 def test_the_allowance_for_rounding_covers_float32_and_is_small() -> None:
     net, (images, _) = convolutional(), some(50)
-    found = ibp.intervals(affine_graph.exact(net), interval(images))
-    allowed = ibp.rounding(affine_graph.exact(net), found)
+    found = verify.intervals(affine_graph.exact(net), interval(images))
+    allowed = verify.rounding(affine_graph.exact(net), found)
     with torch.no_grad():
         single = net(images).double()
         exact = convolutional().double()(images.double())

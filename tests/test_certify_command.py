@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from small_runs import newest
 from trustcxr import load_run
-from trustcxr.certify.ibp import Interval
+from trustcxr.certify.verify import Interval, intervals
 from trustcxr.cli import app
 from trustcxr.data.phantom import write_files
 from trustcxr.errors import UserError
@@ -147,10 +147,10 @@ def test_what_is_proved_has_intervals() -> None:
 
 @pytest.mark.slow
 def test_bounds_in_the_model_as_it_is_loaded_hold_its_logits(run: Path) -> None:
-    from trustcxr.certify import affine_graph, ibp
+    from trustcxr.certify import affine_graph
 
     model, images = load_run(run).model, torch.rand(3, 1, 32, 32)
-    found = ibp.intervals(affine_graph.exact(model), Interval.from_ends(*affine_graph.box(images.double(), 0.01)))[-1]
+    found = intervals(affine_graph.exact(model), Interval.from_ends(*affine_graph.box(images.double(), 0.01)))[-1]
     logits = model(images).double()
     assert (found.low - 1e-4 <= logits).all()
     assert (logits <= found.high + 1e-4).all()

@@ -11,7 +11,8 @@ from trustcxr import attacks
 from trustcxr.certify import affine_graph
 from trustcxr.certify.verify import Effort, least_margins
 from trustcxr.defences import bound_training
-from trustcxr.models.plain import PixelScale, Plain, PlainNet
+from trustcxr.models.classifier import PixelScale
+from trustcxr.models.factory import Plain, PlainNet
 
 RADIUS = 0.02  # of training
 PLAIN = Plain(((6, 4, 2), (12, 3, 2)), grid=5, hidden=16)

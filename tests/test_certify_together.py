@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from small_runs import newest, recipe
 from trustcxr import load_run
-from trustcxr.certify import Effort, affine_graph, crown, ibp
+from trustcxr.certify import Effort, affine_graph, verify
 from trustcxr.cli import app
 from trustcxr.data import load_dataset
 from trustcxr.data.phantom import write_files
@@ -38,27 +38,27 @@ def some(count: int) -> tuple[Tensor, Tensor]:
     return torch.rand(count, 1, 32, 32), torch.arange(count) % 3
 
 
-def interval(images: Tensor) -> ibp.Interval:
-    return ibp.Interval.from_ends(*affine_graph.box(images.double(), EPSILON))
+def interval(images: Tensor) -> verify.Interval:
+    return verify.Interval.from_ends(*affine_graph.box(images.double(), EPSILON))
 
 
 def test_intervals_prove_of_the_ensemble_the_mean_of_what_they_prove_of_each() -> None:
     model, (images, labels) = together(), some(6)
-    each = [ibp.least_margins(affine_graph.exact(one), interval(images), labels) for one in model.members()]
+    each = [verify.interval_margins(affine_graph.exact(one), interval(images), labels) for one in model.members()]
     mean = torch.stack(each).mean(0)
-    assert torch.allclose(ibp.least_margins(affine_graph.exact(model), interval(images), labels), mean, atol=1e-9)
+    assert torch.allclose(verify.interval_margins(affine_graph.exact(model), interval(images), labels), mean, atol=1e-9)
     assert (each[0] - each[1]).abs().max() > 1e-3, "they are not the same network"
 
 
 def test_crown_looks_at_all_members_at_once() -> None:
     model, (images, labels) = together(), some(6)
-    each = [crown.least_margins(affine_graph.exact(one), interval(images), labels) for one in model.members()]
-    found = crown.least_margins(affine_graph.exact(model), interval(images), labels)
+    each = [verify.crown_margins(affine_graph.exact(one), interval(images), labels) for one in model.members()]
+    found = verify.crown_margins(affine_graph.exact(model), interval(images), labels)
     assert (found >= torch.stack(each).mean(0) - 1e-9).all()
     assert (found - torch.stack(each).mean(0)).max() > 1e-6, "the worst image of one is not the worst of another"
 
 
-@pytest.mark.parametrize("bound", [ibp.least_margins, crown.least_margins], ids=["ibp", "crown"])
+@pytest.mark.parametrize("bound", [verify.interval_margins, verify.crown_margins], ids=["ibp", "crown"])
 def test_no_image_of_the_ball_has_a_smaller_margin(bound: object) -> None:
     model, (images, labels) = together(), some(2)
     least = bound(affine_graph.exact(model), interval(images), labels)  # type: ignore[operator]
@@ -84,8 +84,8 @@ def test_neurons_are_counted_in_each_network(tmp_path: Path, monkeypatch: pytest
         asked.append(neurons)
         return least(*given, neurons=neurons, **options)  # type: ignore[arg-type]
 
-    least = crown.least_margins
-    monkeypatch.setattr(crown, "least_margins", noted)
+    least = verify.crown_margins
+    monkeypatch.setattr(verify, "crown_margins", noted)
     images = load_dataset(write_files.write(tmp_path / "phantom", {"Test": 2}, size=32), split="Test", size=32)
     for members in (1, 3):
         run = Run(Path("run"), together(members), tuple(images.classes), recipe())
@@ -96,7 +96,7 @@ def test_neurons_are_counted_in_each_network(tmp_path: Path, monkeypatch: pytest
 def test_the_allowance_for_rounding_covers_float32() -> None:
     model, (images, _) = together(), some(40)
     layers = affine_graph.exact(model)
-    allowed = ibp.rounding(layers, ibp.intervals(layers, interval(images)))
+    allowed = verify.rounding(layers, verify.intervals(layers, interval(images)))
     with torch.no_grad():
         apart = (model(images).double() - together().double()(images.double())).abs()
     assert (apart <= allowed).all()

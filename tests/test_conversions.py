@@ -15,7 +15,7 @@ from small_networks import SIDE, images_and_labels, write_onnx
 from test_audit_command import CLASSES, few_steps, greys  # noqa: F401
 from test_cli import run
 from trustcxr.audit.entry_checks import EntryReport, run_entry_checks
-from trustcxr.audit.formats import load, onnx_operators
+from trustcxr.audit.formats import load, onnx
 from trustcxr.audit.formats.loading import verify_conversion
 from trustcxr.audit.run_audit import audit
 from trustcxr.data.phantom import write_files
@@ -39,7 +39,7 @@ def written(folder: Path, side: int) -> Path:
 @pytest.fixture
 def misread(monkeypatch: pytest.MonkeyPatch) -> None:
     """A converter that takes every Relu for nothing: right below the threshold, and so on noise."""
-    monkeypatch.setitem(onnx_operators.OPERATORS, "Relu", lambda inputs, attributes: inputs[0] * 0)
+    monkeypatch.setitem(onnx.OPERATORS, "Relu", lambda inputs, attributes: inputs[0] * 0)
 
 
 @pytest.fixture
@@ -48,10 +48,10 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def relu(inputs: list[Any], attributes: Any) -> Tensor:
         if inputs[0].max() > 0:
-            raise onnx_operators.Unknown("Relu of more than nothing")
+            raise onnx.Unknown("Relu of more than nothing")
         return inputs[0].relu()
 
-    monkeypatch.setitem(onnx_operators.OPERATORS, "Relu", relu)
+    monkeypatch.setitem(onnx.OPERATORS, "Relu", relu)
 
 
 def radiographs() -> tuple[Tensor, Tensor]:
@@ -199,7 +199,7 @@ def test_a_file_of_one_image_is_run_in_batches_and_pooled_before_it_is_rectified
     assert (external.model.batch, external.original.batch) == (None, 1)
     with torch.no_grad():
         assert torch.allclose(external.model(images), external.original(images), atol=1e-5)
-    names = {onnx_operators.OPERATORS[name]: name for name in ("MaxPool", "Relu")}
+    names = {onnx.OPERATORS[name]: name for name in ("MaxPool", "Relu")}
     order = [names[step] for step, *_ in external.model.net._steps if step in names]
     assert order == ["MaxPool", "Relu", "Relu", "MaxPool"]  # the second is used again, so it stays before its pooling
     leaf = images.clone().requires_grad_(True)

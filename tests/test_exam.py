@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from trustcxr.attacks import adaptive, surrogate
+from trustcxr.attacks import adaptive
 from trustcxr.audit import active_test, attack_runner, audit_data
 from trustcxr.errors import UserError
 from trustcxr.recipes.protocol import load_exam
@@ -24,7 +24,7 @@ def test_the_efforts_that_stand_in_the_code_are_those_of_the_published_audits() 
         "climbs": adaptive.CLIMBS,
         "draws": STOCHASTIC_DRAWS,
         "surrogate_images": audit_data.SURROGATE_IMAGES,
-        "surrogate_steps": default(surrogate.distil, "steps"),
+        "surrogate_steps": default(adaptive.distil, "steps"),
         "planted_steps": default(active_test.active_test, "steps"),
         "planted_found": active_test.ENOUGH,
     }

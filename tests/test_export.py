@@ -20,7 +20,7 @@ from trustcxr.data.phantom import write_files
 from trustcxr.errors import CannotWrite, UserError
 from trustcxr.evaluation.trained_run import load_before_refit
 from trustcxr.models import export, factory
-from trustcxr.models.weights import save_weights
+from trustcxr.models.factory import save_weights
 from trustcxr.report import model_card
 from trustcxr.storage import atomic, layout
 

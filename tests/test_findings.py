@@ -14,8 +14,8 @@ from small_networks import write_onnx
 from trustcxr import attacks
 from trustcxr.audit import multilabel, subgroups
 from trustcxr.audit import run_audit as audits
+from trustcxr.audit.formats.loading import _logits
 from trustcxr.audit.formats.model_file import OutputSpec
-from trustcxr.audit.formats.score_table import _logits
 from trustcxr.audit.formats.wrapper import logits_of_probabilities
 from trustcxr.errors import UserError
 from trustcxr.evaluation import operating_points
@@ -223,7 +223,7 @@ def test_a_score_at_the_threshold_is_a_finding_wherever_it_is_judged(threshold: 
             return logits
 
     scores = np.array([threshold, threshold - 2e-5, threshold + 2e-5], dtype=precision)
-    given = _logits(scores[:, None].astype(float), OutputSpec(kind="sigmoid", classes=("a",)), Path("scores.csv"))
+    given, _ = _logits(scores[:, None].astype(float), OutputSpec(kind="sigmoid", classes=("a",)), Path("scores.csv"))
     logits = logits_of_probabilities(torch.tensor(scores[:, None], dtype=torch.float32), "sigmoid")
     about = {"sample_id": list("xyz"), "group": list("xyz"), "attack": "clean", "epsilon": 0.0, "steps": 0}
     table = pd.DataFrame(about | {"severity": 0, "logits": list(given.astype(np.float32))})

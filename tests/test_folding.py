@@ -8,7 +8,7 @@ from trustcxr import attacks, defences
 from trustcxr.audit.formats import load
 from trustcxr.audit.multilabel import Decision
 from trustcxr.defences import adversarial
-from trustcxr.models import factory, zoo
+from trustcxr.models import factory
 from trustcxr.models.fuse_batchnorm import find_pairs, fold_batchnorm, make_fused_copy
 
 IMAGES = torch.rand((4, 1, 64, 64), generator=torch.Generator().manual_seed(0))
@@ -41,7 +41,7 @@ def state(model: nn.Module) -> list[object]:
 
 @pytest.mark.sample("ResNet50", "DenseNet121", "MobileNetV2")
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [n for n in zoo.PAPER_MODELS if not n.startswith(("VGG", "ConvNeXt"))])
+@pytest.mark.parametrize("name", [n for n in factory.PAPER_MODELS if not n.startswith(("VGG", "ConvNeXt"))])
 def test_each_of_the_21_with_batchnorm_answers_as_before(name: str) -> None:
     torch.manual_seed(0)
     # In double precision: in single, rounding alone turns some of a deep network's ReLUs on and off.

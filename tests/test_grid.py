@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from trustcxr.attacks import pgd, square, worst_case_report
-from trustcxr.attacks.grid import keep_worse, pgd_on_grid, round_inwards
+from trustcxr.attacks.pgd import keep_worse, pgd_on_grid, round_inwards
 from trustcxr.data.loader import to_pixels
 from trustcxr.errors import UserError
 

@@ -12,7 +12,7 @@ from trustcxr import attacks
 from trustcxr.errors import UserError
 from trustcxr.evaluation.trained_run import load_run
 from trustcxr.explain import cam
-from trustcxr.models import classifier, factory, zoo
+from trustcxr.models import classifier, factory
 from trustcxr.recipes.run_recipe import DataRecipe
 from trustcxr.runs import run_folder
 from trustcxr.training import fit_run, step
@@ -35,7 +35,7 @@ def test_group_norm_in_the_place_of_batchnorm(name: str) -> None:
     own, model = built(name), built(name, normalisation="group")
     norms = count(own, nn.modules.batchnorm._BatchNorm)
     assert (count(model, nn.modules.batchnorm._BatchNorm), count(model, nn.GroupNorm)) == (0, norms)
-    assert zoo.count_parameters(model) == zoo.count_parameters(own), "the affine weights are kept"
+    assert factory.count_parameters(model) == factory.count_parameters(own), "the affine weights are kept"
     assert count(model, (nn.ReLU, nn.ReLU6, nn.SiLU)) == count(own, (nn.ReLU, nn.ReLU6, nn.SiLU))
     with torch.no_grad():
         together = model.train()(IMAGES)
@@ -84,7 +84,7 @@ def test_unlike_networks_side_by_side_each_see_what_they_were_made_for() -> None
         members = torch.stack([member.eval()(IMAGES) for member in model.members()])
         assert torch.allclose(members, answers, atol=1e-5)
     assert cam.grad_cam(model, IMAGES).shape == (4, 64, 64)
-    assert zoo.architectures("VGG16+resnet18") == ["vgg16", "resnet18"]
+    assert factory.architectures("VGG16+resnet18") == ["vgg16", "resnet18"]
 
 
 def test_networks_that_do_not_fit_side_by_side_are_refused_before_any_work(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from test_audit_board import audit
 from test_cli import complaint, run
 from trustcxr.apps.dicom.studies_on_disk import write_table
 from trustcxr.audit.compare import compare
+from trustcxr.audit.formats.loading import read_scores
 from trustcxr.audit.formats.model_file import OutputSpec
-from trustcxr.audit.formats.score_table import read_scores
 from trustcxr.report import leaderboard
 from trustcxr.report.leaderboard import compare_rows
 from trustcxr.storage import atomic

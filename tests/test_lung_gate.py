@@ -14,8 +14,8 @@ from trustcxr.data.loader import to_pixels
 from trustcxr.errors import UserError
 from trustcxr.evaluation.trained_run import load_run
 from trustcxr.explain import methods
-from trustcxr.models import classifier, factory, lung_gate
-from trustcxr.models.weights import load_weights
+from trustcxr.models import classifier, factory
+from trustcxr.models.factory import load_weights
 from trustcxr.recipes import study_recipe
 from trustcxr.training import fit_run as loop
 from trustcxr.training import lung_segmenter
@@ -36,7 +36,7 @@ def test_the_gate_finds_the_lungs_of_images_that_it_was_not_trained_on(
     monkeypatch.setattr(lung_segmenter, "EPOCHS", 40)
     train, val = radiographs
     torch.manual_seed(0)
-    gate = lung_gate.LungGate()
+    gate = classifier.LungGate()
     during = lung_segmenter.fit(gate, train.images, train.masks("lung"), recipe(defence, background="gate"))
     pixels, lungs = to_pixels(torch.from_numpy(np.array(val.images))), torch.from_numpy(np.array(val.masks("lung")))
     found = gate.logits(pixels).detach() > 0
@@ -80,7 +80,7 @@ def test_every_saliency_method_of_every_shipped_recipe_has_its_place_in_a_model(
 
 @pytest.mark.parametrize("size", [(32, 32), (45, 37), (224, 224)])
 def test_the_gate_takes_any_size(size: tuple[int, int]) -> None:
-    gate = lung_gate.LungGate()
+    gate = classifier.LungGate()
     assert gate(torch.rand(2, 1, *size)).shape == (2, 1, *size)
     assert gate.logits(torch.rand(2, 1, *size)).shape == (2, 1, *size)
 
@@ -102,7 +102,7 @@ def test_attacks_meet_the_gate() -> None:
 
 def test_the_gate_is_trained_on_what_makes_it_worse() -> None:
     torch.manual_seed(0)
-    gate = lung_gate.LungGate()
+    gate = classifier.LungGate()
     pixels, inside = torch.rand(8, 1, 32, 32), (torch.rand(8, 1, 32, 32) > 0.5).float()
 
     def loss(images: torch.Tensor) -> float:
@@ -124,7 +124,7 @@ def test_images_without_a_lung_mask_do_not_teach_the_gate(radiographs: tuple[Any
     gates = []
     for images, masks in ((train.images, lungs), (train.images[:32], lungs[:32])):
         torch.manual_seed(0)
-        gates.append(lung_gate.LungGate())
+        gates.append(classifier.LungGate())
         lung_segmenter.fit(gates[-1], images, masks, recipe(background="gate"))
     first, second = (gate.state_dict() for gate in gates)
     assert all(torch.equal(first[k], second[k]) for k in first)
@@ -151,7 +151,7 @@ def test_a_gated_run_is_named_kept_and_resumed(radiographs: tuple[Any, Any], tmp
     kept = weights(tmp_path / "whole")
     assert same(kept, weights(tmp_path / "parts"))
     loaded = load_run(tmp_path / "whole")
-    assert isinstance(loaded.model.gate, lung_gate.LungGate)
+    assert isinstance(loaded.model.gate, classifier.LungGate)
     assert loaded.recipe == run
 
 
@@ -161,7 +161,7 @@ def test_the_classifier_does_not_bend_the_gate(radiographs: tuple[Any, Any], tmp
     gates = []
     real = lung_segmenter.fit
 
-    def fit(gate: lung_gate.LungGate, *rest: Any) -> float:
+    def fit(gate: classifier.LungGate, *rest: Any) -> float:
         score = real(gate, *rest)
         gates.append({f"gate.{k}": v.clone() for k, v in gate.state_dict().items()})
         return score

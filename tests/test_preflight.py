@@ -16,7 +16,7 @@ from trustcxr.data.phantom import write_files
 from trustcxr.errors import UserError
 from trustcxr.evaluation.trained_run import load_run
 from trustcxr.models import factory
-from trustcxr.models.weights import save_weights
+from trustcxr.models.factory import save_weights
 from trustcxr.recipes.parsing import validate
 from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.recipes.study_recipe import StudyRecipe

@@ -64,7 +64,7 @@ def test_a_shipped_recipe_loads_and_names_what_exists(name: str) -> None:
 
 
 def test_the_paper_recipe_is_the_papers() -> None:
-    from trustcxr.models.zoo import PAPER_MODELS
+    from trustcxr.models.factory import PAPER_MODELS
 
     recipe = load_study("paper")
     assert [model.name for model in recipe.models] == list(PAPER_MODELS)
@@ -87,7 +87,7 @@ def test_twenty_one_is_the_papers_study_in_small() -> None:
 
 @pytest.mark.parametrize("name", ["demo", "quick", "twenty-one"])
 def test_recipes_that_run_here_need_no_hub(name: str) -> None:
-    from trustcxr.models.weights import _PACKAGED
+    from trustcxr.models.factory import _PACKAGED
 
     for model in load_study(name).models:
         assert model.weights == "none" or model.name in _PACKAGED

@@ -22,7 +22,7 @@ from trustcxr.defences import adversarial, base
 from trustcxr.errors import UserError
 from trustcxr.evaluation.trained_run import load_run
 from trustcxr.models import classifier, factory
-from trustcxr.models.weights import load_weights, save_weights
+from trustcxr.models.factory import load_weights, save_weights
 from trustcxr.recipes.parsing import validate
 from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.report import model_card

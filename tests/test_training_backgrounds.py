@@ -15,7 +15,7 @@ from trustcxr.data.phantom import write_files
 from trustcxr.defences import backgrounds
 from trustcxr.errors import UserError
 from trustcxr.evaluation.trained_run import load_run
-from trustcxr.models import lung_gate
+from trustcxr.models import classifier
 from trustcxr.recipes.parsing import validate
 from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.recipes.study_recipe import StudyRecipe, run_recipe
@@ -145,7 +145,7 @@ def test_networks_side_by_side_behind_a_gate_each_have_emptied_lungs_beside_them
     run = recipe("fgsm", model={"members": 2}, background="gate-emptied", epochs=1)
     fit_run.fit(run, *radiographs, tmp_path)
     assert len(learners) == 3 * 2
-    assert all(isinstance(learner.gate, lung_gate.LungGate) for learner in learners)
+    assert all(isinstance(learner.gate, classifier.LungGate) for learner in learners)
     assert learners[0].net is not learners[1].net
     assert load_run(tmp_path).recipe.name == f"{MODEL}-gate-emptied-fgsm-s0"
 

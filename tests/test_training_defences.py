@@ -14,7 +14,7 @@ from trustcxr.defences import adversarial
 from trustcxr.errors import UserError
 from trustcxr.evaluation.trained_run import load_run
 from trustcxr.models import factory
-from trustcxr.models.weights import save_weights
+from trustcxr.models.factory import save_weights
 from trustcxr.recipes.training_recipe import DefenceRecipe
 from trustcxr.storage import atomic
 from trustcxr.training import fit_run, monitor

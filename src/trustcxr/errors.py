@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Value = TypeVar("Value")
 OUT_OF_MEMORY = "more memory is needed than there is: choose a smaller size or batch"
@@ -36,10 +36,15 @@ def is_out_of_memory(problem: BaseException) -> bool:
     )
 
 
-def pixel_range_error(what: str, low: float, high: float) -> UserError:
-    """Return a UserError for images outside [0, 1], with enough digits to show it."""
-    hint = "; clamp them, as images.clamp(0, 1)" if low >= -0.01 and high <= 1.01 else ""
-    return UserError(f"{what}: images must lie in [0, 1] (pixel space), but these span [{low:.9g}, {high:.9g}]{hint}")
+def check_pixels(what: str, images: Any) -> None:
+    """Raise UserError unless a tensor has images (B, C, H, W), floats in [0, 1]; the message has enough digits."""
+    if images.ndim != 4 or not images.is_floating_point():
+        raise UserError(f"{what}: images must be floats (B, 1, H, W), not {images.dtype} {tuple(images.shape)}")
+    low, high = (float(end) for end in images.detach().aminmax()) if images.numel() else (0.0, 1.0)
+    if not (low >= 0 and high <= 1):  # a NaN fails this too
+        hint = "; clamp them, as images.clamp(0, 1)" if low >= -0.01 and high <= 1.01 else ""
+        span = f"these span [{low:.9g}, {high:.9g}]"
+        raise UserError(f"{what}: images must lie in [0, 1] (pixel space), but {span}{hint}")
 
 
 def lookup(table: Mapping[str, Value], what: str, name: str) -> Value:

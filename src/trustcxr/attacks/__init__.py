@@ -15,15 +15,13 @@ from inspect import signature
 from torch import Tensor
 
 from trustcxr import registry
+from trustcxr.attacks.adaptive import transfer
 from trustcxr.attacks.apgd import apgd
 from trustcxr.attacks.base import check_epsilon, computes_in_bfloat16, input_gradient
 from trustcxr.attacks.fab import fab
-from trustcxr.attacks.fgsm import fgsm, fgsm_rs
-from trustcxr.attacks.minimal_perturbation import minimal_perturbation, nearest
-from trustcxr.attacks.pgd import momentum, pgd, pgd_l2
+from trustcxr.attacks.pgd import fgsm, fgsm_rs, momentum, pgd, pgd_l2
 from trustcxr.attacks.square import square
-from trustcxr.attacks.surrogate import transfer
-from trustcxr.attacks.worst_case import WorstCase, worst_case, worst_case_report
+from trustcxr.attacks.worst_case import WorstCase, minimal_perturbation, nearest, worst_case, worst_case_report
 from trustcxr.errors import UserError, lookup
 from trustcxr.models.preserve_state import Mode, preserve_state
 

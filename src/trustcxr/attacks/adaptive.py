@@ -1,24 +1,28 @@
-"""Attack a model according to its defence: through BPDA, over random draws, from a surrogate.
+"""Attack a model according to its defence: through BPDA, over random draws, by images of a surrogate.
 
-Tramer et al. 2020 ("On adaptive attacks to adversarial example defenses"). The model itself judges every candidate.
+Tramer et al. 2020 ("On adaptive attacks to adversarial example defenses"). The model itself judges every candidate. A
+surrogate is another model, or a small network distilled from this one (Papernot et al. 2017).
 """
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trustcxr.attacks.apgd import apgd
-from trustcxr.attacks.base import check_input, logits_of, radii
+from trustcxr.attacks.base import check_input, checked_input, checked_logits, lead, logits_of
 from trustcxr.attacks.bpda import AttackView, GradientTraits, probe_gradients
-from trustcxr.attacks.grid import round_inwards
-from trustcxr.attacks.pgd import pgd
+from trustcxr.attacks.pgd import pgd, round_inwards
 from trustcxr.attacks.square import square
+from trustcxr.errors import UserError
 from trustcxr.models.preserve_state import preserve_state
 from trustcxr.registry import STOCHASTIC_DRAWS
 
 LONGER, CLIMBS = 10, 6  # with approximate gradients: factor of steps, and most repeats while they help
+_WIDTHS = (16, 32, 64, 96)
 
 
 def adaptive(
@@ -51,8 +55,7 @@ def adaptive(
 
     Raises UserError as the attacks do.
     """
-    check_input(images, labels, epsilon)
-    images = images.detach()
+    images, radius = checked_input(images, labels, epsilon)
     if not len(images):
         return images.clone()
     traits = traits or probe_gradients(model, images[:32])
@@ -61,20 +64,18 @@ def adaptive(
         worst.add(torch.arange(len(images), device=images.device), candidates.detach())
     variants = traits.variants(model) if gradients else []
     for variant in variants:
-        worst.climb(variant, epsilon, steps, seed, stop=not traits.random)
+        worst.climb(variant, radius, steps, seed, stop=not traits.random)
     if gradients and traits.needs_bpda:  # the gradient is approximate: climb longer
         for repeat in range(1, CLIMBS + 1):
             before = worst.wrong.clone()
-            worst.climb(variants[-1], epsilon, LONGER * steps, seed + repeat, stop=not traits.random)
+            worst.climb(variants[-1], radius, LONGER * steps, seed + repeat, stop=not traits.random)
             if torch.equal(worst.wrong, before):
                 break
     if surrogate is not None:
-        worst.climb(AttackView(surrogate), epsilon, steps, seed, stop=False)
+        worst.climb(AttackView(surrogate), radius, steps, seed, stop=False)
     if queries and len(rows := worst.remaining()):
-        seen = AttackView(model, draws=traits.draws, scale=traits.scale)
-        radius = radii(epsilon, images)[rows]
-        options = {"epsilon": radius, "queries": queries, "seed": seed, "ends": ends}
-        worst.add(rows, square(seen, images[rows], labels[rows], **options))  # type: ignore[arg-type]
+        search = partial(square, AttackView(model, draws=traits.draws, scale=traits.scale), queries=queries, ends=ends)
+        worst.add(rows, search(images[rows], labels[rows], epsilon=radius[rows], seed=seed))
     return worst.images
 
 
@@ -87,13 +88,12 @@ def _over_draws(model: nn.Module, images: Tensor, labels: Tensor, draws: int, se
     """Return for each image how often the model is wrong, and the mean lead of its label over the next class."""
     with preserve_state(model):
         torch.manual_seed(seed)
-        wrong, lead = (torch.zeros(len(images), device=images.device) for _ in range(2))
+        wrong, leads = (torch.zeros(len(images), device=images.device) for _ in range(2))
         for _ in range(draws):
-            logits = logits_of(model, images).float()
+            logits = logits_of(model, images)
             wrong += (logits.argmax(1) != labels).float()
-            label_logit = logits.gather(1, labels[:, None])[:, 0]
-            lead += label_logit - logits.scatter(1, labels[:, None], -torch.inf).amax(1)
-    return wrong / draws, lead / draws
+            leads += lead(logits, labels)
+    return wrong / draws, leads / draws
 
 
 class _Worst:
@@ -111,20 +111,16 @@ class _Worst:
 
     def add(self, rows: Tensor, candidates: Tensor) -> None:
         """Keep candidates (N, 1, H, W) for these rows, as floats or on whole greys, if they are worse."""
-        self._keep(rows, candidates)
-        self._keep(rows, round_inwards(candidates, self.clean[rows]))
+        for tried in (candidates, round_inwards(candidates, self.clean[rows])):
+            wrong, lead = self._measure(tried, rows)
+            worse = wrong > self.wrong[rows]
+            if self.draws > 1:
+                worse |= (wrong == self.wrong[rows]) & (lead < self.lead[rows])
+            replaced = rows[worse]
+            self.images[replaced], self.wrong[replaced], self.lead[replaced] = tried[worse], wrong[worse], lead[worse]
 
-    def _keep(self, rows: Tensor, candidates: Tensor) -> None:
-        wrong, lead = self._measure(candidates, rows)
-        worse = wrong > self.wrong[rows]
-        if self.draws > 1:
-            worse |= (wrong == self.wrong[rows]) & (lead < self.lead[rows])
-        replaced = rows[worse]
-        self.images[replaced], self.wrong[replaced], self.lead[replaced] = candidates[worse], wrong[worse], lead[worse]
-
-    def climb(self, variant: nn.Module, epsilon: float | Tensor, steps: int, seed: int, *, stop: bool) -> None:
+    def climb(self, variant: nn.Module, radius: Tensor, steps: int, seed: int, *, stop: bool) -> None:
         """Run PGD through `variant`, then APGD on the margin on what remains."""
-        radius = radii(epsilon, self.clean)
         for attack in (partial(pgd, stop_when_wrong=stop), partial(apgd, loss="margin")):
             if len(rows := self.remaining()):
                 images, labels = self.clean[rows], self.labels[rows]
@@ -133,3 +129,88 @@ class _Worst:
     def _measure(self, images: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         # Not the seed of the final judgement: candidates must not be selected on its draws.
         return _over_draws(self.model, images, self.labels[rows], self.draws, 977)
+
+
+class SurrogateNet(nn.Module):
+    """Four convolution blocks of stride 2 with BatchNorm, global mean, linear layer: pixel space -> logits."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        before = 1
+        for width in _WIDTHS:
+            layers += [nn.Conv2d(before, width, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+            layers += [nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+            before = width
+        self.body = nn.Sequential(*layers)
+        self.head = nn.Linear(before, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images (B, 1, H, W) in [0, 1] to logits (B, C)."""
+        return self.head(self.body(images - 0.5).mean((2, 3)))
+
+
+def distil(
+    model: nn.Module,
+    images: Tensor,
+    *,
+    scale: float = 1.0,
+    epsilon: float = 0.02,
+    steps: int = 300,
+    batch_size: int = 32,
+    seed: int = 0,
+) -> SurrogateNet:
+    """Train a surrogate of `model` on `images` (N, 1, H, W) in [0, 1], and return it in evaluation mode.
+
+    Half of what it learns from has noise of +- `epsilon`. `scale` divides the model's logits (`GradientTraits.scale`).
+    """
+    random = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]), preserve_state(model), torch.inference_mode(False), torch.enable_grad():
+        torch.manual_seed(seed)
+        noise = (torch.rand(images.shape, generator=random) * 2 - 1).sign() * epsilon
+        taught = torch.cat([images, (images + noise.to(images)).clamp(0, 1)]).to(memory_format=torch.channels_last)
+        with torch.no_grad():
+            targets = torch.cat([(model(part).float() / scale).softmax(1) for part in taught.split(batch_size)])
+        net = SurrogateNet(targets.shape[1]).train()
+        net = net.to(images.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        optimiser = torch.optim.Adam(net.parameters(), lr=2e-3)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, total_steps=steps)
+        for _ in range(steps):
+            rows = torch.randint(len(taught), (batch_size,), generator=random)
+            loss = F.kl_div(net(taught[rows]).log_softmax(1), targets[rows], reduction="batchmean")
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+    return net.eval().requires_grad_(False)
+
+
+def transfer(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    epsilon: float | Tensor,
+    surrogate: nn.Module,
+    attack: str = "momentum",
+    **options: Any,
+) -> Tensor:
+    """Return images that `attack` makes against another model, `surrogate` (Papernot et al. 2016), to try on `model`.
+
+    `options` go to the attack. UserError unless both models have the same number of classes.
+
+    >>> import torch, trustcxr as tx
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+    >>> images, labels = torch.rand(2, 1, 8, 8), torch.tensor([0, 2])
+    >>> other = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+    >>> tx.attacks.transfer(model, images, labels, epsilon=0.02, surrogate=other).shape
+    torch.Size([2, 1, 8, 8])
+    """
+    from trustcxr.attacks import get
+
+    check_input(images, labels, epsilon if attack != "pgd-l2" else 0.0)
+    with preserve_state(model), preserve_state(surrogate):
+        counts = [checked_logits(m, images[:1], labels[:1]).shape[1] for m in (model, surrogate)]
+    if counts[0] != counts[1]:
+        raise UserError(f"transfer: the model has {counts[0]} classes and the surrogate {counts[1]}")
+    return get(attack)(surrogate, images, labels, epsilon=epsilon, **options)

@@ -1,8 +1,8 @@
 """Auto-PGD (Croce and Hein 2020): gradient ascent that adapts its step size, on cross-entropy or on a margin."""
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -46,18 +46,15 @@ def apgd(
     >>> import torch, trustcxr as tx
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
     >>> images, labels = torch.rand(2, 1, 8, 8), torch.tensor([0, 2])
-    >>> adversarial = tx.attacks.apgd(model, images, labels, epsilon=0.02, steps=5)
-    >>> bool((adversarial - images).abs().max() < 0.02 + 1e-6)
-    True
+    >>> tx.attacks.apgd(model, images, labels, epsilon=0.02, steps=5).shape
+    torch.Size([2, 1, 8, 8])
     """
-    base.check_input(images, labels, epsilon)
+    images, radius = base.checked_input(images, labels, epsilon)
     base.check_counts("apgd", steps=steps, restarts=restarts)
     if loss not in ("ce", "margin"):
         raise UserError(f"apgd: loss must be 'ce' or 'margin', not {loss!r}")
     if target is not None:
         _check_target(target, labels, loss)
-    images = images.detach()
-    radius = base.radii(epsilon, images)
     generator = torch.Generator().manual_seed(seed)
     with preserve_state(model):
         logits = base.checked_logits(model, images, labels)
@@ -71,10 +68,11 @@ def apgd(
                     break
                 start = base.uniform_start(images[todo], radius[todo], generator)
                 goal = None if aim is None else aim[todo]
-                end = climb(model, images[todo], start, labels[todo], goal, radius[todo], steps, precision)
-                better = end.wrong | (end.values > values[todo])
-                result[todo[better]], values[todo[better]] = end.images[better], end.values[better]
-                todo = todo[~end.wrong]
+                rows = (images[todo], start, labels[todo], goal, radius[todo])
+                found, wrong, reached = climb(model, *rows, steps, precision)
+                better = wrong | (reached > values[todo])
+                result[todo[better]], values[todo[better]] = found[better], reached[better]
+                todo = todo[~wrong]
     return result
 
 
@@ -94,37 +92,29 @@ def margin(logits: Tensor, labels: Tensor, target: Tensor) -> Tensor:
 
 
 @dataclass
-class APGDResult:
-    """Result of one search: images (B, 1, H, W), whether each is misclassified (B,), and its loss (B,)."""
-
-    images: Tensor
-    wrong: Tensor
-    values: Tensor
-
-
-@dataclass
 class _Climbers:
-    """State of the images still in the batch; every field is indexed by image."""
+    """State of the images still in the batch; every attribute is indexed by image."""
 
-    index: Tensor  # in the original batch
     labels: Tensor
     target: Tensor
     low: Tensor
     high: Tensor
     step: Tensor
     now: Tensor
-    before: Tensor
-    best: Tensor
-    best_gradient: Tensor
-    best_value: Tensor
-    last_value: Tensor
-    gains: Tensor  # steps since the last checkpoint that raised the loss
-    value_at_check: Tensor
-    halved_at_check: Tensor
+
+    def __post_init__(self) -> None:
+        none = torch.full((len(self.now),), -math.inf, device=self.now.device)
+        self.index = torch.arange(len(self.now), device=self.now.device)  # in the original batch
+        self.before = self.best = self.now
+        self.best_gradient = torch.zeros_like(self.now)
+        self.best_value = self.value_at_check = none
+        self.last_value = -none  # nothing exceeds infinity: the start is no gain
+        self.gains = torch.zeros_like(none)  # steps since the last checkpoint that raised the loss
+        self.halved_at_check = torch.ones_like(none, dtype=torch.bool)
 
     def select(self, rows: Tensor) -> None:
-        for field in fields(self):
-            setattr(self, field.name, getattr(self, field.name)[rows])
+        for name, values in vars(self).items():
+            setattr(self, name, values[rows])
 
 
 def climb(
@@ -136,19 +126,20 @@ def climb(
     radius: Tensor,
     steps: int,
     precision: base.Precision | None,
-) -> APGDResult:
-    """Climb once from `start`: the margin toward `target` (B,), or the cross-entropy if that is None."""
-    on_margin = target is not None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Climb once from `start`: the margin toward `target` (B,), or the cross-entropy if that is None.
+
+    Returns images (B, 1, H, W), whether each is misclassified (B,), and its loss (B,).
+    """
+
+    def loss(logits: Tensor, truth: Tensor) -> Tensor:
+        return base.cross_entropy(logits, truth) if target is None else margin(logits, truth, c.target)
+
     low, high = base.ball(images, radius)
-    c = _start_state(start, labels, labels if target is None else target, low, high, 2 * radius)
-    result = APGDResult(start.clone(), torch.zeros_like(c.best_value, dtype=torch.bool), c.best_value.clone())
-    checkpoints = _checkpoints(steps)
-    since = 0
+    c = _Climbers(labels, labels if target is None else target, low, high, 2 * radius, start)
+    result, failed, values = start.clone(), torch.zeros_like(c.halved_at_check), c.best_value.clone()
+    checkpoints, since = _checkpoints(steps), 0
     for number in range(steps + 1):
-
-        def loss(logits: Tensor, truth: Tensor, c: _Climbers = c) -> Tensor:
-            return margin(logits, truth, c.target) if on_margin else base.cross_entropy(logits, truth)
-
         with base.lowered(precision, images):
             if number < steps:
                 gradient, logits = base.input_gradient(model, c.now, c.labels, loss=loss)
@@ -159,7 +150,7 @@ def climb(
         _note(c, value, gradient)
         if bool(wrong.any()):
             out = c.index[wrong]
-            result.images[out], result.wrong[out], result.values[out] = c.now[wrong], True, value[wrong]
+            result[out], failed[out], values[out] = c.now[wrong], True, value[wrong]
             gradient = gradient[~wrong]
             c.select(~wrong)
         if len(c.index) == 0 or number == steps:
@@ -170,29 +161,8 @@ def climb(
         ahead = base.between(c.now + c.step * gradient.sign().to(c.now), c.low, c.high)
         new = base.between(c.now + _NEW * (ahead - c.now) + (1 - _NEW) * (c.now - c.before), c.low, c.high)
         c.before, c.now = c.now, new if number else ahead
-    result.images[c.index], result.values[c.index] = c.best, c.best_value
-    return result
-
-
-def _start_state(start: Tensor, labels: Tensor, target: Tensor, low: Tensor, high: Tensor, step: Tensor) -> _Climbers:
-    none = torch.full((len(start),), -math.inf, device=start.device)
-    return _Climbers(
-        index=torch.arange(len(start), device=start.device),
-        labels=labels,
-        target=target,
-        low=low,
-        high=high,
-        step=step,
-        now=start,
-        before=start,
-        best=start,
-        best_gradient=torch.zeros_like(start),
-        best_value=none,
-        last_value=-none,  # nothing exceeds infinity: the start is no gain
-        gains=torch.zeros_like(none),
-        value_at_check=none,
-        halved_at_check=torch.ones_like(none, dtype=torch.bool),
-    )
+    result[c.index], values[c.index] = c.best, c.best_value
+    return result, failed, values
 
 
 def _note(c: _Climbers, value: Tensor, gradient: Tensor) -> None:
@@ -226,13 +196,10 @@ def _checkpoints(steps: int) -> set[int]:
     return {math.ceil(share * steps) for share in shares[1:]}
 
 
-def _aims(logits: Tensor, labels: Tensor, loss: str, target: Tensor | None) -> Iterator[Tensor | None]:
+def _aims(logits: Tensor, labels: Tensor, loss: str, target: Tensor | None) -> Iterable[Tensor | None]:
     if loss == "ce":
-        yield None
-    elif target is not None:
-        yield target
-    else:
-        yield from wrong_classes(logits, labels)
+        return [None]
+    return wrong_classes(logits, labels) if target is None else [target]
 
 
 def _check_target(target: Tensor, labels: Tensor, loss: str) -> None:

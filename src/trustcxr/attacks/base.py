@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trustcxr.errors import NotFiniteError, UserError, pixel_range_error
+from trustcxr.errors import NotFiniteError, UserError, check_pixels
 
 Precision = Literal["bf16"]
 Loss = Callable[[Tensor, Tensor], Tensor]  # (logits (B, C), labels (B,)) -> a loss for each image (B,)
@@ -32,20 +32,21 @@ def check_input(images: Tensor, labels: Tensor, epsilon: float | Tensor) -> None
 
     Epsilon may be a tensor that broadcasts to the images.
     """
-    if not isinstance(epsilon, Tensor):
-        check_epsilon(epsilon)
-    if images.ndim != 4 or not images.is_floating_point():
-        raise UserError(f"attack: images must be floats (B, 1, H, W), not {images.dtype} {tuple(images.shape)}")
+    check_pixels("attack", images)
     if isinstance(epsilon, Tensor):
         _check_radii(epsilon, images)
+    else:
+        check_epsilon(epsilon)
     if labels.shape != images.shape[:1]:
         raise UserError(f"attack: {len(images)} images but labels of shape {tuple(labels.shape)}")
     if labels.is_floating_point() or labels.dtype == torch.bool:
         raise UserError(f"attack: labels must be whole numbers, the index of each class, not {labels.dtype}")
-    if images.numel():
-        low, high = (float(v) for v in images.detach().aminmax())
-        if not (low >= 0 and high <= 1):  # a NaN fails this too
-            raise pixel_range_error("attack", low, high)
+
+
+def checked_input(images: Tensor, labels: Tensor, epsilon: float | Tensor) -> tuple[Tensor, Tensor]:
+    """Check the input as `check_input` does; return the images without a gradient, and the `radii`."""
+    check_input(images, labels, epsilon)
+    return images.detach(), radii(epsilon, images)
 
 
 def check_result(attack: str, images: Tensor, perturbed: Tensor, epsilon: float, norm: str = "linf") -> None:
@@ -150,17 +151,17 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """
     loss = F.cross_entropy(logits, labels, reduction="none")
     with torch.no_grad():
-        saturated = _lead(logits, labels) > SATURATED
+        saturated = lead(logits, labels, torch.logsumexp) > SATURATED
     if not bool(saturated.any()):
         return loss
-    slope = 1 / (1 + math.exp(SATURATED))
-    return torch.where(saturated, math.log1p(math.exp(-SATURATED)) + slope * (SATURATED - _lead(logits, labels)), loss)
+    slope, further = 1 / (1 + math.exp(SATURATED)), SATURATED - lead(logits, labels, torch.logsumexp)
+    return torch.where(saturated, math.log1p(math.exp(-SATURATED)) + slope * further, loss)
 
 
-def _lead(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the label's logit minus the log-sum-exp of the others, (B,): the logit of its softmax."""
-    column = labels[:, None]
-    return logits.gather(1, column)[:, 0] - logits.scatter(1, column, -math.inf).logsumexp(1)
+def lead(logits: Tensor, labels: Tensor, others: Callable[[Tensor, int], Tensor] = torch.amax) -> Tensor:
+    """Return the label's logit minus the highest other, (B,); with `logsumexp` of others, the logit of its softmax."""
+    column = labels.long()[:, None]
+    return logits.gather(1, column)[:, 0] - others(logits.scatter(1, column, -math.inf), 1)
 
 
 def input_gradient(

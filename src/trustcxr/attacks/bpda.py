@@ -112,15 +112,12 @@ class BPDA(TorchFunctionMode):
 
     def _back(self, tensor: Tensor) -> Tensor | None:
         """Tie a tensor to the remembered one that it resembles most; None without any."""
-        if not self._sources or isinstance(tensor, nn.Parameter) or not tensor.is_floating_point():
-            return None
-        if tensor.requires_grad or tensor.numel() < 2:
+        known = isinstance(tensor, nn.Parameter) or tensor.requires_grad
+        if not self._sources or known or not tensor.is_floating_point() or tensor.numel() < 2:
             return None
         best, slope, strength = None, 0.0, _CORRELATED if tensor.numel() >= _SMALL else _CORRELATED_SMALL
-        for source in (source for source in reversed(self._sources) if source.device == tensor.device):
-            if source.shape == tensor.shape or (
-                source.numel() == tensor.numel() and source.squeeze().shape == tensor.squeeze().shape
-            ):
+        for source in reversed(self._sources):
+            if source.device == tensor.device and source.squeeze().shape == tensor.squeeze().shape:
                 correlation, tilt = _line(source.detach().flatten().float(), tensor.flatten().float())
                 if correlation > strength:
                     best, slope, strength = source, tilt, correlation
@@ -208,41 +205,36 @@ class AttackView(nn.Module):
     def __init__(self, model: nn.Module, *, draws: int = 1, scale: float = 1.0, bpda: bool = False) -> None:
         super().__init__()
         self.model, self.draws, self.scale, self.bpda = model, draws, scale, bpda
+        self.stopped: Counter[str] = Counter()  # with `bpda`: functions that stopped gradients in the last pass
         self.training = model.training
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images (B, 1, H, W) in [0, 1] to logits (B, C), averaged over draws and scaled."""
-        total = self._once(images)
-        for _ in range(self.draws - 1):
-            total = total + self._once(images)
-        return total / (self.draws * self.scale)
+        first, *others = [self._once(images) for _ in range(self.draws)]
+        return sum(others, start=first) / (self.draws * self.scale)
 
     def _once(self, images: Tensor) -> Tensor:
         if not (self.bpda and torch.is_grad_enabled() and images.requires_grad):
             return self.model(images)
-        with BPDA(images.shape[-2:]):
-            return self.model(images)
+        with BPDA(images.shape[-2:]) as mode:
+            logits = self.model(images)
+        self.stopped = mode.stopped
+        return logits
 
 
 @dataclass(frozen=True)
 class GradientTraits:
-    """Properties of a model that an attack must know.
+    """Properties of a model that an attack must know."""
 
-    random: outputs change from call to call. draws: passes to average over. margin: median difference of the two
-    highest logits. scale: divisor of the logits. zero_gradients, broken_gradients: share of images with a gradient that
-    is zero everywhere, or has a NaN or an infinity. healed: zero_gradients with BPDA. stopped: functions that stop
-    gradients, with the number of calls in a pass. bfloat16: attacks may search in bfloat16 (`agrees_in_bfloat16`).
-    """
-
-    random: bool
-    draws: int
-    margin: float
-    scale: float
-    zero_gradients: float
-    broken_gradients: float
-    healed: float
-    stopped: dict[str, int]
-    bfloat16: bool = False
+    random: bool  # outputs change from call to call
+    draws: int  # passes to average over
+    margin: float  # median difference of the two highest logits
+    scale: float  # divisor of the logits
+    zero_gradients: float  # share of images with a gradient that is zero everywhere
+    broken_gradients: float  # share of images with a gradient that has a NaN or an infinity
+    healed: float  # zero_gradients with BPDA
+    stopped: dict[str, int]  # functions that stop gradients, with the number of calls in a pass
+    bfloat16: bool = False  # attacks may search in bfloat16 (`agrees_in_bfloat16`)
 
     @property
     def plain(self) -> bool:
@@ -276,7 +268,8 @@ def probe_gradients(model: nn.Module, images: Tensor, *, random: bool = True, si
         margins, centred = _margins(answers), answers if sigmoids else centre(answers)
         typical = float(margins.mean(0).abs().median())
         random = bool((centred.amax(0) - centred.amin(0)).max() > 1e-4 * max(1.0, float(centred.abs().max())))
-        draws = _draws(float(margins.std(0).median()) / max(typical, 1e-12)) if random else 1
+        spread = float(margins.std(0).median()) / max(typical, 1e-12) if random else 0.0  # in typical margins
+        draws = min(32, max(8, math.ceil((4 * spread) ** 2))) if random else 1
         scale = 1.0 if typical == 0 or _MARGINS[0] <= typical <= _MARGINS[1] else typical / _MARGIN
         zero, broken, _ = _gradients(AttackView(model, scale=scale), images)
         healed, _, stopped = _gradients(AttackView(model, scale=scale, bpda=True), images)
@@ -317,11 +310,6 @@ def agrees_in_bfloat16(model: nn.Module, images: Tensor, *, shift: float = 0.05,
     return bool((most > 0) & (most <= shift * largest) & (same >= same_signs))
 
 
-def _draws(spread: float) -> int:
-    """Return the draws to average over, from the spread of margins over draws, in typical margins."""
-    return min(32, max(8, math.ceil((4 * spread) ** 2)))
-
-
 def _margins(answers: Tensor) -> Tensor:
     """Return the logit that is highest on average minus the next: (R, B, C) -> (R, B); a single output as it is."""
     if answers.shape[-1] == 1:
@@ -335,17 +323,12 @@ def _gradients(model: AttackView, images: Tensor) -> tuple[float, float, dict[st
     """Return the share of images whose margin has a zero gradient, the share with a NaN, and the stopped functions."""
     with torch.inference_mode(False), torch.enable_grad():
         leaf = images.detach().clone().requires_grad_(True)
-        if model.bpda:
-            with BPDA(leaf.shape[-2:]) as mode:
-                logits = model.model(leaf) / model.scale
-            stopped = dict(mode.stopped)
-        else:
-            logits, stopped = model(leaf), {}
-        if not logits.requires_grad:
-            return 1.0, 0.0, stopped
-        top = logits.topk(min(2, logits.shape[1]), dim=1).values
-        margin = top[:, 0] - top[:, 1] if top.shape[1] == 2 else top[:, 0]
-        (gradient,) = torch.autograd.grad(margin.sum(), leaf, allow_unused=True)
+        logits, gradient = model(leaf), None
+        stopped = dict(model.stopped)
+        if logits.requires_grad:
+            top = logits.topk(min(2, logits.shape[1]), dim=1).values
+            margin = top[:, 0] - top[:, 1] if top.shape[1] == 2 else top[:, 0]
+            (gradient,) = torch.autograd.grad(margin.sum(), leaf, allow_unused=True)
     if gradient is None:
         return 1.0, 0.0, stopped
     flat = gradient.flatten(1)

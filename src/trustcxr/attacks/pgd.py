@@ -1,6 +1,7 @@
-"""Iterated gradient attacks: PGD in the L-infinity and the L2 ball, and momentum."""
+"""Follow the sign of the gradient: FGSM, PGD in the L-infinity and the L2 ball and on whole grey levels, momentum."""
 
 import math
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -11,6 +12,67 @@ from trustcxr.errors import UserError, unknown
 from trustcxr.models.preserve_state import Mode, preserve_state
 
 Norm = Literal["linf", "l2"]
+GREYS = 255
+_NEAR = 1e-4  # of a grey level: what float32 makes of a whole one
+
+
+def fgsm(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    epsilon: float | Tensor,
+    mode: Mode = "eval",
+    precision: base.Precision | None = None,
+) -> Tensor:
+    """Fast gradient sign method (Goodfellow et al. 2015): x' = clip(x + epsilon * sign(d cross-entropy / dx)).
+
+    Args:
+        model: pixel space -> logits (B, C).
+        images: (B, 1, H, W) in [0, 1].
+        labels: (B,) int.
+        epsilon: radius in [0, 1], or a tensor that broadcasts to the images: a radius for each image or pixel.
+        mode: "train" attacks the model with batch statistics; nothing is updated.
+        precision: "bf16" computes the gradient in bfloat16; only its sign is used.
+
+    Raises UserError for images outside [0, 1], labels that do not fit, or an epsilon outside [0, 1].
+
+    >>> import torch, trustcxr as tx
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+    >>> images, labels = torch.rand(2, 1, 8, 8), torch.tensor([0, 2])
+    >>> adversarial = tx.attacks.fgsm(model, images, labels, epsilon=0.02)
+    >>> bool((adversarial - images).abs().max() < 0.02 + 1e-6)
+    True
+    """
+    images, radius = base.checked_input(images, labels, epsilon)
+    with preserve_state(model, mode), base.lowered(precision, images):
+        gradient, _ = base.input_gradient(model, images, labels, check=True)
+    return base.between(images + radius * gradient.sign(), *base.ball(images, radius))
+
+
+def fgsm_rs(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    epsilon: float | Tensor,
+    seed: int = 0,
+    mode: Mode = "eval",
+    precision: base.Precision | None = None,
+) -> Tensor:
+    """FGSM from a random start in the ball, with a step of 1.25 epsilon (Wong et al. 2020); all else as `fgsm`.
+
+    >>> import torch, trustcxr as tx
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+    >>> images, labels = torch.rand(2, 1, 8, 8), torch.tensor([0, 2])
+    >>> tx.attacks.fgsm_rs(model, images, labels, epsilon=0.02, seed=1).shape
+    torch.Size([2, 1, 8, 8])
+    """
+    images, radius = base.checked_input(images, labels, epsilon)
+    start = base.uniform_start(images, radius, torch.Generator().manual_seed(seed))
+    with preserve_state(model, mode), base.lowered(precision, images):
+        gradient, _ = base.input_gradient(model, start, labels, check=True)
+    return base.between(start + 1.25 * radius * gradient.sign(), *base.ball(images, radius))
 
 
 def pgd(
@@ -64,14 +126,14 @@ def pgd(
     radius = base.radii(epsilon, images)
     step = base.radii(2.5 * epsilon / steps if step_size is None else step_size, images)
     draw, generator = base.uniform_start if norm == "linf" else _l2_start, torch.Generator().manual_seed(seed)
+    options: dict[str, Any] = {"norm": norm, "stop_when_wrong": stop_when_wrong, "precision": precision}
+    climb = partial(_climb, model, steps=steps, **options)
     result, todo = images.clone(), torch.arange(len(images), device=images.device)
     with preserve_state(model, mode):
         for restart in range(restarts):
             start = draw(images[todo], radius[todo], generator) if random_start else images[todo]
             rows = (images[todo], start, labels[todo], radius[todo], step[todo])
-            options: dict[str, Any] = {"norm": norm, "stop_when_wrong": stop_when_wrong, "precision": precision}
-            perturbed = _climb(model, *rows, steps=steps, **options)
-            result[todo] = perturbed
+            result[todo] = perturbed = climb(*rows)
             if restart + 1 < restarts:
                 todo = todo[~base.is_misclassified(model, perturbed, labels[todo])]
                 if len(todo) == 0:
@@ -111,18 +173,15 @@ def momentum(
     >>> import torch, trustcxr as tx
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
     >>> images, labels = torch.rand(2, 1, 8, 8), torch.tensor([0, 2])
-    >>> adversarial = tx.attacks.momentum(model, images, labels, epsilon=0.02, steps=5)
-    >>> bool((adversarial - images).abs().max() < 0.02 + 1e-6)
-    True
+    >>> tx.attacks.momentum(model, images, labels, epsilon=0.02, steps=5).shape
+    torch.Size([2, 1, 8, 8])
     """
-    base.check_input(images, labels, epsilon)
+    images, radius = base.checked_input(images, labels, epsilon)
     base.check_counts("momentum", steps=steps)
     if not decay >= 0:
         raise UserError(f"momentum: decay must be at least 0, not {decay:g}")
     if stop_when_wrong and mode == "train":
         raise UserError("momentum: stop_when_wrong needs mode 'eval'")
-    images = images.detach()
-    radius = base.radii(epsilon, images)
     with preserve_state(model, mode):
         rows = (images, images, labels, radius, radius / steps)
         return _climb(model, *rows, steps=steps, decay=decay, stop_when_wrong=stop_when_wrong)
@@ -201,13 +260,67 @@ def _l2_start(images: Tensor, radius: Tensor, generator: torch.Generator) -> Ten
 
 def _check_l2_radius(epsilon: float | Tensor, images: Tensor) -> None:
     """Raise UserError unless epsilon is an L2 radius of these images."""
-    if isinstance(epsilon, Tensor):
-        if epsilon.numel() != 1 and epsilon.shape != (len(images), 1, 1, 1):  # (B,) would be a radius for each column
-            raise UserError(f"pgd: an L2 radius is one number for each image, (B, 1, 1, 1), not {tuple(epsilon.shape)}")
-        ends = [float(end) for end in epsilon.aminmax()] if epsilon.numel() else [0.0]
-    else:
-        ends = [epsilon]
+    lengths = torch.as_tensor(epsilon, dtype=torch.float64)
+    if lengths.numel() != 1 and lengths.shape != (len(images), 1, 1, 1):  # (B,) would be a radius for each column
+        raise UserError(f"pgd: an L2 radius is one number for each image, (B, 1, 1, 1), not {tuple(lengths.shape)}")
     diagonal = math.sqrt(math.prod(images.shape[1:]))
-    for end in ends:
+    for end in map(float, lengths.aminmax() if lengths.numel() else ()):
         if not 0 <= end <= max(diagonal, 1.0):
             raise UserError(f"epsilon {end:g}: an L2 radius lies in [0, {diagonal:g}], the diagonal of these images")
+
+
+def round_inwards(perturbed: Tensor, images: Tensor) -> Tensor:
+    """Round pixels (B, 1, H, W) in [0, 1] to whole grey levels, toward the images, so that none ends further off.
+
+    A pixel becomes that of the image if no grey level lies between both, or it was not changed.
+
+    >>> import torch
+    >>> images = torch.full((1, 1, 1, 2), 100 / 255)
+    >>> (255 * round_inwards(images + 0.02 * torch.tensor([1.0, -1.0]), images)).round().flatten().tolist()
+    [105.0, 95.0]
+    """
+    levels, original = perturbed.to(base.wide(perturbed)) * GREYS, images.to(base.wide(images)) * GREYS
+    whole = levels.round()
+    inwards = torch.where(levels > original, levels.floor(), levels.ceil())
+    whole = torch.where((levels - whole).abs() < _NEAR, whole, inwards)
+    none_between = (whole - original) * (levels - original) <= 0
+    return base.round_toward(torch.where(none_between, images.to(levels), whole / GREYS), images)
+
+
+def keep_worse(model: nn.Module, images: Tensor, perturbed: Tensor, labels: Tensor) -> Tensor:
+    """Return perturbed images (B, 1, H, W), rounded to whole greys if only that is misclassified."""
+    rounded, result = round_inwards(perturbed, images), perturbed.clone()
+    with preserve_state(model):
+        rows = (~base.is_misclassified(model, perturbed, labels)).nonzero()[:, 0]
+        if len(rows):
+            rows = rows[base.is_misclassified(model, rounded[rows], labels[rows])]
+    result[rows] = rounded[rows]
+    return result
+
+
+def pgd_on_grid(
+    model: nn.Module, images: Tensor, labels: Tensor, *, epsilon: float | Tensor, steps: int = 20, seed: int = 0
+) -> Tensor:
+    """Run PGD on whole grey levels: each step is rounded, and is a grey level at least. It stops once misclassified.
+
+    Common arguments: see `fgsm`.
+    """
+    base.check_input(images, labels, epsilon)
+    base.check_counts("pgd-8bit", steps=steps)
+    images = images.detach()
+    radius, result = base.radii(epsilon, images), images.clone()
+    low, high = (round_inwards(end, images) for end in base.ball(images, radius))
+    rows = torch.arange(len(images), device=images.device)
+    with preserve_state(model):
+        now = round_inwards(base.uniform_start(images, radius, torch.Generator().manual_seed(seed)), images)
+        for _ in range(steps):
+            gradient, _ = base.input_gradient(model, now, labels[rows])
+            step = (2.5 * radius[rows] / steps).clamp(min=1 / GREYS)
+            moved = ((now + step * gradient.sign()) * GREYS).round() / GREYS
+            now = base.between(moved, low[rows], high[rows])
+            result[rows] = now
+            left = ~base.is_misclassified(model, now, labels[rows])
+            rows, now = rows[left], now[left]
+            if len(rows) == 0:
+                break
+    return result

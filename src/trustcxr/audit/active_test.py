@@ -17,8 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from trustcxr.attacks.adaptive import wrong_share
 from trustcxr.attacks.bpda import AttackView, GradientTraits, plain_name, probe_gradients, tensors_in
-from trustcxr.attacks.grid import round_inwards
-from trustcxr.attacks.pgd import pgd
+from trustcxr.attacks.pgd import pgd, round_inwards
 from trustcxr.models.preserve_state import preserve_state
 from trustcxr.registry import STOCHASTIC_DRAWS
 

@@ -15,8 +15,7 @@ from trustcxr.audit import measure, multilabel
 from trustcxr.audit.audit_data import Audit, AuditImages, OneFinding, check_out_folder, first_images, open_images
 from trustcxr.audit.entry_checks import check_kind
 from trustcxr.audit.formats import ExternalModel
-from trustcxr.audit.formats.loading import verify_conversion
-from trustcxr.audit.formats.torch_files import ExportedNet
+from trustcxr.audit.formats.loading import ExportedNet, verify_conversion
 from trustcxr.audit.formats.wrapper import WrappedModel
 from trustcxr.audit.subject import describe_model, is_multilabel, open_model
 from trustcxr.console import log
@@ -219,7 +218,7 @@ def check_finding(subject: ExternalModel, finding: str | None) -> None:
     """Raise UserError if the model does not have the finding, or answers one class of several."""
     if finding is None:
         return
-    if subject.kind != "sigmoid":
+    if subject.output.kind != "sigmoid":
         raise UserError(f"--finding {finding}: {subject.name} answers with one of its classes: leave it out")
     _index(subject, finding)
 

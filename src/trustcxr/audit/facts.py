@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from trustcxr.attacks.minimal_perturbation import nearest
+from trustcxr.attacks.worst_case import nearest
 from trustcxr.audit import multilabel, subgroups
 from trustcxr.audit.audit_data import Audit, AuditImages, balanced_rows, load_pixels
 from trustcxr.audit.entry_checks import EntryReport

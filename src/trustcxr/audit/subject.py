@@ -10,8 +10,7 @@ from torch import nn
 
 from trustcxr.audit import formats
 from trustcxr.audit.formats import ExternalModel
-from trustcxr.audit.formats.loading import TABLES, Origin
-from trustcxr.audit.formats.resolve import SUFFIXES
+from trustcxr.audit.formats.loading import SUFFIXES, TABLES, Origin
 from trustcxr.errors import UserError, unknown
 from trustcxr.evaluation import trained_models
 from trustcxr.evaluation.trained_run import Run, device, load_run
@@ -69,7 +68,7 @@ def open_model(model: str | Path, *, trust_code: bool = False) -> Subject:
 
 def is_multilabel(subject: Subject) -> bool:
     """Return whether the model has one sigmoid a finding."""
-    return isinstance(subject, ExternalModel) and subject.kind == "sigmoid"
+    return isinstance(subject, ExternalModel) and subject.output.kind == "sigmoid"
 
 
 def describe_model(subject: Subject) -> AuditedModel:

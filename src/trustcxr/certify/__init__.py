@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING
 from trustcxr._lazy import attach
 
 if TYPE_CHECKING:
-    from trustcxr.certify import affine_graph, crown, ibp
-    from trustcxr.certify.ibp import Interval
-    from trustcxr.certify.verify import Effort, effort, least_margins, prove
+    from trustcxr.certify import affine_graph
+    from trustcxr.certify.verify import Effort, Interval, effort, least_margins, prove
 else:
     __getattr__, __dir__, __all__ = attach(__name__)

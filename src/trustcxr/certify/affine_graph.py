@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trustcxr.errors import UserError
-from trustcxr.models.classifier import Ensemble
-from trustcxr.models.plain import PixelScale
+from trustcxr.models.classifier import Ensemble, PixelScale
 
 Images = Callable[[Tensor], Tensor]
 NUDGE = 1e-6  # widens the box, so that it holds images of the ball in float32
@@ -28,19 +27,12 @@ _NO_LAYER = (nn.Identity, nn.Dropout, nn.Dropout2d)
 
 @dataclass(frozen=True)
 class Affine:
-    """A layer x -> W x + b as functions; W is never built.
+    """A layer x -> W x + b as functions; W is never built."""
 
-    Attributes:
-        name: of the layer, for messages.
-        apply: x (B, ...) -> W x + b.
-        spread: r (B, ...) >= 0 -> |W| r, entry by entry.
-        terms: most products that an entry sums, with the bias; 0 for a mean that depends on the map's size.
-    """
-
-    name: str
-    apply: Images
-    spread: Images
-    terms: int
+    name: str  # for messages
+    apply: Images  # x (B, ...) -> W x + b
+    spread: Images  # r (B, ...) >= 0 -> |W| r, entry by entry
+    terms: int  # most products that an entry sums, with the bias; 0 for a mean that depends on the map's size
 
     def terms_between(self, before: torch.Size, after: torch.Size) -> int:
         """Return `terms`, those of a mean from the shapes (B, ...) of its input and output."""
@@ -121,10 +113,12 @@ def _layer(name: str, module: nn.Module) -> list[Layer]:
     if type(module) is nn.ReLU:
         return [ReLU(name)]
     if type(module) is nn.Conv2d and module.padding_mode == "zeros":
-        return [_convolution(name, module)]
+        where = (module.stride, module.padding, module.dilation, module.groups)
+        terms = module.weight[0].numel() + 1
+        return [Affine(name, module, lambda r: F.conv2d(r, module.weight.abs(), None, *where), terms)]  # type: ignore[arg-type]
     if type(module) is nn.Linear:
-        return [_linear(name, module)]
-    if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)) and type(module) in _NORMS and module.track_running_stats:
+        return [Affine(name, module, lambda r: F.linear(r, module.weight.abs()), module.in_features + 1)]
+    if isinstance(module, _NORMS) and type(module) in _NORMS and module.track_running_stats:
         return _batch_norm(name, module)
     if type(module) in (nn.Flatten, *_AVERAGES):
         return [Affine(name, module, module, _terms(module))]
@@ -174,28 +168,6 @@ def _in_step(some: Sequence[Layer]) -> Layer:
         lambda x: apart(x, lambda layer: layer.apply),
         lambda r: apart(r, lambda layer: layer.spread),
         0 if not all(x.terms for x in affine) else max(x.terms for x in affine),
-    )
-
-
-def _convolution(name: str, conv: nn.Conv2d) -> Affine:
-
-    def convolved(images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return F.conv2d(images, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
-
-    return Affine(
-        name,
-        lambda x: convolved(x, conv.weight, conv.bias),
-        lambda r: convolved(r, conv.weight.abs(), None),
-        conv.weight[0].numel() + 1,
-    )
-
-
-def _linear(name: str, linear: nn.Linear) -> Affine:
-    return Affine(
-        name,
-        lambda x: F.linear(x, linear.weight, linear.bias),
-        lambda r: F.linear(r, linear.weight.abs()),
-        linear.in_features + 1,
     )
 
 

@@ -1,4 +1,14 @@
-"""Prove that no image within epsilon changes an answer: by intervals, then by CROWN if they fail."""
+"""Prove that no image within epsilon changes an answer: by intervals (IBP), then by CROWN if they fail.
+
+IBP (Gowal et al. 2019) propagates the box of the images through the layers: an affine layer W x + b sends centre c and
+radius r to W c + b and |W| r, a ReLU sends both ends to their positive parts. The bounds cost two forward passes. They
+are loose unless the network was trained by them, because correlations of inputs are lost.
+
+CROWN (Zhang et al. 2018) bounds the margins by an affine function of the image, from the logits backwards. If a ReLU's
+input lies in [l, u] around 0, its output lies above the line a z, a in [0, 1], and below the line through (l, 0) and
+(u, u). Going back, each value takes the line that its coefficient's sign needs. At the image the minimum over the box
+is exact.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -6,26 +16,23 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from trustcxr.certify import affine_graph, crown, ibp
-from trustcxr.certify.affine_graph import NUDGE, Layer, box
-from trustcxr.errors import UserError, pixel_range_error, unknown
+from trustcxr.certify.affine_graph import NUDGE, UNIT, Affine, Layer, ReLU, box, exact, margins
+from trustcxr.errors import UserError, check_pixels, unknown
+from trustcxr.models.preserve_state import preserve_state, without_tf32
 
+_ROWS = 32  # entries that CROWN bounds at once
+RATE = 0.2  # of Adam on CROWN's slopes
 NEURONS, STEPS = 256, 10  # CROWN's defaults: size of layers that it bounds, and gradients in its slopes
+Slopes = dict[int, Tensor]  # index of a ReLU -> a in [0, 1] for each of its inputs (B, R or 1, ...)
 
 
 @dataclass(frozen=True)
 class Effort:
-    """Effort of a proof.
+    """Effort of a proof."""
 
-    Attributes:
-        crown: try CROWN if intervals prove nothing.
-        neurons: bound ReLUs with at most this many inputs by CROWN too, in each network of an ensemble.
-        steps: gradients in CROWN's slopes.
-    """
-
-    crown: bool = True
-    neurons: int = NEURONS
-    steps: int = STEPS
+    crown: bool = True  # try CROWN if intervals prove nothing
+    neurons: int = NEURONS  # bound ReLUs with at most this many inputs by CROWN too, in each network of an ensemble
+    steps: int = STEPS  # gradients in CROWN's slopes
 
     def over(self, networks: int) -> "Effort":
         """Return the same effort for an ensemble of so many networks."""
@@ -71,14 +78,11 @@ def prove(model: nn.Module, images: Tensor, *, epsilon: float, method: str = "cr
         >>> prove(model, image, epsilon=0.05), prove(model, image, epsilon=0.2)
         (tensor([True]), tensor([False]))
     """
-    from trustcxr.models.preserve_state import preserve_state, without_tf32
 
     if not 0 <= epsilon <= 1:
         raise UserError(f"certify: epsilon must lie in [0, 1], not {epsilon:g}: 0.02 is 5.1 grey levels of 255")
-    low, high = (float(end) for end in images.detach().aminmax()) if images.numel() else (0.0, 1.0)
-    if not (low >= 0 and high <= 1):  # a NaN fails this too
-        raise pixel_range_error("certify", low, high)
-    layers = affine_graph.exact(model)
+    check_pixels("certify", images)
+    layers = exact(model)
     with torch.no_grad(), preserve_state(model), without_tf32():
         answers = model(images).argmax(1)
     return least_margins(layers, images, answers, epsilon, effort(method)) > 0
@@ -87,18 +91,17 @@ def prove(model: nn.Module, images: Tensor, *, epsilon: float, method: str = "cr
 def least_margins(layers: Sequence[Layer], images: Tensor, answers: Tensor, epsilon: float, effort: Effort) -> Tensor:
     """Return a lower bound (B,) of the margin of each `answers` (B,) over other classes, for all images within epsilon.
 
-    Above 0, the answer provably does not change. `layers` are those of `affine_graph.exact`, in float64. The rounding
-    of float32 is subtracted (`ibp.rounding`), so the proof holds for the model as it runs. Images (B, 1, H, W) are in
-    [0, 1].
+    Above 0, the answer provably does not change. `layers` are those of `exact`, in float64. The rounding of float32 is
+    subtracted (`rounding`), so the proof holds for the model as it runs. Images (B, 1, H, W) are in [0, 1].
     """
-    at = ibp.Interval.from_ends(*box(images.double(), epsilon, nudge=NUDGE))
-    intervals = ibp.intervals(layers, at)
-    error = ibp.rounding(layers, intervals)
+    at = Interval.from_ends(*box(images.double(), epsilon, nudge=NUDGE))
+    passed = intervals(layers, at)
+    error = rounding(layers, passed)
     allowed = error + error.gather(1, answers[:, None])  # of the margin over each class, (B, C)
-    best = _over_others(ibp.last_margins(layers, intervals, answers) - allowed, answers)
+    best = _over_others(last_margins(layers, passed, answers) - allowed, answers)
     if effort.crown and len(rows := (best <= 0).nonzero()[:, 0]):
-        alone = ibp.Interval(at.centre[rows], at.radius[rows])
-        bounds = crown.least_margins(layers, alone, answers[rows], neurons=effort.neurons, steps=effort.steps)
+        alone = Interval(at.centre[rows], at.radius[rows])
+        bounds = crown_margins(layers, alone, answers[rows], neurons=effort.neurons, steps=effort.steps)
         best[rows] = torch.maximum(best[rows], _over_others(bounds - allowed[rows], answers[rows]))
     return best
 
@@ -106,3 +109,192 @@ def least_margins(layers: Sequence[Layer], images: Tensor, answers: Tensor, epsi
 def _over_others(margins: Tensor, answers: Tensor) -> Tensor:
     """Return the least margin (B,) over a class other than the answer."""
     return margins.scatter(1, answers[:, None], torch.inf).amin(1)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Interval of values: centre (B, ...) and radius (B, ...) >= 0."""
+
+    centre: Tensor
+    radius: Tensor
+
+    @classmethod
+    def from_ends(cls, low: Tensor, high: Tensor) -> "Interval":
+        """Return the interval between two ends, `low` <= `high`."""
+        return cls((low + high) / 2, (high - low) / 2)
+
+    @property
+    def low(self) -> Tensor:
+        """Lower end."""
+        return self.centre - self.radius
+
+    @property
+    def high(self) -> Tensor:
+        """Upper end."""
+        return self.centre + self.radius
+
+    def through(self, layer: Layer) -> "Interval":
+        """Return the interval after a layer."""
+        if isinstance(layer, Affine):
+            return Interval(layer.apply(self.centre), layer.spread(self.radius))
+        return Interval.from_ends(self.low.relu(), self.high.relu())
+
+    def least(self, rows: Tensor) -> Tensor:
+        """Return the minimum (B, R) of rows of coefficients (B, R, ...) over the interval."""
+        rows = rows.flatten(2)
+        centre, radius = (t.expand(len(rows), *t.shape[1:]).flatten(1)[:, :, None] for t in (self.centre, self.radius))
+        return (rows @ centre - rows.abs() @ radius)[:, :, 0]
+
+
+def intervals(layers: Sequence[Layer], images: Interval) -> list[Interval]:
+    """Return the intervals before each layer and after the last."""
+    result = [images]
+    for layer in layers:
+        result.append(result[-1].through(layer))
+    return result
+
+
+def interval_margins(layers: Sequence[Layer], images: Interval, labels: Tensor) -> Tensor:
+    """Return lower bounds (B, C) of the margin of each label over every class, over all images of the interval.
+
+    The affine layers after the last ReLU act on the margins directly (Gowal et al.): the difference of two logits is
+    bounded, not each logit. The margin over the label itself is 0.
+    """
+    return last_margins(layers, intervals(layers, images), labels)
+
+
+def last_margins(layers: Sequence[Layer], intervals: Sequence[Interval], labels: Tensor) -> Tensor:
+    """Return the bounds of `interval_margins` from the `intervals` of the layers."""
+    index = len(layers)
+    rows = margins(intervals[-1].centre.shape[1], labels, intervals[-1].centre)
+    constant = rows.new_zeros(rows.shape[:2])
+    while index and isinstance(layer := layers[index - 1], Affine):
+        index -= 1
+        rows, shift = pulled(layer, rows, intervals[index].centre.shape[1:])
+        constant = constant + shift
+    return constant + intervals[index].least(rows)
+
+
+def pulled(layer: Affine, rows: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor]:
+    """Move rows (B, R, *output) before an affine layer: rows (B, R, *shape), and what its bias adds (B, R)."""
+    before = layer.transpose(rows.flatten(0, 1), shape).unflatten(0, rows.shape[:2])
+    return before, (rows * layer.offset(shape, rows)[:, None]).flatten(2).sum(2)
+
+
+def rounding(layers: Sequence[Layer], intervals: Sequence[Interval]) -> Tensor:
+    """Return how far (B, C) logits computed in float32 may differ from the exact ones, anywhere in the box.
+
+    For n products in any order of summation the error is n u / (1 - n u) of the sum of their sizes (Higham 2002,
+    section 3.1; u = 2^-24); incoming errors grow by |W|. Winograd or Fourier convolutions and lower precisions are not
+    covered.
+    """
+    error = torch.zeros_like(intervals[0].centre)
+    for layer, at, after in zip(layers, intervals[:-1], intervals[1:], strict=True):
+        if isinstance(layer, Affine):
+            largest = at.centre.abs() + at.radius + error
+            bias = layer.offset(at.centre.shape[1:], at.centre).abs()
+            n = (layer.terms_between(at.centre.shape, after.centre.shape) + 1) * UNIT
+            error = layer.spread(error) + n / (1 - n) * (layer.spread(largest) + bias)
+        else:
+            error = error.where(at.high + error > 0, 0.0)  # surely 0, also in float32
+    return error
+
+
+def tightened(layers: Sequence[Layer], images: Interval, *, neurons: int = 0) -> list[Interval]:
+    """Return intervals before each layer and after the last, by CROWN too for ReLUs with at most `neurons` inputs.
+
+    Each end is the better of both methods; later layers start from it. 0 uses intervals only.
+    """
+    intervals = [images]
+    for index, layer in enumerate(layers):
+        entries = intervals[-1].centre[0].numel()
+        if isinstance(layer, ReLU) and entries <= neurons:
+            intervals[-1] = _by_crown(layers[:index], intervals)
+        intervals.append(intervals[-1].through(layer))
+    return intervals
+
+
+def crown_margins(
+    layers: Sequence[Layer], images: Interval, labels: Tensor, *, neurons: int = 0, steps: int = 0
+) -> Tensor:
+    """Return lower bounds (B, C) of the margin of each label over every class, over all images of the interval.
+
+    Each entry is the better of CROWN and intervals. `neurons` as in `tightened`. With `steps`, Adam improves the slopes
+    a for that many gradients (alpha-CROWN; Xu et al. 2021); the bound of each step is valid.
+    """
+    with torch.no_grad():
+        intervals = tightened(layers, images, neurons=neurons)
+        best = last_margins(layers, intervals, labels)
+        rows = margins(best.shape[1], labels, best)
+        slopes = first_slopes(layers, intervals)
+    return torch.maximum(best, climbed(layers, intervals, rows, slopes, steps))
+
+
+def backward(layers: Sequence[Layer], intervals: Sequence[Interval], rows: Tensor, slopes: Slopes) -> Tensor:
+    """Return lower bounds (B, R) of rows (B, R, *output) of the last layer's output, from all layers' intervals."""
+    constant = rows.new_zeros(rows.shape[:2])
+    for index in reversed(range(len(layers))):
+        layer, interval = layers[index], intervals[index]
+        if isinstance(layer, Affine):
+            rows, shift = pulled(layer, rows, interval.centre.shape[1:])
+        else:
+            rows, shift = _through_relu(rows, interval, slopes[index])
+        constant = constant + shift
+    return constant + intervals[0].least(rows)
+
+
+def first_slopes(layers: Sequence[Layer], intervals: Sequence[Interval]) -> Slopes:
+    """Return CROWN's default slopes: a is 1 if most of the interval is positive, else 0."""
+    return {
+        p: (intervals[p].centre > 0).to(intervals[p].centre)[:, None]
+        for p, x in enumerate(layers)
+        if isinstance(x, ReLU)
+    }
+
+
+def _through_relu(rows: Tensor, at: Interval, slope: Tensor) -> tuple[Tensor, Tensor]:
+    """Move rows (B, R, ...) before a ReLU with input in `at`, and return what its upper lines add (B, R)."""
+    low, high = at.low, at.high
+    unsure = (low < 0) & (high > 0)
+    rise = torch.where(unsure, high / (high - low).clamp(min=torch.finfo(low.dtype).tiny), (low >= 0).to(low))
+    start = torch.where(unsure, -low * rise, torch.zeros_like(low))
+    lower = torch.where(unsure[:, None], slope, rise[:, None])
+    above, below = rows.clamp(min=0), rows.clamp(max=0)
+    return above * lower + below * rise[:, None], (below * start[:, None]).flatten(2).sum(2)
+
+
+def _by_crown(layers: Sequence[Layer], intervals: Sequence[Interval]) -> Interval:
+    """Return the interval after some layers by CROWN, never wider than the last of `intervals`."""
+    last, slopes = intervals[-1], first_slopes(layers, intervals)
+    entries = last.centre[0].numel()
+    every = torch.eye(entries, dtype=last.centre.dtype, device=last.centre.device)
+    low, high = last.low.flatten(1).clone(), last.high.flatten(1).clone()
+    for start in range(0, entries, _ROWS):
+        rows = every[start : start + _ROWS].reshape(1, -1, *last.centre.shape[1:])
+        rows = rows.expand(len(last.centre), *rows.shape[1:])
+        part = slice(start, start + _ROWS)
+        low[:, part] = torch.maximum(low[:, part], backward(layers, intervals, rows, slopes))
+        high[:, part] = torch.minimum(high[:, part], -backward(layers, intervals, -rows, slopes))
+    return Interval.from_ends(low.view_as(last.centre), torch.maximum(low, high).view_as(last.centre))
+
+
+def climbed(layers: Sequence[Layer], intervals: Sequence[Interval], rows: Tensor, slopes: Slopes, steps: int) -> Tensor:
+    """Return the best of `backward`'s bounds (B, R) with these slopes and with those of `steps` gradient steps."""
+    moving = {p: slope.repeat_interleave(rows.shape[1], 1).requires_grad_(True) for p, slope in slopes.items()}
+    with torch.no_grad():
+        best = backward(layers, intervals, rows, slopes)
+    if not moving or not steps:
+        return best
+    optimiser = torch.optim.Adam(moving.values(), lr=RATE, maximize=True)
+    for _ in range(steps):
+        with torch.enable_grad():
+            sum_of_bounds = backward(layers, intervals, rows, moving).sum()
+        gradients = torch.autograd.grad(sum_of_bounds, list(moving.values()))
+        for slope, gradient in zip(moving.values(), gradients, strict=True):
+            slope.grad = gradient
+        optimiser.step()
+        with torch.no_grad():
+            for slope in moving.values():
+                slope.clamp_(0, 1)
+            best = torch.maximum(best, backward(layers, intervals, rows, moving))
+    return best

@@ -26,7 +26,7 @@ def models(json: Json = False) -> None:
     """List the trained models that come with the package, and the 21 networks of the study."""
     from trustcxr import report
     from trustcxr.evaluation import trained_models
-    from trustcxr.models.zoo import paper_models
+    from trustcxr.models.factory import paper_models
     from trustcxr.report.terminal import list_trained
 
     rows = [network._asdict() for network in paper_models()]

@@ -15,7 +15,7 @@ from torch import Tensor
 from trustcxr import registry
 from trustcxr.corruptions import artefacts
 from trustcxr.corruptions.rng import ImageRandom
-from trustcxr.errors import UserError, lookup, pixel_range_error, unknown
+from trustcxr.errors import UserError, check_pixels, lookup, unknown
 
 SEVERITIES = (1, 2, 3, 4, 5)
 _IN_CACHE = 4 * 224 * 224  # pixels
@@ -28,13 +28,6 @@ ARTEFACTS = tuple(c.name for c in CORRUPTIONS.values() if c.artefact)
 def get(name: str) -> registry.Corruption:
     """Return a corruption by name. Raises UserError for an unknown name."""
     return lookup(CORRUPTIONS, "corruption", name)
-
-
-def check_severity(severity: int) -> int:
-    """Return the severity. Raises UserError if it is not a whole number from 1 to 5."""
-    if isinstance(severity, bool) or severity not in SEVERITIES:
-        raise UserError(f"severity {severity}: choose a whole number from {SEVERITIES[0]} to {SEVERITIES[-1]}")
-    return int(severity)
 
 
 def corrupt(
@@ -67,17 +60,20 @@ def artefact(
 def _applied(
     corruption: registry.Corruption, images: Tensor, severity: int, seed: int, keys: Sequence[int | str] | None
 ) -> tuple[Tensor, Tensor | None]:
-    _check(images)
-    severity = check_severity(severity)
-    names = list(range(len(images)) if keys is None else keys)
+    check_pixels("corruption", images)
+    if images.shape[1] != 1:
+        raise UserError(f"corruption: images must be floats (B, 1, H, W), not {images.dtype} {tuple(images.shape)}")
+    if isinstance(severity, bool) or severity not in SEVERITIES:
+        raise UserError(f"severity {severity}: choose a whole number from {SEVERITIES[0]} to {SEVERITIES[-1]}")
+    severity = int(severity)
+    names = range(len(images)) if keys is None else keys
     if len(names) != len(images):
         raise UserError(f"{corruption.name}: {len(images)} images but {len(names)} keys; give one for each image")
     changed = torch.empty_like(images, requires_grad=False)
     mask = torch.empty(images[:, 0].shape, dtype=torch.bool, device=images.device) if corruption.artefact else None
     function = registry.load_function("corruptions", corruption.where)
-    size = max(len(images), 1)
-    if images.device.type == "cpu" and len(images):  # as many at a time as fit the cache
-        size = max(_IN_CACHE // max(images[0].numel(), 1), 1)
+    # On a CPU as many at a time as fit the cache.
+    size = max(_IN_CACHE // max(images[:1].numel(), 1) if images.device.type == "cpu" else len(images), 1)
     for part in (slice(first, first + size) for first in range(0, len(images), size)):
         draws, pixels = ImageRandom(corruption.name, seed, names[part]), images[part].detach().float()
         if mask is None:
@@ -86,12 +82,3 @@ def _applied(
             pixels, mask[part] = artefacts.paint(function, pixels, severity, draws)
         changed[part] = pixels.clamp_(0, 1)
     return changed, mask
-
-
-def _check(images: Tensor) -> None:
-    if images.ndim != 4 or images.shape[1] != 1 or not images.is_floating_point():
-        raise UserError(f"corruption: images must be floats (B, 1, H, W), not {images.dtype} {tuple(images.shape)}")
-    if images.numel():
-        low, high = (float(v) for v in images.detach().aminmax())
-        if not (low >= 0 and high <= 1):  # a NaN fails this too
-            raise pixel_range_error("corruption", low, high)

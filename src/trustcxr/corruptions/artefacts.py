@@ -16,7 +16,7 @@ from torch import Tensor
 
 from trustcxr.corruptions.rng import ImageRandom
 
-Point = tuple[float, float]  # across and down, shares of the side
+Point = Sequence[float] | NDArray[np.float64]  # across and down, shares of the side
 DRAWN = 0.05  # least opacity of a pixel of the artefact
 _FINE = 448  # pixels of a layer's side at least, before it is reduced to the image
 
@@ -41,7 +41,7 @@ class Layer:
         self.sheet = Image.new("L", (width * self.enlarged, height * self.enlarged))
         self.pen = ImageDraw.Draw(self.sheet)
 
-    def at(self, points: Sequence[Point]) -> list[Point]:
+    def at(self, points: Sequence[Point]) -> list[tuple[float, float]]:
         """Convert shares of the sides to pixels of the sheet."""
         width, height = self.sheet.size
         return [(x * width, y * height) for x, y in points]
@@ -125,8 +125,8 @@ def arrows(layer: Layer, random: np.random.Generator, severity: int) -> float:
         along = np.array([cos(direction), sin(direction)])
         across = np.array([-along[1], along[0]])
         head = tip + 0.42 * long * along
-        layer.line([_point(tip + long * along), _point(head)], 0.13 * long, 1.0)
-        layer.polygon([_point(tip), *(_point(head + side * 0.19 * long * across) for side in (1, -1))], 1.0)
+        layer.line([tip + long * along, head], 0.13 * long, 1.0)
+        layer.polygon([tip, *(head + side * 0.19 * long * across for side in (1, -1))], 1.0)
     return tone
 
 
@@ -153,9 +153,9 @@ def leads_and_tubes(layer: Layer, random: np.random.Generator, severity: int) ->
         start = np.array(spots[number]) + 0.05 * shifts[number, 0]
         out = np.clip(np.array(edges[number]) + 0.06 * shifts[number, 1], -0.02, 1.02)
         bend = (start + out) / 2 + 0.16 * shifts[number, 2]
-        layer.line(draw_curve([_point(start), _point(bend), _point(out)]), 0.008, opacity)
-        layer.disc(_point(start), 0.026, 0.35 * opacity)
-        layer.disc(_point(start), 0.011, min(1.25 * opacity, 1.0))
+        layer.line(draw_curve([start, bend, out]), 0.008, opacity)
+        layer.disc(start, 0.026, 0.35 * opacity)
+        layer.disc(start, 0.011, min(1.25 * opacity, 1.0))
     for number, (sideways, aside, depth) in enumerate(tubes[: TUBES[severity - 1]]):
         side = 0.04 * (sideways - 0.5)
         end = (0.46 + side + 0.12 * aside, 0.4 + 0.12 * depth if number == 0 else 0.98)
@@ -178,15 +178,11 @@ def device(layer: Layer, random: np.random.Generator, severity: int) -> float:
         path = draw_curve([(x, y), loop, inlet, (0.47, 0.42), tip])
         layer.line(path, 0.008, 0.85)
         layer.line(path[-6:], 0.014, 0.95)  # the electrode at its tip
-    shape = [rotate_point(p, turn) for p in rounded_box(wide / 2, 0.42 * wide)]
-    inside = [rotate_point(p, turn) for p in rounded_box(0.4 * wide, 0.24 * wide)]
+    shape = rounded_box(wide / 2, 0.42 * wide, turn)
+    inside = rounded_box(0.4 * wide, 0.24 * wide, turn)
     layer.polygon([(x + a, y + b) for a, b in shape], 0.95)
     layer.polygon([(x + a, y + b + 0.06 * wide) for a, b in inside], 0.78)
     return tone
-
-
-def _point(pair: NDArray[np.float64]) -> Point:
-    return float(pair[0]), float(pair[1])
 
 
 def draw_curve(points: Sequence[Point], count: int = 40) -> list[Point]:
@@ -198,16 +194,11 @@ def draw_curve(points: Sequence[Point], count: int = 40) -> list[Point]:
     return [(float(x), float(y)) for x, y in rest[0]]
 
 
-def rounded_box(half_width: float, half_height: float) -> list[Point]:
-    """Return a box with very round corners about (0, 0)."""
+def rounded_box(half_width: float, half_height: float, turn: float) -> list[Point]:
+    """Return a box with very round corners about (0, 0), rotated by `turn` in radians."""
     around = np.linspace(0, 2 * pi, 48, endpoint=False)
-    return [
+    corners = [
         (half_width * np.sign(cos(a)) * abs(cos(a)) ** 0.5, half_height * np.sign(sin(a)) * abs(sin(a)) ** 0.5)
         for a in around
     ]
-
-
-def rotate_point(point: Point, angle: float) -> Point:
-    """Rotate a point about (0, 0); `angle` in radians."""
-    x, y = point
-    return x * cos(angle) - y * sin(angle), x * sin(angle) + y * cos(angle)
+    return [(x * cos(turn) - y * sin(turn), x * sin(turn) + y * cos(turn)) for x, y in corners]

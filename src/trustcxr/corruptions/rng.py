@@ -13,7 +13,8 @@ class ImageRandom:
     """A stream of random numbers for each of B images, seeded by (seed, name, key). On the CPU, float32."""
 
     def __init__(self, name: str, seed: int, keys: Iterable[int | str]) -> None:
-        self.seeds = [_digest(f"{seed}/{name}/{key}") for key in keys]
+        digests = (hashlib.blake2b(f"{seed}/{name}/{key}".encode(), digest_size=8).digest() for key in keys)
+        self.seeds = [int.from_bytes(digest, "big") >> 1 for digest in digests]
         self._generators = [torch.Generator().manual_seed(number) for number in self.seeds]
 
     def __len__(self) -> int:
@@ -50,7 +51,3 @@ class ImageRandom:
 def _field(height: int, width: int) -> Tensor:
     """Return white noise of twice the height and width."""
     return torch.randn(2 * height, 2 * width, generator=torch.Generator().manual_seed(2311_14227))
-
-
-def _digest(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1

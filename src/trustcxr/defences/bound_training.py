@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from trustcxr import attacks
-from trustcxr.certify import affine_graph, crown
-from trustcxr.certify.ibp import Interval, intervals, last_margins
+from trustcxr.certify import affine_graph, verify
+from trustcxr.certify.verify import Interval, intervals, last_margins
 from trustcxr.defences.base import Radius, smoothed_cross_entropy
 
 TOLERANCE = 0.5  # ratios above it have no penalty (Shi et al. 2021)
@@ -46,7 +46,7 @@ def ibp(
     worst = -last_margins(layers, bounds, labels)
     if with_crown and grown < 1:
         rows = affine_graph.margins(worst.shape[1], labels, worst)
-        worst = grown * worst - (1 - grown) * crown.backward(layers, bounds, rows, crown.first_slopes(layers, bounds))
+        worst = grown * worst - (1 - grown) * verify.backward(layers, bounds, rows, verify.first_slopes(layers, bounds))
     loss = (1 - clean_weight - attack_share) * smoothed_cross_entropy(worst, labels, label_smoothing)
     if clean_weight:
         loss = loss + clean_weight * smoothed_cross_entropy(model(images), labels, label_smoothing)

@@ -9,7 +9,7 @@ from torch import Tensor
 from trustcxr.data.dataset import Dataset, has_filled_mask
 from trustcxr.data.loader import to_pixels
 from trustcxr.data.lung_masks import soften
-from trustcxr.models.lung_gate import LEVEL
+from trustcxr.models.classifier import LEVEL
 from trustcxr.registry import VIEWS
 from trustcxr.storage.prediction_table import Condition
 

@@ -111,7 +111,7 @@ def load_run(folder: str | Path, *, on: torch.device | str | None = None) -> Run
     >>> run.classes, run.size
     (('COVID-19', 'Non-COVID', 'Normal'), 32)
     """
-    from trustcxr.models.weights import load_weights
+    from trustcxr.models.factory import load_weights
 
     path = layout.check_run(hub.fetch(folder) if hub.is_address(folder) else trained_models.resolve(folder))
     content = atomic.read_yaml(path / layout.RUN_FILE)

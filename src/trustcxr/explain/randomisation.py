@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from trustcxr.errors import UserError
 from trustcxr.explain import measures
 from trustcxr.explain.base import Target, target_classes
-from trustcxr.models.classifier import Ensemble
-from trustcxr.models.lung_gate import LungGate
+from trustcxr.models.classifier import Ensemble, LungGate
 from trustcxr.models.preserve_state import preserve_state
 
 

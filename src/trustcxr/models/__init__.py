@@ -9,7 +9,14 @@ from trustcxr._lazy import attach
 
 if TYPE_CHECKING:
     from trustcxr.models.classifier import Classifier
-    from trustcxr.models.factory import build, check_network
-    from trustcxr.models.zoo import PAPER_MODELS, architecture, architectures, count_parameters, paper_models
+    from trustcxr.models.factory import (
+        PAPER_MODELS,
+        architecture,
+        architectures,
+        build,
+        check_network,
+        count_parameters,
+        paper_models,
+    )
 else:
     __getattr__, __dir__, __all__ = attach(__name__)

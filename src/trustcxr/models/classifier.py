@@ -1,15 +1,23 @@
-"""Define the classifier (pixel space to logits, the last feature map at `cam_layer`) and ensembles of networks."""
+"""Define the classifier (pixel space to logits, the last feature map at `cam_layer`), its lung gate, and ensembles.
+
+The lung gate is a segmenter in front of the network that removes the background. Cutting the lungs out before
+classification is common (Tahir et al. 2021). Here the segmenter is part of the model: attacks meet it, saliency passes
+through it, and a trained model needs no mask.
+"""
 
 from collections.abc import Iterator, Sequence
 from copy import copy
+from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trustcxr.errors import UserError
 from trustcxr.models.feature_maps import before_mixing
-from trustcxr.models.lung_gate import LungGate
-from trustcxr.models.plain import PixelScale
+
+LEVEL = 0.5  # grey of the background: black would give attacks on the edge of the lungs a large step
+WIDTHS = (16, 32, 64, 96)  # channels of the levels, each half the side of the previous
 
 
 class Ensemble(nn.Module):
@@ -110,3 +118,59 @@ class Classifier(nn.Module):
             member._buffers = {"mean": torch.full_like(self.mean, mean), "std": torch.full_like(self.std, std)}
             members.append(member)
         return members
+
+
+class PixelScale(nn.Module):
+    """Normalise pixels: (x - mean) / std."""
+
+    def __init__(self, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return normalised images (B, 1, H, W)."""
+        return (images - self.mean) / self.std
+
+
+class LungGate(nn.Module):
+    """A small U-Net (Ronneberger et al. 2015) that fades an image to mid-grey outside its estimate of the lungs.
+
+    `forward`: images (B, 1, H, W) in [0, 1] -> their difference from `level`. GroupNorm works alike in training.
+    """
+
+    level: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("level", torch.tensor(LEVEL))  # with the weights: they are trained for it
+        self.down = nn.ModuleList(_block(a, b, stride=2) for a, b in pairwise((1, *WIDTHS)))
+        self.up = nn.ModuleList(_block(a + b, a, stride=1) for a, b in reversed(list(pairwise(WIDTHS))))
+        self.out = nn.Conv2d(WIDTHS[0], 1, 3, padding=1)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Return logits (B, 1, H, W) of being inside the lungs, of images (B, 1, H, W) in [0, 1]."""
+        x, levels = images - self.level, []
+        for block in self.down:
+            x = block(x)
+            levels.append(x)
+        for block, level in zip(self.up, levels[-2::-1], strict=True):
+            x = block(torch.cat([_resized(x, level), level], 1))
+        return _resized(self.out(x), images)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the difference of images (B, 1, H, W) in [0, 1] from `level`, near 0 in the background."""
+        return (images - self.level) * self.logits(images).sigmoid()
+
+
+def _block(inputs: int, outputs: int, *, stride: int) -> nn.Module:
+    layers: list[nn.Module] = []
+    for channels, step in ((inputs, stride), (outputs, 1)):
+        layers += [nn.Conv2d(channels, outputs, 3, step, 1, bias=False), nn.GroupNorm(outputs // 8, outputs), nn.SiLU()]
+    return nn.Sequential(*layers)
+
+
+def _resized(x: Tensor, like: Tensor) -> Tensor:
+    return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)

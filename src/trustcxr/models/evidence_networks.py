@@ -75,7 +75,8 @@ class EvidenceNet(nn.Module):
     def forward_features(self, pixels: Tensor) -> Tensor:
         """Normalised pixels (B, 1, H, W) -> evidence (B, C, h, w), whose sum over places is the logits."""
         if self.around is not None:
-            pixels = _standardised(pixels)
+            pixels = pixels - pixels.mean((1, 2, 3), keepdim=True)
+            pixels = pixels / (pixels.square().mean((1, 2, 3), keepdim=True) + 0.01).sqrt()
         features = self.body(self.stem(pixels))
         if self.around is not None:
             features = self.act(features + self.around(features))
@@ -133,11 +134,6 @@ class _Pyramid(nn.Module):
         return self.mixed(finest)
 
 
-def _standardised(pixels: Tensor) -> Tensor:
-    centred = pixels - pixels.mean((1, 2, 3), keepdim=True)
-    return centred / (centred.square().mean((1, 2, 3), keepdim=True) + 0.01).sqrt()
-
-
 def is_evidence_network(name: str) -> bool:
     """Return True for the name of an evidence network."""
     return _NAME.fullmatch(name) is not None
@@ -156,12 +152,14 @@ def build_network(name: str, classes: int) -> EvidenceNet:
 
 def reads_evidence(model: nn.Module) -> bool:
     """Return True for an evidence network or an ensemble of them."""
-    nets = [getattr(model, "net", model)]
-    nets = list(getattr(nets[0], "nets", nets))
-    return all(isinstance(net, EvidenceNet) for net in nets)
+    return all(isinstance(net, EvidenceNet) for net in _members(model))
 
 
 def evidence_per_class(model: nn.Module, features: Tensor) -> Tensor:
     """Convert the output of `cam_layer` to evidence (B, C, h, w), the mean over an ensemble."""
-    nets = getattr(getattr(model, "net", model), "nets", [None])
-    return torch.stack(features.chunk(len(nets), 1)).mean(0)
+    return torch.stack(features.chunk(len(_members(model)), 1)).mean(0)
+
+
+def _members(model: nn.Module) -> list[nn.Module]:
+    net = getattr(model, "net", model)
+    return list(getattr(net, "nets", [net]))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from trustcxr.errors import UserError, lookup
 
@@ -39,13 +39,16 @@ def write(model: nn.Module, size: int, path: Path, kind: str) -> None:
     model = deepcopy(model).eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     example = torch.rand((_EXAMPLES, 1, size, size), generator=torch.Generator().manual_seed(0))
     example = example.to(next(model.parameters()).device)
+    options: dict[str, Any] = {"dynamic_shapes": ({0: torch.export.Dim("batch", min=1, max=2**16)},)}
+    traced: Any
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch's own parts, about each other
             if kind == "onnx":
-                traced = _onnx(model, example)
+                options |= {"input_names": [INPUT], "output_names": [OUTPUT], "opset_version": OPSET}
+                traced = torch.onnx.export(model, (example,), dynamo=True, verbose=False, **options)
             else:
-                traced = torch.export.export(model, (example,), dynamic_shapes=({0: _batch()},))
+                traced = torch.export.export(model, (example,), **options)
     except Exception as problem:
         lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
         raise UserError(
@@ -55,22 +58,3 @@ def write(model: nn.Module, size: int, path: Path, kind: str) -> None:
         traced.save(str(path), external_data=False)
     else:
         torch.export.save(traced, path)
-
-
-def _onnx(model: nn.Module, example: Tensor) -> Any:
-    program = torch.onnx.export(
-        model,
-        (example,),
-        input_names=[INPUT],
-        output_names=[OUTPUT],
-        opset_version=OPSET,
-        dynamic_shapes=({0: _batch()},),
-        dynamo=True,
-        verbose=False,
-    )
-    assert program is not None
-    return program
-
-
-def _batch() -> object:
-    return torch.export.Dim("batch", min=1, max=2**16)

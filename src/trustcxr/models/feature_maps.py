@@ -23,7 +23,10 @@ def find_layer(model: nn.Module, layer: Layer) -> nn.Module:
         return layer
     names = {name: module for name, module in model.named_modules() if name}
     if layer in (None, -1, "cam_layer"):
-        return _last_map(model, names)
+        last = before_mixing(getattr(model, "net", model)) or getattr(model, "cam_layer", None)
+        if isinstance(last, nn.Module):
+            return last
+        raise UserError(f"the model has no cam_layer: say which layer to read, such as {_some(names)}")
     stages = stage_names(model)
     if isinstance(layer, int):
         if -len(stages) <= layer <= -2:
@@ -38,13 +41,6 @@ def find_layer(model: nn.Module, layer: Layer) -> nn.Module:
         f"unknown layer '{layer}': {'did you mean ' + ' or '.join(near) + '? ' if near else ''}"
         f"valid: {', '.join(stages) or _some(names)}, or any name in model.named_modules()"
     )
-
-
-def _last_map(model: nn.Module, names: dict[str, nn.Module]) -> nn.Module:
-    layer = before_mixing(getattr(model, "net", model)) or getattr(model, "cam_layer", None)
-    if isinstance(layer, nn.Module):
-        return layer
-    raise UserError(f"the model has no cam_layer: say which layer to read, such as {_some(names)}")
 
 
 def before_mixing(net: nn.Module) -> nn.Module | None:

@@ -3,10 +3,10 @@
 In evaluation BatchNorm scales and shifts each channel, which the convolution can do (Jacob et al. 2018, section 3.2).
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from copy import copy, deepcopy
-from typing import TypeVar
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -16,7 +16,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from trustcxr.models.preserve_state import preserve_state
 
 Pair = tuple[str, str]  # names of a convolution and of the BatchNorm that alone uses its output
-Part = TypeVar("Part")
 _TOLERANCE = 1e-4  # share of the largest logit
 _PAIRS: WeakKeyDictionary[nn.Module, list[Pair]] = WeakKeyDictionary()
 
@@ -35,14 +34,10 @@ def fold_batchnorm(*networks: nn.Module) -> Iterator[None]:
     Inside they must be in evaluation mode and must not be saved, hooked or trained. Networks that cannot be traced, and
     layers used twice, stay unchanged.
     """
-    undo: list[Callable[[], None]] = []
-    try:
+    with ExitStack() as undo:
         for network in networks:
-            undo += _fold(network, find_pairs(network))
+            _fold(network, find_pairs(network), undo)
         yield
-    finally:
-        for put_back in undo:
-            put_back()
 
 
 def make_fused_copy(model: nn.Module, images: Tensor) -> nn.Module:
@@ -77,20 +72,20 @@ def _copied(model: nn.Module) -> nn.Module:
     if not (layers := find_pairs(model)):
         return model
     network = deepcopy(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    _fold(network, layers)
+    _fold(network, layers, ExitStack())
     return network
 
 
-def _fold(network: nn.Module, layers: list[Pair]) -> list[Callable[[], None]]:
-    """Fold these layers of the network; return the functions that restore them."""
-    undo: list[Callable[[], None]] = []
+def _fold(network: nn.Module, layers: list[Pair], undo: ExitStack) -> None:
+    """Fold these layers of the network, so that `undo` restores them."""
     for first, second in layers:
-        conv, norm = network.get_submodule(first), network.get_submodule(second)
-        if isinstance(conv, nn.Conv2d) and isinstance(norm, _BatchNorm) and norm.running_mean is not None:
-            parent, _, last = second.rpartition(".")
-            undo.append(_put(vars(conv), "_parameters", _weights(conv, norm)))
-            undo.append(_put(network.get_submodule(parent)._modules, last, _rest(norm)))
-    return undo
+        conv: Any = network.get_submodule(first)
+        norm: Any = network.get_submodule(second)
+        parent, _, last = second.rpartition(".")
+        siblings = network.get_submodule(parent)._modules
+        undo.callback(vars(conv).update, _parameters=conv._parameters)
+        undo.callback(siblings.update, {last: norm})
+        conv._parameters, siblings[last] = _weights(conv, norm), nn.Sequential(*after_norm(norm)).eval()
 
 
 def find_pairs(network: nn.Module) -> list[Pair]:
@@ -118,30 +113,21 @@ def _find(network: nn.Module) -> list[Pair]:
             continue
         conv, norm = (network.get_submodule(str(n.target)) for n in (before, node))
         once = targets.count(str(before.target)) == targets.count(str(node.target)) == 1
-        if once and type(conv) is nn.Conv2d and isinstance(norm, _BatchNorm):
+        if once and type(conv) is nn.Conv2d and isinstance(norm, _BatchNorm) and norm.running_mean is not None:
             layers.append((str(before.target), str(node.target)))
     return layers
 
 
-def _put(table: dict[str, Part], key: str, value: Part) -> Callable[[], None]:
-    """Replace a value; return the function that restores the old one."""
-    before, table[key] = table[key], value
-    return lambda: table.update({key: before})
-
-
-def _weights(conv: nn.Conv2d, norm: _BatchNorm) -> dict[str, Tensor | None]:
+def _weights(conv: Any, norm: Any) -> dict[str, Tensor]:
     """Return weight and bias of the folded convolution."""
     with torch.no_grad():
-        scale = torch.rsqrt(norm.running_var + norm.eps)  # type: ignore[operator, arg-type]
+        scale = torch.rsqrt(norm.running_var + norm.eps)
         scale = scale if norm.weight is None else scale * norm.weight
-        bias = -scale * norm.running_mean if conv.bias is None else scale * (conv.bias - norm.running_mean)  # type: ignore[operator]
-        return {
-            "weight": conv.weight * scale.view(-1, 1, 1, 1),
-            "bias": bias if norm.bias is None else bias + norm.bias,
-        }
+        bias = -scale * norm.running_mean if conv.bias is None else scale * (conv.bias - norm.running_mean)
+        bias = bias if norm.bias is None else bias + norm.bias
+        return {"weight": conv.weight * scale.view(-1, 1, 1, 1), "bias": bias}
 
 
-def _rest(norm: nn.Module) -> nn.Module:
-    """Return dropout and activation of timm's BatchNormAct2d, without the norm."""
-    rest = [getattr(norm, part) for part in ("drop", "act") if isinstance(getattr(norm, part, None), nn.Module)]
-    return nn.Sequential(*rest).eval()
+def after_norm(layer: nn.Module) -> list[nn.Module]:
+    """Return dropout and activation of timm's BatchNormAct2d, which is all three in one layer."""
+    return [getattr(layer, part) for part in ("drop", "act") if isinstance(getattr(layer, part, None), nn.Module)]

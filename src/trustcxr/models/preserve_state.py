@@ -26,30 +26,26 @@ def preserve_state(
     flags = [(module, module.training) for module in model.modules()]
     # In training mode buffers move (running statistics, counters), so the model gets copies of them.
     buffers = [(m, name, b) for m in model.modules() for name, b in m._buffers.items()] if mode == "train" else []
-    cpu_state = torch.get_rng_state()
-    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    if seed is not None:
-        torch.default_generator.manual_seed(seed)
-        if cuda_states:
-            torch.cuda.manual_seed_all(seed)
-    try:
-        if mode == "train":
-            model.train()
-        else:  # flag by flag: a module's own train() may do more
-            for module, _ in flags:
-                module.training = False
-        for module, name, buffer in buffers:
-            module._buffers[name] = None if buffer is None else buffer.clone()
-        with nullcontext() if autocast_cache else uncached():
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices), nullcontext() if autocast_cache else uncached():
+        if seed is not None:
+            torch.default_generator.manual_seed(seed)
+            if devices:
+                torch.cuda.manual_seed_all(seed)
+        try:
+            if mode == "train":
+                model.train()
+            else:  # flag by flag: a module's own train() may do more
+                for module, _ in flags:
+                    module.training = False
+            for module, name, buffer in buffers:
+                module._buffers[name] = None if buffer is None else buffer.clone()
             yield
-    finally:
-        for module, name, buffer in buffers:
-            module._buffers[name] = buffer
-        for module, was_training in flags:
-            module.training = was_training
-        torch.set_rng_state(cpu_state)
-        if cuda_states:
-            torch.cuda.set_rng_state_all(cuda_states)
+        finally:
+            for module, name, buffer in buffers:
+                module._buffers[name] = buffer
+            for module, was_training in flags:
+                module.training = was_training
 
 
 @contextmanager

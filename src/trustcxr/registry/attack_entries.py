@@ -47,10 +47,10 @@ _PGD: dict[str, Any] = {"steps": 20, "restarts": 1, "precision": None}
 _SEARCH = {"queries": 1000, "precision": None}
 ATTACKS = by_name(
     Attack(
-        "fgsm", "FGSM", "Goodfellow et al. 2015", "fgsm:fgsm", steps="one", seeded=False,
+        "fgsm", "FGSM", "Goodfellow et al. 2015", "pgd:fgsm", steps="one", seeded=False,
         style=("#e4751c", "s", (0, (4, 2))), about="A single step, the weakest of these attacks.",
     ),
-    Attack("fgsm-rs", "FGSM-RS", "Wong et al. 2020", "fgsm:fgsm_rs", steps="one"),
+    Attack("fgsm-rs", "FGSM-RS", "Wong et al. 2020", "pgd:fgsm_rs", steps="one"),
     Attack(
         "pgd", "PGD", "Madry et al. 2018", "pgd:pgd", _PGD, shows_steps=True,
         stops_when_wrong=True, style=("#b3261e", "^", "solid"),
@@ -65,7 +65,7 @@ ATTACKS = by_name(
         stops_when_wrong=True,
     ),
     Attack(
-        "transfer", "transfer", "Papernot et al. 2016", "surrogate:transfer", {"steps": 10, "surrogate": None},
+        "transfer", "transfer", "Papernot et al. 2016", "adaptive:transfer", {"steps": 10, "surrogate": None},
         box="black", shows_steps=True, seeded=False, style=("#544547", "^", (0, (1, 1.2))),
     ),
     Attack("apgd-ce", "APGD-CE", "Croce and Hein 2020", "apgd:apgd", _CLIMB | {"precision": None}, shows_steps=True),

@@ -34,9 +34,9 @@ def recipe(
     Raises UserError for an invalid value, and for a key without effect.
     """
     from trustcxr import attacks, defences
-    from trustcxr.models import zoo
+    from trustcxr.models import factory
 
-    zoo.architectures(model)
+    factory.architectures(model)
     defences.get(defence["name"])
     if "epsilon" in defence:
         attacks.check_epsilon(defence["epsilon"])
@@ -48,7 +48,7 @@ def recipe(
         "training": training,
     }
     run = validate(RunRecipe, assign(content, options), "options")
-    zoo.architectures(run.model.name)
+    factory.architectures(run.model.name)
     defences.get(run.defence.name)
     check_splits(run.data.splits)
     try:

@@ -43,7 +43,7 @@ def check_names(study: StudyRecipe, folder: Path | None) -> None:
     """Raise UserError for an unknown name or a missing file; build and fetch nothing."""
     from trustcxr import defences
     from trustcxr.explain import evaluate
-    from trustcxr.models import zoo
+    from trustcxr.models import factory
 
     for defence in study.defences:
         defences.get(defence.name)
@@ -52,7 +52,7 @@ def check_names(study: StudyRecipe, folder: Path | None) -> None:
         if attack.surrogate is not None:
             layout.check_run(Path(attack.surrogate))
     for model in study.models:
-        zoo.architectures(model.name)
+        factory.architectures(model.name)
         if not _trained(study, model, folder):
             _check_weights(model)
 

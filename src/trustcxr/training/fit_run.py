@@ -19,7 +19,7 @@ from trustcxr.data import fingerprints
 from trustcxr.data.dataset import Dataset, JoinedDataset, read_sources
 from trustcxr.data.loader import loader
 from trustcxr.errors import UserError, unknown
-from trustcxr.models import classifier, factory, lung_gate, zoo
+from trustcxr.models import classifier, factory
 from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.storage import atomic, layout, schemas, segments
 from trustcxr.storage.memory import keep_freed_memory
@@ -196,7 +196,7 @@ def _network(
     """Return the model before training, its lung gate trained and frozen; a checkpoint fills a resumed one later."""
     weights = "none" if resumed else recipe.model.weights
     model = factory.build(recipe.model.name, classes=len(train.classes), weights=weights, **recipe.network_options())
-    if isinstance(model.gate, lung_gate.LungGate) and lungs is not None and not resumed:
+    if isinstance(model.gate, classifier.LungGate) and lungs is not None and not resumed:
         lung_segmenter.fit(model.gate, train.images, lungs, recipe)
     model.gate.requires_grad_(False)  # trained on labels, it could draw the class in its mask
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -257,7 +257,7 @@ def _finish(
         shutil.copyfile(best, temporary)
     content = atomic.read_yaml(folder / layout.RUN_FILE)
     content["checksums"] = layout.checksums(folder, content["classes"])
-    summary = monitor.summary().model_copy(update=counts | {"parameters": zoo.count_parameters(model)})
+    summary = monitor.summary().model_copy(update=counts | {"parameters": factory.count_parameters(model)})
     summary = summary.model_copy(update=segments.read_split(folder))
     content["took"] = {key: getattr(summary, key) for key in ("seconds", "processor_seconds")}
     atomic.write_yaml(folder / layout.RUN_FILE, content)

@@ -8,7 +8,7 @@ from torch import Tensor
 from trustcxr.attacks.base import radii, uniform_start
 from trustcxr.console import Progress, log
 from trustcxr.data.loader import augment, to_pixels
-from trustcxr.models.lung_gate import LungGate
+from trustcxr.models.classifier import LungGate
 from trustcxr.recipes.run_recipe import RunRecipe
 
 EPOCHS, BATCH_SIZE, LEARNING_RATE = 16, 32, 2e-3

@@ -14,11 +14,12 @@ from torch.utils.data import DataLoader
 
 from trustcxr import attacks
 from trustcxr.attacks.base import check_finite
-from trustcxr.certify import affine_graph, ibp
+from trustcxr.certify import affine_graph
+from trustcxr.certify.verify import Interval, interval_margins
 from trustcxr.console import Progress, format_duration, plural
 from trustcxr.data.loader import loader, to_pixels
 from trustcxr.errors import NotFiniteError
-from trustcxr.models.weights import save_weights
+from trustcxr.models.factory import save_weights
 from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.recipes.training_recipe import MONITOR_IMAGES, MONITOR_STEPS
 from trustcxr.registry import USUAL_ATTACKS
@@ -323,8 +324,11 @@ def _certified(model: nn.Module, val: "Dataset", epsilon: float, device: torch.d
     with attacks.preserve_state(model):
         layers = affine_graph.layers(model)
         for images, labels, _ in _batches(val, devices):
-            truth, box = labels.to(device), ibp.Interval.from_ends(*affine_graph.box(_pixels(images, device), epsilon))
-            least = ibp.least_margins(layers, box, truth).scatter(1, truth[:, None], torch.inf)
+            truth, box = (
+                labels.to(device),
+                Interval.from_ends(*affine_graph.box(_pixels(images, device), epsilon)),
+            )
+            least = interval_margins(layers, box, truth).scatter(1, truth[:, None], torch.inf)
             proved += float((least > 0).all(1).sum())
     return proved
 

@@ -4,7 +4,7 @@
 file. Nothing is unpickled, and no code of a file's maker runs unless it is trusted.
 """
 
-from trustcxr.audit.formats.init_model_file import describe_as_dict, describe_file
+from trustcxr.audit.formats.init_model_file import describe_file
 from trustcxr.audit.formats.loading import ExternalModel, Origin, load
 from trustcxr.audit.formats.model_file import InputSpec, ModelFile, OutputSpec, Reported, read_model_file
 from trustcxr.audit.formats.wrapper import WrappedModel

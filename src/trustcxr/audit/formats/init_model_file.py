@@ -3,20 +3,21 @@
 import json
 import re
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
+from safetensors import safe_open
 
-from trustcxr.audit.formats import torch_files
-from trustcxr.audit.formats.loading import TABLES
+from trustcxr.audit.formats.loading import KEYS, SUFFIXES, TABLES, ExportedNet, is_torchscript, load_torchscript
 from trustcxr.audit.formats.outputs import check_trusted
-from trustcxr.audit.formats.resolve import SUFFIXES
 from trustcxr.errors import UserError, unknown
-from trustcxr.storage.atomic import parse_yaml
+from trustcxr.storage.atomic import parse_yaml, read_table
 
+_SIZES = [224, 96, 64, 512]  # pixels to try, if the file does not tell its size
 _LABELS = 1 << 16  # largest size of a file of class names, in bytes
 _NAMES = ("classes", "class_names", "labels", "names", "findings", "id2label", "pathologies")
 
@@ -71,32 +72,22 @@ def draft_model(model: str | Path, *, trust_code: bool = False) -> Draft:
         return Draft("python", str(model))
     if not path.is_file():
         raise UserError(f"{path}: no such file; give one that ends in {', '.join((*SUFFIXES, *TABLES))}")
-    script = torch_files.is_torchscript(path)
-    readers: dict[str, Callable[[Path], Draft]] = {
-        ".pt2": _draft_program,
-        ".pt": _draft_program if script else _draft_weights,
-        ".onnx": _draft_onnx,
-        ".keras": _draft_keras,
-        ".h5": _draft_keras,
-        ".tflite": _draft_tflite,
-        ".safetensors": _draft_weights,
-        ".pth": _draft_weights,
-        ".csv": _draft_table,
-        ".parquet": _draft_table,
-    }
-    if path.suffix not in readers:
-        raise UserError(f"{path}: {unknown('kind of model file', path.suffix, readers)}")
-    if readers[path.suffix] is _draft_program:
+    if path.suffix == ".pt2" or (path.suffix == ".pt" and is_torchscript(path)):
         check_trusted(str(path), trust_code)
-    draft = readers[path.suffix](path)
+        draft = _draft_program(path)
+    elif path.suffix == ".onnx":
+        draft = _draft_onnx(path)
+    elif path.suffix in (".keras", ".h5", ".tflite"):
+        draft = _draft_layers(path)
+    elif path.suffix in TABLES:
+        draft = _draft_table(path)
+    elif path.suffix in SUFFIXES:
+        draft = _draft_weights(path)
+    else:
+        raise UserError(f"{path}: {unknown('kind of model file', path.suffix, (*SUFFIXES, *TABLES))}")
     if draft.key == "source" and draft.classes is None:
         draft.classes = _read_labels(path)
     return draft
-
-
-def describe_as_dict(model: str | Path, *, trust_code: bool = False) -> dict[str, Any]:
-    """Return the draft of `describe_file` as keys and values, with its open lines under `questions`."""
-    return parse_draft(describe_file(model, trust_code=trust_code))
 
 
 def parse_draft(text: str) -> dict[str, Any]:
@@ -107,8 +98,8 @@ def parse_draft(text: str) -> dict[str, Any]:
 
 def _draft_program(path: Path) -> Draft:
     if path.suffix == ".pt":
-        return _probe(torch_files.load_torchscript(path), Draft("source", path.name, remarks=["TorchScript"]))
-    net = torch_files.ExportedNet(path)
+        return _probe(load_torchscript(path), Draft("source", path.name, remarks=["TorchScript"]))
+    net = ExportedNet(path)
     _, channels, size, _ = (*net.shape, None, None, None, None)[:4]
     remarks = [f"exported with images {_shape_text(net.shape)}"]
     return _probe(net, Draft("source", path.name, size, channels, remarks=remarks))
@@ -120,7 +111,6 @@ def _draft_onnx(path: Path) -> Draft:
     net, model = OnnxNet(path), read_onnx(path)
     _, channels, size, _ = (*(n if isinstance(n, int) else None for n in net.shape), None, None, None, None)[:4]
     draft = Draft("source", path.name, size, channels, remarks=[f"takes {net.input} {_shape_text(net.shape)}"])
-    draft.remarks += [f"has {net.outputs} outputs; the first is taken for its answer"] if net.outputs > 1 else []
     if model.producer_name:
         draft.remarks.append(f"written by {model.producer_name} {model.producer_version}".strip())
     draft.add_metadata({entry.key.lower(): entry.value for entry in model.metadata_props})
@@ -128,26 +118,21 @@ def _draft_onnx(path: Path) -> Draft:
     return _probe(net, draft)
 
 
-def _draft_keras(path: Path) -> Draft:
-    from trustcxr.audit.formats.keras import KerasNet
+def _draft_layers(path: Path) -> Draft:
+    """Draft what the first and the last layers of a Keras or TFLite model tell, and what it answers to noise."""
+    net: Any
+    if path.suffix == ".tflite":
+        from trustcxr.audit.formats.tflite import TfliteNet
 
-    net = KerasNet(path)
-    return _describe_layers(net, Draft("source", path.name, remarks=["Keras"]))
+        net, format_name = TfliteNet(path), "TFLite"
+    else:
+        from trustcxr.audit.formats.keras import KerasNet
 
-
-def _draft_tflite(path: Path) -> Draft:
-    from trustcxr.audit.formats.tflite import TfliteNet
-
-    net = TfliteNet(path)
-    return _describe_layers(net, Draft("source", path.name, remarks=["TFLite", *([net.note] if net.note else [])]))
-
-
-def _describe_layers(net: Any, draft: Draft) -> Draft:
-    """Add what the first and the last layers of a Keras or TFLite model tell, and what it answers to noise."""
-    draft.size, draft.channels, draft.range, draft.kind = net.size, net.channels, net.range, net.kind
-    draft.remarks += [f"has {net.outputs} outputs; the first is taken for its answer"] if net.outputs > 1 else []
+        net, format_name = KerasNet(path), "Keras"
+    remarks = [format_name, *net.notes]
     if net.range is not None:
-        draft.remarks.append(f"the file tells what black and white are: {net.range[0]:g} and {net.range[1]:g}")
+        remarks.append(f"the file tells what black and white are: {net.range[0]:g} and {net.range[1]:g}")
+    draft = Draft("source", path.name, net.size, net.channels, net.range, kind=net.kind, remarks=remarks)
     return _probe(net, draft)
 
 
@@ -165,8 +150,12 @@ def _read_labels(path: Path) -> list[str] | None:
 
 
 def _draft_weights(path: Path) -> Draft:
-    state = torch_files.read_tensors(path)
-    metadata = torch_files.read_metadata(path) if path.suffix == ".safetensors" else {}
+    from trustcxr.models.factory import read_tensors
+
+    state, metadata = read_tensors(path), {}
+    if path.suffix == ".safetensors":
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
     channels = [t.shape[1] for t in state.values() if t.ndim == 4]
     heads = [t.shape[0] for t in state.values() if t.ndim == 2]
     draft = Draft("source", path.name, remarks=[f"{len(state)} tensors, the first {next(iter(state))}"])
@@ -178,47 +167,47 @@ def _draft_weights(path: Path) -> Draft:
 
 
 def _draft_table(path: Path) -> Draft:
-    from trustcxr.audit.formats.score_table import KEYS
-    from trustcxr.storage.atomic import read_table
-
     table = read_table(path, text=KEYS)
     numeric = [str(c) for c in table.select_dtypes("number").columns if str(c).lower() not in ("label", "fold")]
     draft = Draft("predictions", path.name, outputs=len(numeric), classes=numeric or None)
     draft.remarks.append(f"{len(table)} rows, columns {', '.join(map(str, table.columns[:12]))}")
     if numeric and len(table):
-        scores = table[numeric].to_numpy(dtype=float)
-        if scores.min() >= 0 and scores.max() <= 1:
-            draft.kind = "probabilities" if abs(scores.sum(1) - 1).max() < 0.02 and len(numeric) > 1 else "sigmoid"
-        else:
-            draft.kind = "logits"
+        draft.kind = _likely_kind(table[numeric].to_numpy(dtype=float), 0.02)
     return draft
+
+
+def _likely_kind(outputs: Any, tolerance: float) -> str:
+    """Return the kind that outputs (N, C) look like, by their range and the sums of their rows."""
+    if not ((outputs >= 0) & (outputs <= 1)).all():
+        return "logits"
+    sums_to_1 = outputs.shape[1] > 1 and (abs(outputs.sum(1) - 1) < tolerance).all()
+    return "probabilities" if sums_to_1 else "sigmoid"
 
 
 def _probe(net: Any, draft: Draft) -> Draft:
     """Run the network on noise to find its channels, a size that it takes, its outputs and their kind."""
-    import torch
-
-    for channels in [draft.channels] if draft.channels else [3, 1]:
-        for size in [draft.size] if draft.size else [224, 96, 64, 512]:
-            batch = getattr(net, "batch", None) or 2
-            images = torch.rand((batch, channels, size, size), generator=torch.Generator().manual_seed(0))
-            try:
-                with torch.no_grad():
-                    output = net(images)
-            except Exception:  # it does not take these: try the next
-                continue
-            output = output[0] if isinstance(output, tuple | list) else output
-            if not isinstance(output, torch.Tensor) or output.ndim != 2:
-                continue
-            draft.channels, draft.outputs = channels, output.shape[1]
-            inside = bool(((output >= 0) & (output <= 1)).all())
-            sums = bool(((output.sum(1) - 1).abs() < 1e-4).all())
-            # Logits of noise can lie in [0, 1] too, but do not sum to 1; a value outside is a logit.
-            draft.guess = "sigmoid" if inside and not sums else None
-            draft.kind = draft.kind or ("probabilities" if sums and inside else None if inside else "logits")
-            if draft.size is None:
-                draft.remarks.append(f"takes images of {size} pixels, and perhaps of other sizes")
-            return draft
+    if (outputs := getattr(net, "outputs", 1)) > 1:
+        draft.remarks.append(f"has {outputs} outputs; the first is taken for its answer")
+    every_channels, sizes = [draft.channels] if draft.channels else [3, 1], [draft.size] if draft.size else _SIZES
+    for channels, size in product(every_channels, sizes):
+        batch = getattr(net, "batch", None) or 2
+        images = torch.rand((batch, channels, size, size), generator=torch.Generator().manual_seed(0))
+        try:
+            with torch.no_grad():
+                output = net(images)
+        except Exception:  # it does not take these: try the next
+            continue
+        output = output[0] if isinstance(output, tuple | list) else output
+        if not isinstance(output, torch.Tensor) or output.ndim != 2:
+            continue
+        draft.channels, draft.outputs = channels, output.shape[1]
+        # Logits of noise can lie in [0, 1] too, but do not sum to 1; a value outside is a logit.
+        kind = _likely_kind(output, 1e-4)
+        draft.guess = "sigmoid" if kind == "sigmoid" else None
+        draft.kind = draft.kind or (None if kind == "sigmoid" else kind)
+        if draft.size is None:
+            draft.remarks.append(f"takes images of {size} pixels, and perhaps of other sizes")
+        return draft
     return draft
 
 
@@ -234,11 +223,11 @@ def _parse_names(text: str | None) -> list[str] | None:
         names = [part.strip() for part in text.strip("[]{}").split(",")]
     if isinstance(names, dict):
         names = [names[key] for key in sorted(names, key=lambda k: (len(str(k)), str(k)))]
-    return [str(name) for name in names] if isinstance(names, list) and len(names) else None
+    return [str(name) for name in names] or None
 
 
-def _shape_text(shape: Any) -> str:
-    return "(" + ", ".join("any" if n is None else str(n) for n in shape) + ")"
+def _shape_text(shape: list[Any]) -> str:
+    return f"({', '.join('any' if n is None else str(n) for n in shape)})"
 
 
 def format_draft(draft: Draft) -> str:

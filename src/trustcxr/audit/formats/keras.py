@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from trustcxr.audit.formats.outputs import check_trusted, import_extra, one_line
+from trustcxr.audit.formats.outputs import check_trusted, import_extra, refuse
 from trustcxr.errors import UserError
 
 _CONFIG, _WEIGHTS = "config.json", "model.weights.h5"
@@ -36,7 +36,7 @@ class KerasNet(nn.Module):
         super().__init__()
         self.model = _load_model(path, trust_code)
         self.device_scope = _import_keras().device
-        self.where, self.outputs = str(path), len(self.model.outputs)
+        self.outputs, self.notes = len(self.model.outputs), ()
         if len(self.model.inputs) != 1 or len(self.model.inputs[0].shape) != 4:
             raise UserError(f"{path}: it takes {len(self.model.inputs)} inputs. One is needed, the images")
         _, *sides = self.model.inputs[0].shape
@@ -78,8 +78,7 @@ def _import_keras() -> Any:
     if "keras" not in sys.modules:
         os.environ["KERAS_BACKEND"] = "torch"
     keras = import_extra("keras", "Keras", "keras")
-    if keras.backend.backend() != "torch":
-        backend = keras.backend.backend()
+    if (backend := keras.backend.backend()) != "torch":
         raise UserError(f"keras: imported with the backend {backend}, and torch is needed. Set KERAS_BACKEND=torch")
     return keras
 
@@ -87,21 +86,16 @@ def _import_keras() -> Any:
 def _load_model(path: Path, trust_code: bool) -> Any:
     config, numbers = _read_file(path)
     keras = _import_keras()
-    try:
+    with refuse(f"{path}: Keras does not take it"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         _check_config(config, path, keras, trust_code)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with keras.device("meta"):  # without memory: a layer may claim any size
-                claimed = _build(config, trust_code).count_params()
-            if claimed > numbers:
-                raise UserError(f"{path}: its layers claim {claimed} weights where the file has {numbers}")
-            with keras.device("cpu"):
-                model = _build(config, trust_code)
-                model.load_weights(str(path))
-    except UserError:
-        raise
-    except Exception as problem:  # Keras raises many kinds
-        raise UserError(f"{path}: Keras does not take it ({one_line(problem)})") from None
+        with keras.device("meta"):  # without memory: a layer may claim any size
+            claimed = _build(config, trust_code).count_params()
+        if claimed > numbers:
+            raise UserError(f"{path}: its layers claim {claimed} weights where the file has {numbers}")
+        with keras.device("cpu"):
+            model = _build(config, trust_code)
+            model.load_weights(str(path))
     if not getattr(model, "inputs", None):
         raise UserError(f"{path}: it does not tell the shape of its images. Save it after it was built")
     return model
@@ -119,34 +113,28 @@ def _build(config: dict[str, Any], trust_code: bool) -> Any:
 
 def _read_file(path: Path) -> tuple[dict[str, Any], int]:
     """Return a file's configuration and number of weights, extracting nothing; UserError if damaged or unsafe."""
-    try:
+    with refuse(f"{path}: not readable as a Keras file"):
         config, numbers = _read_archive(path) if path.suffix == ".keras" else _read_hdf5(path)
-    except UserError:
-        raise
-    except Exception as problem:  # zipfile, json and h5py raise many kinds
-        raise UserError(f"{path}: not readable as a Keras file ({one_line(problem)})") from None
     if not isinstance(config, dict):
         raise UserError(f"{path}: its configuration is not that of a model")
+    config.pop("compile_config", None)  # losses and metrics serve training
     return config, numbers
 
 
 def _read_archive(path: Path) -> tuple[Any, int]:
-    size = path.stat().st_size
     with zipfile.ZipFile(path) as archive:
         for record in archive.infolist():
             if record.filename not in _RECORDS:
                 name = ascii(record.filename)[1:-1]
                 raise UserError(f"{path}: it holds '{name}', not only {', '.join(_RECORDS)}. Nothing was extracted")
-            _check_size(path, record.filename, record.file_size, size)
+            _check_size(path, record.filename, record.file_size, path.stat().st_size)
         config, weights = json.loads(archive.read(_CONFIG)), archive.read(_WEIGHTS)
     with import_extra("h5py", "Keras", "keras").File(io.BytesIO(weights), "r") as file:
-        numbers = _count_numbers(file, path, len(weights))
-    if isinstance(config, dict):
-        config.pop("compile_config", None)  # losses and metrics serve training
-    return config, numbers
+        return config, _count_numbers(file, path, len(weights))
 
 
 def _read_hdf5(path: Path) -> tuple[Any, int]:
+    """Read a file as Keras 2 writes it, and change its configuration to what Keras 3 reads."""
     size = path.stat().st_size
     with import_extra("h5py", "Keras", "keras").File(path, "r") as file:
         numbers = _count_numbers(file, path, size)
@@ -154,22 +142,23 @@ def _read_hdf5(path: Path) -> tuple[Any, int]:
             raise UserError(f"{path}: weights alone. Save the whole model: model.save('model.keras')")
         _check_size(path, "model_config", file.attrs.get_id("model_config").get_storage_size(), size)
         config = json.loads(file.attrs["model_config"])
-    _update_config(config)
+    for entry in _entries(config):
+        if entry.get("class_name") in _WITHOUT_GROUPS and isinstance(entry.get("config"), dict):
+            entry["config"].pop("groups", None)
+        for key in ("input_layers", "output_layers"):  # one tensor, rather than a list of one
+            if isinstance(entry.get(key), list) and len(entry[key]) == 1:
+                entry[key] = entry[key][0]
     return config, numbers
 
 
-def _update_config(config: Any) -> None:
-    """Change a configuration of Keras 2 to what Keras 3 reads: no groups, and one tensor rather than a list of one."""
+def _entries(config: Any) -> Iterator[dict[str, Any]]:
+    """Yield the tables of a configuration, outer ones first."""
+    if isinstance(config, dict):
+        yield config
+        config = list(config.values())
     if isinstance(config, list):
         for part in config:
-            _update_config(part)
-    elif isinstance(config, dict):
-        if config.get("class_name") in _WITHOUT_GROUPS and isinstance(config.get("config"), dict):
-            config["config"].pop("groups", None)
-        for key in ("input_layers", "output_layers"):
-            if isinstance(config.get(key), list) and len(config[key]) == 1:
-                config[key] = config[key][0]
-        _update_config(list(config.values()))
+            yield from _entries(part)
 
 
 def _count_numbers(file: Any, path: Path, size: int) -> int:
@@ -200,20 +189,16 @@ def _check_size(path: Path, name: str, claimed: int, size: int) -> None:
 
 def _check_config(config: Any, path: Path, keras: Any, trust_code: bool) -> None:
     """Raise UserError for a layer that is code, that reads files, or that is not Keras's own."""
-    if isinstance(config, list):
-        for part in config:
-            _check_config(part, path, keras, trust_code)
-    elif isinstance(config, dict):
-        name, module = config.get("class_name"), config.get("module") or "keras"
+    for entry in _entries(config):
+        name, module = entry.get("class_name"), entry.get("module") or "keras"
         shown = ascii(name).strip("'")[:60]
         if name in _CODE:
             check_trusted(f"{path} (its layer {shown})", trust_code)
-        elif name is not None and name not in _VALUES and not _is_own(config, name, str(module), keras):
+        elif name is not None and name not in _VALUES and not _is_own(entry, name, str(module), keras):
             raise UserError(
                 f"{path}: its layer {shown} is not one of Keras's own for images. Build the model in Python, and "
                 "write python: module:function in the model file"
             )
-        _check_config(list(config.values()), path, keras, trust_code)
 
 
 def _is_own(entry: dict[str, Any], name: Any, module: str, keras: Any) -> bool:

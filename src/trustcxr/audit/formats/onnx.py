@@ -1,26 +1,36 @@
 """Check ONNX files, run them by onnxruntime, and convert them to torch for gradients.
 
-onnxruntime's outputs are the reference. The graph run in torch (`onnx_operators`) is used if it agrees to within 1e-4,
+onnxruntime's outputs are the reference. The graph run in torch, by OPERATORS, is used if it agrees to within 1e-4,
 first on noise and then on images (`loading.verify_conversion`). Else the net has no gradients.
 """
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trustcxr.audit.formats.onnx_operators import OPERATORS, Attributes, Operator, Unknown
-from trustcxr.audit.formats.outputs import import_extra, one_line
+from trustcxr.audit.formats.outputs import import_extra, one_line, refuse
 from trustcxr.errors import UserError
 
 AGREE = 1e-4  # largest difference of a conversion from onnxruntime, relative to the largest output or 1
 _MOST = 2**31  # bytes of a tensor that is computed from constants
 _DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
+Attributes = dict[str, Any]
+Operator = Callable[[list[Any], Attributes], Any]
+# By ONNX's number of each data type.
+DTYPES = {1: torch.float32, 2: torch.uint8, 3: torch.int8, 5: torch.int16, 6: torch.int32, 7: torch.int64}
+DTYPES |= {9: torch.bool, 10: torch.float16, 11: torch.float64, 16: torch.bfloat16}
+
+
+class Unknown(Exception):
+    """An operator, or a use of one, that is not converted."""
 
 
 class OnnxNet(nn.Module):
@@ -34,12 +44,9 @@ class OnnxNet(nn.Module):
         options = runtime.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = torch.get_num_threads()
-        try:
-            self.session = runtime.InferenceSession(
-                model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as problem:
-            raise UserError(f"{path}: onnxruntime does not take it ({one_line(problem)})") from None
+        with refuse(f"{path}: onnxruntime does not take it"):
+            content, providers = model.SerializeToString(), ["CPUExecutionProvider"]
+            self.session = runtime.InferenceSession(content, options, providers=providers)
         inputs = self.session.get_inputs()
         if len(inputs) != 1:
             raise UserError(f"{path}: it takes {len(inputs)} inputs; one is needed, the images")
@@ -62,13 +69,9 @@ class OnnxNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return the first output, without a gradient; UserError if it does not run."""
         values = images.detach().cpu().numpy().astype(self.dtype)
-        try:
+        hint = ": see input.size and input.channels of the model file"
+        with refuse(f"{self.where}: onnxruntime fails on images {values.shape}", hint):
             (output,) = self.session.run([self.output], {self.input: values})
-        except Exception as problem:
-            raise UserError(
-                f"{self.where}: onnxruntime fails on images {values.shape} ({one_line(problem)}): see input.size and "
-                "input.channels of the model file"
-            ) from None
         return torch.from_numpy(np.asarray(output)).to(images.device)
 
 
@@ -113,11 +116,9 @@ def read_onnx(path: Path) -> Any:
     External data must be in the file's own folder, tensors as large as declared, operators ONNX's own.
     """
     onnx = import_extra("onnx", "ONNX", "onnx")
-    try:
+    with refuse(f"{path}: not readable as ONNX"):
         model = onnx.load(str(path), load_external_data=False)
         graphs = list(_graphs(model.graph))
-    except Exception as problem:
-        raise UserError(f"{path}: not readable as ONNX ({one_line(problem)})") from None
     if not model.graph.node:
         raise UserError(f"{path}: not readable as ONNX (no operator in it)")
     for opset in model.opset_import:
@@ -130,10 +131,8 @@ def read_onnx(path: Path) -> Any:
             constants[tensor.name] = tensor
         for node in graph.node:
             _check_filled(node, constants, path, onnx)
-    try:
+    with refuse(f"{path}: its external data cannot be read"):
         onnx.external_data_helper.load_external_data_for_model(model, str(path.parent))
-    except Exception as problem:
-        raise UserError(f"{path}: its external data cannot be read ({one_line(problem)})") from None
     return model
 
 
@@ -162,10 +161,12 @@ class ConvertedNet(nn.Module):
             self.register_buffer(f"t{number}", values)
         self._input = next(i.name for i in graph.input if i.name not in self._stored)
         self._output, self.outputs = graph.output[0].name, len(graph.output)
-        self._steps = [
-            (_operator(node), list(node.input), list(node.output), _attributes(node, opset, onnx))
-            for node in _pool_first(list(graph.node), self._output)
-        ]
+        self._steps = []
+        for node in _pool_first(list(graph.node), self._output):
+            if node.domain not in ("", "ai.onnx") or node.op_type not in OPERATORS:
+                raise Unknown(f"operator {node.op_type}")
+            attributes = _attributes(node, opset, onnx)
+            self._steps.append((OPERATORS[node.op_type], list(node.input), list(node.output), attributes))
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the first output."""
@@ -193,12 +194,6 @@ def _pool_first(nodes: list[Any], output: str) -> list[Any]:
             relu.output[0], pool.output[0] = pool.output[0], between
             nodes[first], nodes[index] = pool, relu
     return nodes
-
-
-def _operator(node: Any) -> Operator:
-    if node.domain not in ("", "ai.onnx") or node.op_type not in OPERATORS:
-        raise Unknown(f"operator {node.op_type}")
-    return OPERATORS[node.op_type]
 
 
 def _attributes(node: Any, opset: int, onnx: Any) -> Attributes:
@@ -284,3 +279,269 @@ def _check_filled(node: Any, constants: Mapping[str, Any], path: Path, onnx: Any
         sides = [int(n) for n in onnx.numpy_helper.to_array(tensor).flatten()]
         if math.prod(max(n, 1) for n in sides) * 4 > _MOST:
             raise UserError(f"{path}: {node.op_type} of {sides} would fill {math.prod(sides) * 4 >> 30} GB of memory")
+
+
+def _numbers(i: list[Any], index: int, a: Attributes, name: str = "") -> list[int] | None:
+    """Return the whole numbers of an input, else those of an attribute (before opset 13); None without both."""
+    if len(i) > index and i[index] is not None:
+        return [int(number) for number in i[index].tolist()]
+    return a.get(name)
+
+
+def _sides(first: list[int], last: list[int]) -> list[int]:
+    """Return padding in the order of torch: the last axis first, both ends of each."""
+    return [side for pair in zip(reversed(first), reversed(last), strict=True) for side in pair]
+
+
+def _padded(x: Tensor, a: Attributes, *, value: float = 0.0) -> tuple[Tensor, list[int]]:
+    """Return the input, padded if its padding is uneven, and the remaining even padding."""
+    window, how = a["kernel_shape"], a.get("auto_pad", "NOTSET")
+    if how in ("SAME_UPPER", "SAME_LOWER"):
+        strides, spread = a.get("strides", [1] * len(window)), a.get("dilations", [1] * len(window))
+        total = [
+            max((-(-n // s) - 1) * s + (k - 1) * d + 1 - n, 0)
+            for n, s, k, d in zip(x.shape[2:], strides, window, spread, strict=True)
+        ]
+        first = [t // 2 if how == "SAME_UPPER" else t - t // 2 for t in total]
+        last = [t - f for t, f in zip(total, first, strict=True)]
+    else:
+        pads = a.get("pads", [0] * 2 * len(window)) if how == "NOTSET" else [0] * 2 * len(window)
+        first, last = pads[: len(window)], pads[len(window) :]
+    if first == last:
+        return x, list(first)
+    return F.pad(x, _sides(first, last), value=value), [0] * len(window)
+
+
+def _conv(i: list[Any], a: Attributes) -> Tensor:
+    x, weight, bias = (*i, None)[:3]
+    if weight.ndim != 4:
+        raise Unknown("Conv of other than images")
+    x, padding = _padded(x, {"kernel_shape": list(weight.shape[2:])} | a)
+    return F.conv2d(x, weight, bias, a.get("strides", 1), padding, a.get("dilations", 1), a.get("group", 1))
+
+
+def _max_pool(i: list[Any], a: Attributes) -> Tensor:
+    x, padding = _padded(i[0], a, value=-torch.inf)
+    window, strides = a["kernel_shape"], a.get("strides", [1] * len(a["kernel_shape"]))
+    return F.max_pool2d(x, window, strides, padding, a.get("dilations", 1), bool(a.get("ceil_mode", 0)))
+
+
+def _average_pool(i: list[Any], a: Attributes) -> Tensor:
+    x, padding = _padded(i[0], a)
+    counted = bool(a.get("count_include_pad", 0))
+    if x is not i[0] and not counted:
+        raise Unknown("AveragePool with uneven padding")
+    strides = a.get("strides", [1] * len(a["kernel_shape"]))
+    return F.avg_pool2d(x, a["kernel_shape"], strides, padding, bool(a.get("ceil_mode", 0)), counted)
+
+
+def _batch_norm(i: list[Any], a: Attributes) -> Tensor:
+    x, scale, bias, mean, var = i[:5]
+    return F.batch_norm(x, mean, var, scale, bias, False, 0.0, a.get("epsilon", 1e-5))
+
+
+def _gemm(i: list[Any], a: Attributes) -> Tensor:
+    x, y, bias = (*i, None)[:3]
+    x, y = (x.T if a.get("transA") else x), (y if a.get("transB") else y.T)
+    alpha, beta = a.get("alpha", 1.0), a.get("beta", 1.0)
+    if alpha == 1.0 and beta == 1.0 and (bias is None or bias.ndim == 1):
+        return F.linear(x, y, bias)
+    return alpha * F.linear(x, y) + (0 if bias is None else beta * bias)
+
+
+def _reduce(function: Callable[..., Tensor]) -> Operator:
+    def run(i: list[Any], a: Attributes) -> Tensor:
+        axes = _numbers(i, 1, a, "axes")
+        if not axes and a.get("noop_with_empty_axes"):
+            return i[0]
+        return function(i[0], tuple(axes or range(i[0].ndim)), bool(a.get("keepdims", 1)))
+
+    return run
+
+
+def _clip(i: list[Any], a: Attributes) -> Tensor:
+    ends = (*i[1:], None, None)[:2] if len(i) > 1 else (a.get("min"), a.get("max"))
+    low, high = (float(end) if isinstance(end, Tensor) else end for end in ends)
+    return i[0].clamp(low, high)
+
+
+def _reshape(i: list[Any], a: Attributes) -> Tensor:
+    sides = i[1].tolist()
+    if not a.get("allowzero"):
+        sides = [i[0].shape[axis] if n == 0 else n for axis, n in enumerate(sides)]
+    return torch.reshape(i[0], sides)
+
+
+def _squeeze(i: list[Any], a: Attributes) -> Tensor:
+    axes = _numbers(i, 1, a, "axes")
+    return i[0].squeeze() if axes is None else i[0].squeeze(tuple(axes))
+
+
+def _unsqueeze(i: list[Any], a: Attributes) -> Tensor:
+    x, axes = i[0], _numbers(i, 1, a, "axes") or []
+    for axis in sorted(n % (x.ndim + len(axes)) for n in axes):
+        x = x.unsqueeze(axis)
+    return x
+
+
+def _slice(i: list[Any], a: Attributes) -> Tensor:
+    x, starts, ends = i[0], _numbers(i, 1, a, "starts") or [], _numbers(i, 2, a, "ends") or []
+    axes, steps = _numbers(i, 3, a, "axes") or range(len(starts)), _numbers(i, 4, a) or [1] * len(starts)
+    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+        rows = range(x.shape[axis])[start:end:step]
+        x = x.index_select(axis, torch.tensor(list(rows), dtype=torch.long, device=x.device))
+    return x
+
+
+def _split(i: list[Any], a: Attributes) -> tuple[Tensor, ...]:
+    axis = a.get("axis", 0)
+    each = -(-i[0].shape[axis] // a.get("num_outputs", a["outputs"]))
+    return i[0].split(_numbers(i, 1, a, "split") or each, axis)
+
+
+def _gather(i: list[Any], a: Attributes) -> Tensor:
+    axis = a.get("axis", 0) % i[0].ndim
+    index = i[1].long()
+    index = torch.where(index < 0, index + i[0].shape[axis], index)
+    return i[0].index_select(axis, index.flatten()).reshape(*i[0].shape[:axis], *index.shape, *i[0].shape[axis + 1 :])
+
+
+def _pad(i: list[Any], a: Attributes) -> Tensor:
+    pads = _numbers(i, 1, a, "pads") or []
+    if len(i) > 3 and i[3] is not None:
+        raise Unknown("Pad of named axes")
+    value = float(i[2]) if len(i) > 2 and i[2] is not None else a.get("value", 0.0)
+    sides = _sides(pads[: len(pads) // 2], pads[len(pads) // 2 :])
+    mode = a.get("mode", "constant")
+    if mode == "constant":
+        return F.pad(i[0], sides, value=value)
+    return F.pad(i[0], sides[:4], mode={"edge": "replicate", "reflect": "reflect"}[mode])
+
+
+def _resize(i: list[Any], a: Attributes) -> Tensor:
+    x, mode = i[0], a.get("mode", "nearest")
+    coordinates = a.get("coordinate_transformation_mode", "half_pixel")
+    sides = (_numbers(i, 3, a) or [int(n * float(s)) for n, s in zip(x.shape, i[2].tolist(), strict=True)])[2:]
+    if mode == "linear" and coordinates in ("half_pixel", "pytorch_half_pixel", "align_corners"):
+        smooth = bool(a.get("antialias", 0))
+        return F.interpolate(x, sides, mode="bilinear", align_corners=coordinates == "align_corners", antialias=smooth)
+    if mode == "nearest" and coordinates == "asymmetric":
+        return F.interpolate(x, sides, mode="nearest")
+    raise Unknown(f"Resize {mode}, {coordinates}")
+
+
+def _layer_norm(i: list[Any], a: Attributes) -> Tensor:
+    x, scale, bias = (*i, None)[:3]
+    axis = a.get("axis", -1) % x.ndim
+    return F.layer_norm(x, x.shape[axis:], scale, bias, a.get("epsilon", 1e-5))
+
+
+def _softmax(i: list[Any], a: Attributes, squash: Callable[..., Tensor] = F.softmax) -> Tensor:
+    if a["opset"] >= 13:
+        return squash(i[0], a.get("axis", -1))
+    axis = a.get("axis", 1) % i[0].ndim  # before 13: all axes from this one on, together
+    return squash(i[0].flatten(axis), -1).reshape(i[0].shape)
+
+
+def _constant(i: list[Any], a: Attributes) -> Tensor:
+    for name in ("value", "value_float", "value_int", "value_floats", "value_ints"):
+        if name in a:
+            return torch.as_tensor(a[name])
+    raise Unknown("Constant of this kind")
+
+
+def _filled(i: list[Any], a: Attributes) -> Tensor:
+    value = torch.as_tensor(a.get("value", 0.0)).reshape(())
+    return torch.full(i[0].tolist(), value.item(), dtype=value.dtype)
+
+
+def _quantise(i: list[Any], a: Attributes) -> Tensor:
+    x, scale, zero = (*i, torch.zeros((), dtype=torch.uint8))[:3]
+    scale, shift = _along(scale, x, a), _along(zero, x, a)
+    ends = torch.iinfo(zero.dtype)
+    return (torch.round(x / scale) + shift).clamp(ends.min, ends.max)  # floats, so that a gradient can pass
+
+
+def _dequantise(i: list[Any], a: Attributes) -> Tensor:
+    x, scale = i[0], i[1]
+    zero = i[2] if len(i) > 2 and i[2] is not None else torch.zeros(())
+    return (x.to(scale.dtype) - _along(zero, x, a)) * _along(scale, x, a)
+
+
+def _along(values: Tensor, x: Tensor, a: Attributes) -> Tensor:
+    values = values.float()
+    if values.numel() == 1:
+        return values.reshape(())
+    sides = [1] * x.ndim
+    sides[a.get("axis", 1)] = -1
+    return values.reshape(sides)
+
+
+def _plain(function: Callable[..., Any], takes: int = 1) -> Operator:
+    return lambda i, a: function(*i[:takes])
+
+
+def _all(function: Callable[[Tensor, Tensor], Tensor]) -> Operator:
+    return lambda i, a: reduce(function, i)
+
+
+OPERATORS: dict[str, Operator] = {
+    "Conv": _conv,
+    "BatchNormalization": _batch_norm,
+    "LayerNormalization": _layer_norm,
+    "InstanceNormalization": lambda i, a: F.instance_norm(i[0], weight=i[1], bias=i[2], eps=a.get("epsilon", 1e-5)),
+    "MaxPool": _max_pool,
+    "AveragePool": _average_pool,
+    "GlobalAveragePool": lambda i, a: i[0].mean(tuple(range(2, i[0].ndim)), keepdim=True),
+    "GlobalMaxPool": lambda i, a: i[0].amax(tuple(range(2, i[0].ndim)), keepdim=True),
+    "Gemm": _gemm,
+    "Div": lambda i, a: torch.div(*i, rounding_mode=None if i[0].is_floating_point() else "trunc"),
+    "Sum": _all(torch.add),
+    "Max": _all(torch.maximum),
+    "Min": _all(torch.minimum),
+    "Relu": _plain(F.relu),
+    "LeakyRelu": lambda i, a: F.leaky_relu(i[0], a.get("alpha", 0.01)),
+    "PRelu": lambda i, a: torch.where(i[0] > 0, i[0], i[0] * i[1]),
+    "Elu": lambda i, a: F.elu(i[0], a.get("alpha", 1.0)),
+    "Gelu": lambda i, a: F.gelu(i[0], approximate=a.get("approximate", "none")),
+    "HardSigmoid": lambda i, a: (a.get("alpha", 0.2) * i[0] + a.get("beta", 0.5)).clamp(0, 1),
+    "HardSwish": _plain(F.hardswish),
+    "Softplus": _plain(F.softplus),
+    "Softmax": _softmax,
+    "LogSoftmax": lambda i, a: _softmax(i, a, F.log_softmax),
+    "Clip": _clip,
+    "ReduceMean": _reduce(torch.mean),
+    "ReduceSum": _reduce(torch.sum),
+    "ReduceMax": _reduce(torch.amax),
+    "ReduceMin": _reduce(torch.amin),
+    "ReduceL2": _reduce(lambda x, axes, keep: torch.linalg.vector_norm(x, dim=axes, keepdim=keep)),
+    "Reshape": _reshape,
+    "Flatten": lambda i, a: i[0].reshape(i[0].shape[: a.get("axis", 1)].numel(), -1),
+    "Transpose": lambda i, a: i[0].permute(*a.get("perm", reversed(range(i[0].ndim)))),
+    "Squeeze": _squeeze,
+    "Unsqueeze": _unsqueeze,
+    "Concat": lambda i, a: torch.cat(i, a["axis"]),
+    "Slice": _slice,
+    "Split": _split,
+    "Gather": _gather,
+    "Expand": lambda i, a: i[0].expand(torch.broadcast_shapes(i[0].shape, i[1].tolist())),
+    "Pad": _pad,
+    "Resize": _resize,
+    "Where": _plain(torch.where, 3),
+    "Equal": _plain(torch.eq, 2),
+    "Greater": _plain(torch.gt, 2),
+    "Less": _plain(torch.lt, 2),
+    "Not": _plain(torch.logical_not),
+    "Cast": lambda i, a: i[0].to(DTYPES[a["to"]]),
+    "Shape": lambda i, a: torch.tensor(list(i[0].shape[a.get("start", 0) : a.get("end")]), dtype=torch.long),
+    "Constant": _constant,
+    "ConstantOfShape": _filled,
+    "Identity": _plain(lambda x: x),
+    "Dropout": _plain(lambda x: x),
+    "QuantizeLinear": _quantise,
+    "DequantizeLinear": _dequantise,
+}
+# Operators with the same name in torch, by their number of inputs.
+_SAME_NAME = {1: "Abs Ceil Erf Exp Floor Log Neg Reciprocal Round Sigmoid Sign Sqrt Tanh", 2: "Add MatMul Mul Pow Sub"}
+for _inputs, _names in _SAME_NAME.items():
+    OPERATORS |= {name: _plain(getattr(torch, name.lower()), _inputs) for name in _names.split()}

@@ -1,6 +1,8 @@
-"""Import packages of external networks, read outputs, make errors, and run networks that take one batch size alone."""
+"""Import packages of external networks, read their outputs, and run those that take one batch size alone."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
@@ -38,13 +40,15 @@ def one_line(problem: Exception) -> str:
     return lines[0][:160]
 
 
-def refused_images(where: str, channels: int, size: int, problem: Exception) -> UserError:
-    """Return the error for a network that fails on images as they were declared."""
-    many = "channel" if channels == 1 else "channels"
-    return UserError(
-        f"{where}: it does not take images of {channels} {many} and {size} pixels ({one_line(problem)}): see "
-        "input.size and input.channels"
-    )
+@contextmanager
+def refuse(fault: str, hint: str = "") -> Iterator[None]:
+    """Turn any error inside into a UserError: the fault, the first line of the error, the hint. UserErrors pass."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as problem:  # foreign code raises many kinds
+        raise UserError(f"{fault} ({one_line(problem)}){hint}") from None
 
 
 def check_trusted(source: str, trust_code: bool) -> None:

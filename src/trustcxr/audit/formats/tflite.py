@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from trustcxr.audit.formats.outputs import import_extra, one_line
 from trustcxr.errors import UserError
 
+_LITERT = "ai_edge_litert.interpreter"
 _IDENTIFIER = b"TFL3"  # bytes 4 to 7 of every TFLite file
 _MEMORY, _SECONDS = 8 << 30, 300  # limits of the first run
 _KINDS = {"SOFTMAX": "probabilities", "LOGISTIC": "sigmoid", "FULLY_CONNECTED": "logits", "ADD": "logits"}
@@ -23,7 +24,7 @@ _FORMS = {"QUANTIZE", "DEQUANTIZE", "RESHAPE", "DELEGATE"}
 # A damaged file can end the process that opens it, so the first run is in another.
 _FIRST_RUN = f"""
 import resource, sys
-from ai_edge_litert.interpreter import Interpreter
+from {_LITERT} import Interpreter
 resource.setrlimit(resource.RLIMIT_AS, ({_MEMORY}, {_MEMORY}))
 net = Interpreter(sys.argv[1], num_threads=1)
 net.allocate_tensors()
@@ -44,10 +45,11 @@ class TfliteNet(nn.Module):
         self._content, self._local = path.read_bytes(), threading.local()
         with _quiet():
             net = self._interpreter()
-        if len(net.get_input_details()) != 1 or len(net.get_input_details()[0]["shape"]) != 4:
-            raise UserError(f"{path}: it takes {len(net.get_input_details())} inputs. One is needed, the images")
+        inputs = net.get_input_details()
+        if len(inputs) != 1 or len(inputs[0]["shape"]) != 4:
+            raise UserError(f"{path}: it takes {len(inputs)} inputs. One is needed, the images")
         self.outputs = len(net.get_output_details())
-        _, *sides = map(int, net.get_input_details()[0]["shape"])
+        _, *sides = map(int, inputs[0]["shape"])
         self.channels_last = sides[2] in (1, 3) or sides[0] not in (1, 3)
         height, width, self.channels = sides if self.channels_last else (*sides[1:], sides[0])
         self.shape, self.size = (self.channels, height, width), height if height == width else None
@@ -71,9 +73,8 @@ class TfliteNet(nn.Module):
     def _interpreter(self) -> Any:
         """Return the interpreter of this thread."""
         if not hasattr(self._local, "net"):
-            self._local.net = _import_litert().Interpreter(
-                model_content=self._content, num_threads=torch.get_num_threads()
-            )
+            litert, threads = import_extra(_LITERT, "TFLite", "tflite"), torch.get_num_threads()
+            self._local.net = litert.Interpreter(model_content=self._content, num_threads=threads)
             self._local.net.allocate_tensors()
         return self._local.net
 
@@ -93,18 +94,17 @@ class TfliteNet(nn.Module):
         return round(black, 3), round(white, 3)
 
     @property
-    def note(self) -> str | None:
-        """Return what is quantised; None if nothing is."""
+    def notes(self) -> tuple[str, ...]:
+        """Return what is quantised; empty if nothing is."""
         net = self._interpreter()
-        ends = [("input", net.get_input_details()[0]), ("output", net.get_output_details()[0])]
         parts = [
             f"its {name} is {end['dtype'].__name__} in steps of {end['quantization'][0] or 1:.4g}"
-            for name, end in ends
+            for name, end in (("input", net.get_input_details()[0]), ("output", net.get_output_details()[0]))
             if np.issubdtype(end["dtype"], np.integer)
         ]
         if not parts and not {"QUANTIZE", "DEQUANTIZE"} & set(self._operators()):
-            return None
-        return f"quantised: {' and '.join(parts) or 'it computes in whole numbers inside'}"
+            return ()
+        return (f"quantised: {' and '.join(parts) or 'it computes in whole numbers inside'}",)
 
     def _operators(self) -> list[str]:
         return [str(operator["op_name"]) for operator in self._interpreter()._get_ops_details()]
@@ -128,7 +128,7 @@ def _to_real(stored: np.ndarray, tensor: dict[str, Any]) -> np.ndarray:
 
 def _check_file(path: Path) -> None:
     """Raise UserError for a file that is damaged, or that LiteRT does not open and run."""
-    _import_litert()
+    import_extra(_LITERT, "TFLite", "tflite")
     with path.open("rb") as file:
         if file.read(8)[4:] != _IDENTIFIER:
             raise UserError(f"{path}: not a TFLite file, or damaged: it has no {_IDENTIFIER.decode()} in its head")
@@ -156,7 +156,3 @@ def _quiet() -> Iterator[None]:
         os.dup2(saved, 2)
         os.close(saved)
         os.close(nothing)
-
-
-def _import_litert() -> Any:
-    return import_extra("ai_edge_litert.interpreter", "TFLite", "tflite")

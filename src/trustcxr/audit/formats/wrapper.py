@@ -206,14 +206,10 @@ def _four_sided(args: tuple[Any, ...]) -> list[Tensor]:
 def resized(images: Tensor, size: int, how: str) -> Tensor:
     """Resize images (B, 1, H, W) to squares of side `size`, differentiably: `how` is squeeze, pad or crop."""
     height, width = images.shape[-2:]
-    if how == "pad" and height != width:
-        side = max(height, width)
-        top, left = (side - height) // 2, (side - width) // 2
+    if how != "squeeze" and height != width:
+        side = max(height, width) if how == "pad" else min(height, width)
+        top, left = int((side - height) / 2), int((side - width) / 2)  # negative padding crops
         images = F.pad(images, (left, side - width - left, top, side - height - top))
-    if how == "crop" and height != width:
-        side = min(height, width)
-        top, left = (height - side) // 2, (width - side) // 2
-        images = images[..., top : top + side, left : left + side]
     if images.shape[-2:] == (size, size):
         return images
     return F.interpolate(images, (size, size), mode="bilinear", antialias=True, align_corners=False).clamp(0, 1)
