@@ -586,7 +586,7 @@ def test_a_draft_says_what_the_file_shows_and_asks_for_the_rest(
     assert len(draft["output"]["classes"]) == 3
     assert "# ?" in text
     (tmp_path / "model.yaml").write_text(text)
-    assert load(tmp_path / "model.yaml", trust_code=True).kind == "probabilities"
+    assert load(tmp_path / "model.yaml", trust_code=True).output.kind == "probabilities"
 
 
 def test_a_draft_reads_the_names_that_onnx_carries(net: nn.Module, tmp_path: Path) -> None:

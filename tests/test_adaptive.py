@@ -13,8 +13,17 @@ from torch import Tensor, nn
 from small_networks import SIDE, images_and_labels, trained
 from trustcxr import attacks
 from trustcxr.attacks import pgd
-from trustcxr.attacks.adaptive import CLIMBS, LONGER, adaptive, distil, wrong_share
-from trustcxr.attacks.bpda import BPDA, AttackView, _gains, probe_gradients
+from trustcxr.attacks.adaptive import (
+    BPDA,
+    CLIMBS,
+    LONGER,
+    AttackView,
+    _gains,
+    adaptive,
+    distil,
+    probe_gradients,
+    wrong_share,
+)
 from trustcxr.audit.attack_runner import AttackRunner
 from trustcxr.audit.entry_checks import EntryReport, check_afterwards
 from trustcxr.audit.model_state import describe_state

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from small_networks import SmallNet, accuracy, images_and_labels, trained
 from trustcxr import attacks
-from trustcxr.attacks.apgd import _check, _Climbers, _note
-from trustcxr.attacks.fab import _to_plane
+from trustcxr.attacks.apgd import _check, _Climbers, _note, _to_plane
 from trustcxr.errors import UserError
 
 QUICK: dict[str, Any] = {"steps": 10, "queries": 60}

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from small_networks import SIDE, images_and_labels, one_thread, trained, write_onnx
 from trustcxr.attacks import pgd
-from trustcxr.attacks.bpda import probe_gradients
+from trustcxr.attacks.adaptive import probe_gradients
 from trustcxr.audit import run_audit
 from trustcxr.audit.active_test import active_test
 from trustcxr.audit.entry_checks import (

@@ -231,4 +231,4 @@ def test_a_toy_of_each_kind_is_found_everywhere(tmp_path: Path, script: str) -> 
 
 def test_a_function_of_ones_own_is_named_with_its_package() -> None:
     assert registry.load_function("attacks", "pgd:pgd") is importlib.import_module("trustcxr.attacks.pgd").pgd
-    assert registry.load_function("attacks", "trustcxr.attacks.fab:fab") is attacks.fab
+    assert registry.load_function("attacks", "trustcxr.attacks.apgd:fab") is attacks.fab

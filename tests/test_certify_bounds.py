@@ -9,7 +9,7 @@ import torch
 from scipy.optimize import linprog
 from torch import Tensor, nn
 
-from trustcxr.certify import affine_graph, prove, verify
+from trustcxr.certify import prove, verify
 from trustcxr.errors import UserError
 
 EPSILON = 0.03
@@ -53,13 +53,13 @@ def some(count: int, size: int = 12) -> tuple[Tensor, Tensor]:
 
 
 def interval(images: Tensor, epsilon: float = EPSILON) -> verify.Interval:
-    return verify.Interval.from_ends(*affine_graph.box(images.double(), epsilon))
+    return verify.Interval.from_ends(*verify.box(images.double(), epsilon))
 
 
 @pytest.mark.parametrize("bound", BOUNDS.values(), ids=BOUNDS)
 def test_no_point_of_the_ball_has_a_smaller_margin_than_the_bound(bound: Bound) -> None:
     net, (images, labels) = convolutional(), some(2)
-    least = bound(affine_graph.exact(net), interval(images), labels)
+    least = bound(verify.exact(net), interval(images), labels)
     corners = torch.rand(10_000, 2, 1, 12, 12)
     corners[::2] = corners[::2].round()  # half of them at the corners of the ball, where a network errs soonest
     points = (images + EPSILON * (2 * corners - 1)).clamp(0, 1)
@@ -72,7 +72,7 @@ def test_no_point_of_the_ball_has_a_smaller_margin_than_the_bound(bound: Bound) 
 
 
 def test_crown_is_never_below_the_intervals_and_sometimes_well_above() -> None:
-    net, (images, labels) = affine_graph.exact(convolutional()), some(6)
+    net, (images, labels) = verify.exact(convolutional()), some(6)
     at = interval(images, 0.2)
     rising = [bound(net, at, labels) for bound in BOUNDS.values()]
     for lower, higher in zip(rising[:1] * 3 + rising[2:3], [*rising[1:], rising[3]], strict=True):
@@ -85,11 +85,11 @@ def test_without_a_relu_every_bound_is_the_exact_minimum() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(32, 3))
     images, labels = some(3, 6)
-    low, high = affine_graph.box(images.double(), EPSILON)
+    low, high = verify.box(images.double(), EPSILON)
     weights = torch.stack([torch.autograd.functional.jacobian(net.double(), x[None]).squeeze((0, 2)) for x in low])
     at_low = net(low)
     for bound in BOUNDS.values():
-        found = bound(affine_graph.exact(net), verify.Interval.from_ends(low, high), labels)
+        found = bound(verify.exact(net), verify.Interval.from_ends(low, high), labels)
         for row, label in enumerate(labels):
             slope = (weights[row][label] - weights[row]).flatten(1)
             exact = at_low[row][label] - at_low[row] + (slope.clamp(max=0) * (high - low)[row].flatten()).sum(1)
@@ -148,12 +148,12 @@ def program(net: nn.Sequential, found: list[verify.Interval], row: np.ndarray, s
 @pytest.mark.parametrize("neurons", [0, 100])
 def test_crown_is_the_linear_program_over_its_own_lines(neurons: int) -> None:
     net, (images, labels) = toy(), some(3, 3)
-    layers = affine_graph.exact(net)
+    layers = verify.exact(net)
     for image, label in zip(images, labels, strict=True):
         at, one = interval(image[None], 0.3), label[None]
         found = verify.tightened(layers, at, neurons=neurons)
         assert any(((x.low < 0) & (x.high > 0)).any() for x in found)
-        rows, slopes = affine_graph.margins(3, one, found[-1].centre), verify.first_slopes(layers, found)
+        rows, slopes = verify.margins(3, one, found[-1].centre), verify.first_slopes(layers, found)
         bound = verify.backward(layers, found, rows, slopes)
         for k in range(3):
             assert float(bound[0, k]) == pytest.approx(program(net, found, rows[0, k].numpy(), slopes), abs=1e-7)
@@ -162,9 +162,9 @@ def test_crown_is_the_linear_program_over_its_own_lines(neurons: int) -> None:
 def test_slopes_that_are_sought_come_to_the_triangle_relaxation_and_no_further(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verify, "RATE", 0.1)
     net, (images, labels) = toy(), some(3, 3)
-    layers = affine_graph.exact(net)
+    layers = verify.exact(net)
     found = verify.tightened(layers, interval(images[:1], 0.3))
-    rows = affine_graph.margins(3, labels[:1], found[-1].centre)
+    rows = verify.margins(3, labels[:1], found[-1].centre)
     sought = verify.climbed(layers, found, rows, verify.first_slopes(layers, found), steps=60)
     for k in range(3):
         best = program(net, found, rows[0, k].numpy(), None)
@@ -174,7 +174,7 @@ def test_slopes_that_are_sought_come_to_the_triangle_relaxation_and_no_further(m
 def test_one_hidden_layer_s_intervals_are_the_program_s_own() -> None:
     """Before the first ReLU intervals are exact: nothing that a linear program knows of is lost."""
     net, (images, _) = toy(), some(1, 3)
-    found = verify.intervals(affine_graph.exact(net), interval(images, 0.3))
+    found = verify.intervals(verify.exact(net), interval(images, 0.3))
     weight, bias = net[1].weight.detach(), net[1].bias.detach()
     for j in range(7):
         box = list(zip(found[0].low.flatten().tolist(), found[0].high.flatten().tolist(), strict=True))
@@ -186,22 +186,22 @@ def test_batchnorm_is_bounded_as_if_folded_into_the_convolution() -> None:
     net, (images, labels) = convolutional(), some(4)
     folded = nn.Sequential(net[0], torch.nn.utils.fuse_conv_bn_eval(net[1], net[2]), *net[3:]).eval()
     for bound in BOUNDS.values():
-        both = [bound(affine_graph.exact(each), interval(images), labels) for each in (net, folded)]
+        both = [bound(verify.exact(each), interval(images), labels) for each in (net, folded)]
         assert torch.allclose(*both, atol=1e-5)
 
 
 def test_layers_give_the_model_s_own_answer() -> None:
     net, (images, _) = convolutional(), some(4)
     answer = images.double()
-    for layer in affine_graph.exact(net):
-        answer = layer.apply(answer) if isinstance(layer, affine_graph.Affine) else answer.relu()
+    for layer in verify.exact(net):
+        answer = layer.apply(answer) if isinstance(layer, verify.Affine) else answer.relu()
     assert torch.allclose(answer, net.double()(images.double()), atol=1e-12)
 
 
 def test_the_allowance_for_rounding_covers_float32_and_is_small() -> None:
     net, (images, _) = convolutional(), some(50)
-    found = verify.intervals(affine_graph.exact(net), interval(images))
-    allowed = verify.rounding(affine_graph.exact(net), found)
+    found = verify.intervals(verify.exact(net), interval(images))
+    allowed = verify.rounding(verify.exact(net), found)
     with torch.no_grad():
         single = net(images).double()
         exact = convolutional().double()(images.double())
@@ -238,7 +238,7 @@ def squared(kind: type[nn.Module], *given: object) -> nn.Module:
 def test_a_layer_that_cannot_be_bounded_is_named(layer: nn.Module, named: str) -> None:
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Sequential(nn.ReLU(), layer), nn.Flatten())
     with pytest.raises(UserError, match="cannot be bounded") as refused:
-        affine_graph.layers(net)
+        verify.layers(net)
     assert "'1.1'" in str(refused.value)
     assert named in str(refused.value)
 

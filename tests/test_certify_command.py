@@ -147,10 +147,10 @@ def test_what_is_proved_has_intervals() -> None:
 
 @pytest.mark.slow
 def test_bounds_in_the_model_as_it_is_loaded_hold_its_logits(run: Path) -> None:
-    from trustcxr.certify import affine_graph
+    from trustcxr.certify import verify
 
     model, images = load_run(run).model, torch.rand(3, 1, 32, 32)
-    found = intervals(affine_graph.exact(model), Interval.from_ends(*affine_graph.box(images.double(), 0.01)))[-1]
+    found = intervals(verify.exact(model), Interval.from_ends(*verify.box(images.double(), 0.01)))[-1]
     logits = model(images).double()
     assert (found.low - 1e-4 <= logits).all()
     assert (logits <= found.high + 1e-4).all()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from small_networks import images_and_labels, one_thread
 from trustcxr import attacks
-from trustcxr.certify import affine_graph, verify
+from trustcxr.certify import verify
 from trustcxr.defences import bound_training
 from trustcxr.models.classifier import PixelScale
 from trustcxr.models.factory import Plain, PlainNet, draw_even
@@ -101,9 +101,9 @@ def test_crown_ibp_goes_from_crown_to_the_intervals(model: Small, batch: tuple[T
     half, start, end = (
         bound_training.crown_ibp(model, images, labels, epsilon=EPSILON, grown=grown)[1] for grown in (0.5, 0.0, 1.0)
     )
-    layers = affine_graph.layers(model)
+    layers = verify.layers(model)
     found = verify.intervals(layers, verify.Interval(images, torch.full_like(images, EPSILON)))
-    rows = affine_graph.margins(3, labels, images)
+    rows = verify.margins(3, labels, images)
     for each in (start, half):
         assert all(g.any() for g in torch.autograd.grad(each.logsumexp(1).sum(), list(model.parameters())))
     by_crown = -verify.backward(layers, found, rows, verify.first_slopes(layers, found))
@@ -124,7 +124,7 @@ def test_regularisers_are_shi_s_and_end_when_epsilon_is_grown(model: Small, batc
     low, high = model[0](images - 0.01), model[0](images + 0.01)
     first = float((high - low).mean())
     for layers in (list(model)[1:2], list(model)[1:5]):
-        at = verify.intervals(affine_graph.layers(nn.Sequential(*layers)), verify.Interval.from_ends(low, high))[-1]
+        at = verify.intervals(verify.layers(nn.Sequential(*layers)), verify.Interval.from_ends(low, high))[-1]
         tightness.append(max(0.0, 0.5 - first / float(2 * at.radius.mean())) / 0.5)
         centre, active, inactive = at.centre, at.low > 0, at.high < 0
         mean = float(centre[active].sum() / -centre[inactive].sum())
@@ -147,7 +147,7 @@ def test_weights_are_drawn_so_that_the_radius_stays(batch: tuple[Tensor, Tensor]
     for drawn in (False, True):
         if drawn:
             draw_even(net)
-        found = verify.intervals(affine_graph.layers(net), verify.Interval(images, torch.full_like(images, EPSILON)))
+        found = verify.intervals(verify.layers(net), verify.Interval(images, torch.full_like(images, EPSILON)))
         radii.append(float(found[-2].radius.detach().mean()))
     assert radii[0] > 100 * EPSILON, "torch's own weights let it explode"
     assert 0.2 * EPSILON < radii[1] < 5 * EPSILON
@@ -173,8 +173,8 @@ def test_training_by_bounds_proves_what_standard_training_cannot(defence: Callab
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()
-            at = verify.Interval.from_ends(*affine_graph.box(images.double(), 0.02))
-            least = verify.interval_margins(affine_graph.exact(net), at, labels)
+            at = verify.Interval.from_ends(*verify.box(images.double(), 0.02))
+            least = verify.interval_margins(verify.exact(net), at, labels)
             proved.append(float((least + F.one_hot(labels, 3) > 0).all(1).float().mean()))
     assert proved[0] < 0.3
     assert proved[1] > 0.7

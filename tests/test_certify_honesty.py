@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from trustcxr.certify import affine_graph
+from trustcxr.certify import verify
 from trustcxr.errors import UserError
 from trustcxr.models.preserve_state import without_tf32
 
@@ -21,9 +21,9 @@ def test_hooks_and_a_replaced_forward_are_refused_in_one_line() -> None:
     whole.register_forward_hook(lambda module, args, output: -output)
     for model, name in ((before, "'1'"), (after, "'3'"), (replaced, "'1'"), (whole, "'Sequential'")):
         with pytest.raises(UserError, match=f"^certify: module {name} has forward hooks") as problem:
-            affine_graph.exact(model)
+            verify.exact(model)
         assert "\n" not in str(problem.value)
-    assert len(affine_graph.exact(network())) == 4
+    assert len(verify.exact(network())) == 4
 
 
 def test_tf32_is_off_inside_and_as_before_outside() -> None:

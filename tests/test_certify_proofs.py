@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from small_networks import SIDE, images_and_labels, one_thread
 from trustcxr import attacks
-from trustcxr.certify import affine_graph
+from trustcxr.certify import verify
 from trustcxr.certify.verify import Effort, least_margins
 from trustcxr.defences import bound_training
 from trustcxr.models.classifier import PixelScale
@@ -38,7 +38,7 @@ def trained() -> nn.Module:
 def proved(images: Tensor, epsilon: float, effort: Effort | None = None) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
         said = trained()(images).argmax(1)
-    return least_margins(affine_graph.exact(trained()), images, said, epsilon, effort or Effort()) > 0, said
+    return least_margins(verify.exact(trained()), images, said, epsilon, effort or Effort()) > 0, said
 
 
 def broken(images: Tensor, answers: Tensor, epsilon: float, **budget: int) -> Tensor:

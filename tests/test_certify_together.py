@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from small_runs import newest, recipe
 from trustcxr import load_run
-from trustcxr.certify import Effort, affine_graph, verify
+from trustcxr.certify import Effort, verify
 from trustcxr.cli import app
 from trustcxr.data import load_dataset
 from trustcxr.data.phantom import write_files
@@ -39,21 +39,21 @@ def some(count: int) -> tuple[Tensor, Tensor]:
 
 
 def interval(images: Tensor) -> verify.Interval:
-    return verify.Interval.from_ends(*affine_graph.box(images.double(), EPSILON))
+    return verify.Interval.from_ends(*verify.box(images.double(), EPSILON))
 
 
 def test_intervals_prove_of_the_ensemble_the_mean_of_what_they_prove_of_each() -> None:
     model, (images, labels) = together(), some(6)
-    each = [verify.interval_margins(affine_graph.exact(one), interval(images), labels) for one in model.members()]
+    each = [verify.interval_margins(verify.exact(one), interval(images), labels) for one in model.members()]
     mean = torch.stack(each).mean(0)
-    assert torch.allclose(verify.interval_margins(affine_graph.exact(model), interval(images), labels), mean, atol=1e-9)
+    assert torch.allclose(verify.interval_margins(verify.exact(model), interval(images), labels), mean, atol=1e-9)
     assert (each[0] - each[1]).abs().max() > 1e-3, "they are not the same network"
 
 
 def test_crown_looks_at_all_members_at_once() -> None:
     model, (images, labels) = together(), some(6)
-    each = [verify.crown_margins(affine_graph.exact(one), interval(images), labels) for one in model.members()]
-    found = verify.crown_margins(affine_graph.exact(model), interval(images), labels)
+    each = [verify.crown_margins(verify.exact(one), interval(images), labels) for one in model.members()]
+    found = verify.crown_margins(verify.exact(model), interval(images), labels)
     assert (found >= torch.stack(each).mean(0) - 1e-9).all()
     assert (found - torch.stack(each).mean(0)).max() > 1e-6, "the worst image of one is not the worst of another"
 
@@ -61,7 +61,7 @@ def test_crown_looks_at_all_members_at_once() -> None:
 @pytest.mark.parametrize("bound", [verify.interval_margins, verify.crown_margins], ids=["ibp", "crown"])
 def test_no_image_of_the_ball_has_a_smaller_margin(bound: object) -> None:
     model, (images, labels) = together(), some(2)
-    least = bound(affine_graph.exact(model), interval(images), labels)  # type: ignore[operator]
+    least = bound(verify.exact(model), interval(images), labels)  # type: ignore[operator]
     corners = torch.rand(4_000, 2, 1, 32, 32)
     corners[::2] = corners[::2].round()
     points = (images + EPSILON * (2 * corners - 1)).clamp(0, 1).flatten(0, 1)
@@ -95,7 +95,7 @@ def test_neurons_are_counted_in_each_network(tmp_path: Path, monkeypatch: pytest
 
 def test_the_allowance_for_rounding_covers_float32() -> None:
     model, (images, _) = together(), some(40)
-    layers = affine_graph.exact(model)
+    layers = verify.exact(model)
     allowed = verify.rounding(layers, verify.intervals(layers, interval(images)))
     with torch.no_grad():
         apart = (model(images).double() - together().double()(images.double())).abs()
@@ -108,7 +108,7 @@ def test_unlike_networks_are_refused_with_the_reason() -> None:
     for nets, means in (([one, deeper], (0.5, 0.5)), ([one, one], (0.5, 0.4))):
         model = Classifier(Ensemble(nets, means, (0.25, 0.25)), mean=0.5, std=0.25)
         with pytest.raises(UserError, match=r"networks of the ensemble 'net' differ.*model\.members"):
-            affine_graph.layers(model)
+            verify.layers(model)
 
 
 @pytest.mark.slow

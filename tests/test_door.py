@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from small_networks import SIDE, images_and_labels, trained
 from trustcxr import models
-from trustcxr.attacks.bpda import AttackView
+from trustcxr.attacks.adaptive import AttackView
 from trustcxr.audit.active_test import active_test
 from trustcxr.audit.entry_checks import Check, EntryReport, black_box_check, check_kind, run_entry_checks
 from trustcxr.audit.formats import load

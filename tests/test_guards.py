@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from small_networks import images_and_labels, trained
 from trustcxr.attacks import pgd
-from trustcxr.attacks.bpda import probe_gradients
+from trustcxr.attacks.adaptive import probe_gradients
 from trustcxr.audit import guards as guarding
 from trustcxr.audit.attack_runner import AttackRunner
 from trustcxr.audit.guards import Guards, describe_guards, try_guards

@@ -14,7 +14,7 @@ import torch
 
 from test_cli import run
 from trustcxr import attacks, explain
-from trustcxr.attacks.bpda import probe_gradients
+from trustcxr.attacks.adaptive import probe_gradients
 from trustcxr.audit.active_test import active_test
 from trustcxr.audit.formats import describe_file, load
 from trustcxr.audit.formats.wrapper import is_layer_output

@@ -104,7 +104,7 @@ def test_a_scripted_module_is_audited(pack: Pack) -> None:
 
 
 def test_what_all_findings_share_is_a_change_of_each() -> None:
-    from trustcxr.attacks.bpda import probe_gradients
+    from trustcxr.attacks.adaptive import probe_gradients
 
     class Moody(Flipped):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -116,7 +116,7 @@ def test_what_all_findings_share_is_a_change_of_each() -> None:
 
 
 def test_a_constant_on_all_logits_does_not_hide_that_answers_are_random() -> None:
-    from trustcxr.attacks.bpda import probe_gradients
+    from trustcxr.attacks.adaptive import probe_gradients
 
     images = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     assert probe_gradients(Flipped(False, offset=300_000.0, noise=2.0), images).random

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from foreign_models import CLASSES, SIDE, scripted, small, traced
 from test_audit_command import greys  # noqa: F401
-from trustcxr.attacks.bpda import probe_gradients
+from trustcxr.attacks.adaptive import probe_gradients
 from trustcxr.audit.formats import load
 from trustcxr.errors import UserError
 

@@ -16,9 +16,8 @@ from torch import Tensor
 
 from trustcxr import registry
 from trustcxr.attacks.adaptive import transfer
-from trustcxr.attacks.apgd import apgd
+from trustcxr.attacks.apgd import apgd, fab
 from trustcxr.attacks.base import check_epsilon, computes_in_bfloat16, input_gradient
-from trustcxr.attacks.fab import fab
 from trustcxr.attacks.pgd import fgsm, fgsm_rs, momentum, pgd, pgd_l2
 from trustcxr.attacks.square import square
 from trustcxr.attacks.worst_case import WorstCase, minimal_perturbation, nearest, worst_case, worst_case_report

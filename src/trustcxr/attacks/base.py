@@ -34,7 +34,12 @@ def check_input(images: Tensor, labels: Tensor, epsilon: float | Tensor) -> None
     """
     check_pixels("attack", images)
     if isinstance(epsilon, Tensor):
-        _check_radii(epsilon, images)
+        sizes = zip(reversed(epsilon.shape), reversed(images.shape), strict=False)
+        if epsilon.ndim > 4 or any(side not in (1, images_side) for side, images_side in sizes):
+            shapes = f"{tuple(epsilon.shape)} does not broadcast to {tuple(images.shape)}"
+            raise UserError(f"epsilon of shape {shapes}. Give a radius for each image as (B, 1, 1, 1)")
+        for end in epsilon.aminmax() if epsilon.numel() else ():
+            check_epsilon(float(end))
     else:
         check_epsilon(epsilon)
     if labels.shape != images.shape[:1]:
@@ -63,16 +68,6 @@ def check_result(attack: str, images: Tensor, perturbed: Tensor, epsilon: float,
     if largest > epsilon * (1 + 1e-4) + ROUNDING:
         more = f"it changes an image by {largest:.4g}, more than epsilon {epsilon:g}"
         raise UserError(f"attack {attack}: {more}. Project it")
-
-
-def _check_radii(epsilon: Tensor, images: Tensor) -> None:
-    sizes = zip(reversed(epsilon.shape), reversed(images.shape), strict=False)
-    if epsilon.ndim > 4 or any(side not in (1, images_side) for side, images_side in sizes):
-        shapes = f"{tuple(epsilon.shape)} does not broadcast to {tuple(images.shape)}"
-        raise UserError(f"epsilon of shape {shapes}. Give a radius for each image as (B, 1, 1, 1)")
-    if epsilon.numel():
-        for end in epsilon.aminmax():
-            check_epsilon(float(end))
 
 
 def radii(epsilon: float | Tensor, images: Tensor) -> Tensor:
@@ -135,11 +130,10 @@ def computes_in_bfloat16(device: str) -> bool:
         return True
     if (capabilities := getattr(torch.cpu, "get_capabilities", None)) is not None:
         return any(has for name, has in capabilities().items() if "bf16" in name)
-    if platform.machine().lower() in ("x86_64", "amd64"):
-        older = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    else:
-        older = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
-    return older is None or bool(older())
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    names = (torch.cpu, "_is_avx512_bf16_supported") if x86 else (torch.ops.mkldnn, "_is_mkldnn_bf16_supported")
+    supported = getattr(*names, None)
+    return supported is None or bool(supported())
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -169,14 +163,9 @@ def input_gradient(
 ) -> tuple[Tensor, Tensor]:
     """Return the gradient of the summed loss in the images (B, 1, H, W), and the logits (B, C).
 
-    Weights get no gradient. The model runs in its current mode, so call this inside `preserve_state`.
-
-    Args:
-        model: pixel space -> logits (B, C).
-        images: (B, 1, H, W).
-        labels: (B,) int.
-        check: raise UserError unless the model returns logits that the labels fit.
-        loss: (logits (B, C) in float32, labels (B,)) -> (B,); cross-entropy by default.
+    Weights get no gradient. The model, pixel space -> logits (B, C), runs in its current mode, so call this inside
+    `preserve_state`. `labels`: (B,) int. `check`: raise UserError unless the model returns logits that the labels fit.
+    `loss`: (logits (B, C) in float32, labels (B,)) -> (B,); cross-entropy by default.
 
     >>> import torch, trustcxr as tx
     >>> gradient, logits = tx.attacks.input_gradient(torch.nn.Flatten(), torch.rand(2, 1, 2, 2), torch.tensor([0, 3]))
@@ -212,25 +201,19 @@ def logits_of(model: nn.Module, images: Tensor) -> Tensor:
         return model(images).float()
 
 
-def is_misclassified(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    precision: Precision | None = None,
-    logits: Tensor | None = None,
-) -> Tensor:
-    """Return whether the model is wrong on each image, (B,) bool, by `logits` that were computed in `precision`.
+def is_misclassified(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """Return whether the model is wrong on each image, (B,) bool."""
+    return logits_of(model, images).argmax(1) != labels
 
-    Images that a lower precision gets wrong are checked again in the caller's own.
-    """
-    if logits is None:
-        with lowered(precision, images):
-            logits = logits_of(model, images)
+
+def confirm_wrong(
+    model: nn.Module, images: Tensor, labels: Tensor, logits: Tensor, precision: Precision | None
+) -> Tensor:
+    """Return `is_misclassified` from logits (B, C) in `precision`: what a lower one gets wrong is checked again."""
     wrong = logits.argmax(1) != labels
     if precision is not None and bool(wrong.any()):
         rows = wrong.nonzero()[:, 0]
-        wrong[rows] = logits_of(model, images[rows]).argmax(1) != labels[rows]
+        wrong[rows] = is_misclassified(model, images[rows], labels[rows])
     return wrong
 
 

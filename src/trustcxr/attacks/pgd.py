@@ -1,7 +1,6 @@
 """Follow the sign of the gradient: FGSM, PGD in the L-infinity and the L2 ball and on whole grey levels, momentum."""
 
 import math
-from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -127,13 +126,12 @@ def pgd(
     step = base.radii(2.5 * epsilon / steps if step_size is None else step_size, images)
     draw, generator = base.uniform_start if norm == "linf" else _l2_start, torch.Generator().manual_seed(seed)
     options: dict[str, Any] = {"norm": norm, "stop_when_wrong": stop_when_wrong, "precision": precision}
-    climb = partial(_climb, model, steps=steps, **options)
     result, todo = images.clone(), torch.arange(len(images), device=images.device)
     with preserve_state(model, mode):
         for restart in range(restarts):
             start = draw(images[todo], radius[todo], generator) if random_start else images[todo]
             rows = (images[todo], start, labels[todo], radius[todo], step[todo])
-            result[todo] = perturbed = climb(*rows)
+            result[todo] = perturbed = _climb(model, *rows, steps=steps, **options)
             if restart + 1 < restarts:
                 todo = todo[~base.is_misclassified(model, perturbed, labels[todo])]
                 if len(todo) == 0:
@@ -210,7 +208,7 @@ def _climb(
         with base.lowered(precision, start):
             gradient, logits = base.input_gradient(model, current, labels[active], check=number == 0)
         if stop_when_wrong:
-            right = ~base.is_misclassified(model, current, labels[active], precision=precision, logits=logits)
+            right = ~base.confirm_wrong(model, current, labels[active], logits, precision)
             active, current, gradient = active[right], current[right], gradient[right]
             if len(active) == 0:
                 break

@@ -68,7 +68,7 @@ def square(
                 tried = torch.where((moved == now).flatten(1).all(1)[:, None, None, None], other, moved)
             with base.lowered(precision, images):
                 logits = base.logits_of(model, tried)
-            wrong = base.is_misclassified(model, tried, truth, precision=precision, logits=logits)
+            wrong = base.confirm_wrong(model, tried, truth, logits, precision)
             ahead = base.lead(logits, truth)
             better = (ahead < lead) | wrong
             now, lead = torch.where(better[:, None, None, None], tried, now), torch.where(better, ahead, lead)

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from trustcxr.attacks import base
-from trustcxr.attacks.apgd import apgd
-from trustcxr.attacks.fab import fab
+from trustcxr.attacks.apgd import apgd, fab
 from trustcxr.attacks.pgd import pgd_on_grid, round_inwards
 from trustcxr.attacks.square import square
 from trustcxr.errors import UserError, unknown
@@ -98,8 +97,12 @@ def worst_case_report(
     images, size = base.checked_input(images, labels, epsilon)
     base.check_counts("worst-case", steps=steps, queries=queries, restarts=restarts)
     starts = [start] if isinstance(start, Tensor) else list(start)
+    low, high = base.ball(images, size)
     for candidate in starts:
-        _check_start(candidate, images, size)
+        if candidate.shape != images.shape:
+            raise UserError(f"worst-case: start must have the shape of the images, not {tuple(candidate.shape)}")
+        if not bool(((candidate >= low - base.ROUNDING) & (candidate <= high + base.ROUNDING)).all()):
+            raise UserError("worst-case: start must lie within epsilon of the images and in [0, 1]")
     climb = partial(apgd, model, steps=steps, restarts=restarts, precision=precision)
     attacks = {  # the most effective for its cost first
         "apgd-margin": partial(climb, loss="margin", seed=seed),
@@ -149,14 +152,6 @@ class _Search:
         rounded = round_inwards(failed, self.clean[self.todo])
         if not torch.equal(rounded, failed):
             self.record(f"{name}{ROUNDED}", self.todo, rounded, base.logits_of(self.model, rounded))
-
-
-def _check_start(start: Tensor, images: Tensor, radius: Tensor) -> None:
-    if start.shape != images.shape:
-        raise UserError(f"worst-case: start must have the shape of the images, not {tuple(start.shape)}")
-    low, high = base.ball(images, radius)
-    if not bool(((start >= low - base.ROUNDING) & (start <= high + base.ROUNDING)).all()):
-        raise UserError("worst-case: start must lie within epsilon of the images and in [0, 1]")
 
 
 def minimal_perturbation(

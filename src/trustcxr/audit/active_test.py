@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from trustcxr.attacks.adaptive import wrong_share
-from trustcxr.attacks.bpda import AttackView, GradientTraits, plain_name, probe_gradients, tensors_in
+from trustcxr.attacks.adaptive import AttackView, GradientTraits, plain_name, probe_gradients, tensors_in, wrong_share
 from trustcxr.attacks.pgd import pgd, round_inwards
 from trustcxr.models.preserve_state import preserve_state
 from trustcxr.registry import STOCHASTIC_DRAWS

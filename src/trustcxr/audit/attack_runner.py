@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from trustcxr import attacks
-from trustcxr.attacks.adaptive import adaptive, distil
+from trustcxr.attacks.adaptive import AttackView, GradientTraits, adaptive, distil
 from trustcxr.attacks.base import is_misclassified
-from trustcxr.attacks.bpda import AttackView, GradientTraits
 from trustcxr.attacks.pgd import keep_worse
 from trustcxr.audit.multilabel import Decision
 from trustcxr.evaluation.operating_points import Threshold

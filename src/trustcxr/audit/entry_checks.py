@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from trustcxr.attacks.adaptive import GradientTraits, agrees_in_bfloat16, centre, plain_name, probe_gradients
 from trustcxr.attacks.base import input_gradient, logits_of
-from trustcxr.attacks.bpda import GradientTraits, agrees_in_bfloat16, centre, plain_name, probe_gradients
 from trustcxr.attacks.pgd import pgd
 from trustcxr.audit.active_test import ENOUGH, Planted, active_test
 from trustcxr.audit.declaration_check import Declared, check_declaration

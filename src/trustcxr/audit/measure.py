@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from trustcxr.attacks.bpda import probe_gradients
+from trustcxr.attacks.adaptive import probe_gradients
 from trustcxr.audit import attack_runner, declaration_check, multilabel, subgroups
 from trustcxr.audit.attack_runner import AttackRunner
 from trustcxr.audit.audit_data import Audit, AuditImages, ImageRows, OneFinding, load_pixels, match_scores

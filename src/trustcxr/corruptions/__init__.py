@@ -14,7 +14,7 @@ from torch import Tensor
 
 from trustcxr import registry
 from trustcxr.corruptions import artefacts
-from trustcxr.corruptions.rng import ImageRandom
+from trustcxr.corruptions.acquisition import ImageRandom
 from trustcxr.errors import UserError, check_pixels, lookup, unknown
 
 SEVERITIES = (1, 2, 3, 4, 5)

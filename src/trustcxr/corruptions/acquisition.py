@@ -1,16 +1,17 @@
-"""Corrupt images as acquisition does: dose, focus, movement, size, compression, tone, position.
+"""Corrupt images as acquisition does: dose, focus, movement, size, compression, tone, position; draw random numbers.
 
 Each corruption takes images (B, 1, H, W) float32 in [0, 1], a severity 1 to 5 and draws; the caller clamps the result.
 """
 
+import hashlib
+from collections.abc import Iterable
 from functools import lru_cache
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.fft import next_fast_len
 from torch import Tensor
-
-from trustcxr.corruptions.rng import ImageRandom
 
 WRITTEN_FOR = 224  # pixels of a side
 
@@ -25,6 +26,49 @@ EXPOSURE = (0.06, 0.12, 0.18, 0.24, 0.30)  # brighter or darker
 GAMMA = (1.25, 1.5, 1.9, 2.4, 3.0)  # exponent, or one over it
 ROTATION = (3.0, 6.0, 10.0, 15.0, 22.0)  # degrees, either way
 BREATH = 30.0  # degrees from upright within which a patient moves
+
+
+class ImageRandom:
+    """A stream of random numbers for each of B images, seeded by (seed, name, key). On the CPU, float32."""
+
+    def __init__(self, name: str, seed: int, keys: Iterable[int | str]) -> None:
+        digests = (hashlib.blake2b(f"{seed}/{name}/{key}".encode(), digest_size=8).digest() for key in keys)
+        self.seeds = [int.from_bytes(digest, "big") >> 1 for digest in digests]
+        self._generators = [torch.Generator().manual_seed(number) for number in self.seeds]
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    def uniform(self, low: float, high: float) -> Tensor:
+        """Draw one number in [low, high) for each image, (B,)."""
+        return low + (high - low) * torch.tensor([torch.rand((), generator=g) for g in self._generators])
+
+    def signs(self) -> Tensor:
+        """Draw -1 or 1 for each image with equal probability, (B,)."""
+        return torch.where(self.uniform(0, 1) < 0.5, -1.0, 1.0)
+
+    def normal(self, height: int, width: int) -> Tensor:
+        """Draw standard normal numbers for each image, (B, 1, height, width), independent within an image.
+
+        Each image takes a random window and sign of one field of noise, which is much faster than new numbers.
+        """
+        field = _field(height, width)
+        windows = torch.empty(len(self), 1, height, width)
+        for window, generator in zip(windows, self._generators, strict=True):
+            top, left, way = torch.randint(0, 1 << 30, (3,), generator=generator).tolist()
+            top, left = top % (height + 1), left % (width + 1)
+            torch.mul(field[top : top + height, left : left + width], 1.0 if way % 2 else -1.0, out=window[0])
+        return windows
+
+    def numpy(self) -> list[np.random.Generator]:
+        """Return a NumPy generator for each image."""
+        return [np.random.default_rng(number) for number in self.seeds]
+
+
+@lru_cache(maxsize=4)
+def _field(height: int, width: int) -> Tensor:
+    """Return white noise of twice the height and width."""
+    return torch.randn(2 * height, 2 * width, generator=torch.Generator().manual_seed(2311_14227))
 
 
 def relative_size(images: Tensor) -> float:
@@ -106,11 +150,8 @@ def rotation(images: Tensor, severity: int, draws: ImageRandom) -> Tensor:
     angle = torch.deg2rad(ROTATION[severity - 1] * draws.signs())
     height, width = images.shape[-2:]
     cos, sin, none = angle.cos(), angle.sin(), torch.zeros_like(angle)
-    rows = [
-        torch.stack([cos, -sin * height / width, none], 1),
-        torch.stack([sin * width / height, cos, none], 1),
-    ]
-    grid = F.affine_grid(torch.stack(rows, 1).to(images.device), list(images.shape), align_corners=False)
+    matrix = torch.stack([cos, -sin * height / width, none, sin * width / height, cos, none], 1).unflatten(1, (2, 3))
+    grid = F.affine_grid(matrix.to(images.device), list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 

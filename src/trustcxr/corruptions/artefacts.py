@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from trustcxr.corruptions.rng import ImageRandom
+from trustcxr.corruptions.acquisition import ImageRandom
 
 Point = Sequence[float] | NDArray[np.float64]  # across and down, shares of the side
 DRAWN = 0.05  # least opacity of a pixel of the artefact

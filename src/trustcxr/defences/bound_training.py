@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from trustcxr import attacks
-from trustcxr.certify import affine_graph, verify
+from trustcxr.certify import verify
 from trustcxr.certify.verify import Interval, intervals, last_margins
 from trustcxr.defences.base import Radius, smoothed_cross_entropy
 
@@ -45,7 +45,7 @@ def ibp(
     layers, bounds = _bounded(model, images, epsilon)
     worst = -last_margins(layers, bounds, labels)
     if with_crown and grown < 1:
-        rows = affine_graph.margins(worst.shape[1], labels, worst)
+        rows = verify.margins(worst.shape[1], labels, worst)
         worst = grown * worst - (1 - grown) * verify.backward(layers, bounds, rows, verify.first_slopes(layers, bounds))
     loss = (1 - clean_weight - attack_share) * smoothed_cross_entropy(worst, labels, label_smoothing)
     if clean_weight:
@@ -77,23 +77,23 @@ def crown_ibp(
     return ibp(model, images, labels, epsilon=epsilon, with_crown=True, **options)
 
 
-def unevenness(layers: Sequence[affine_graph.Layer], bounds: Sequence[Interval]) -> Tensor:
+def unevenness(layers: Sequence[verify.Layer], bounds: Sequence[Interval]) -> Tensor:
     """Return the sum of both regularisers of Shi et al. (2021, section 3.3), each a mean over the ReLUs.
 
     Tightness: the mean radius before a ReLU should be at most 1 / TOLERANCE times that of the normalised images.
     Balance: surely active and surely inactive inputs should have centres of similar mean and spread, with a ratio of at
     least TOLERANCE.
     """
-    before = [at for layer, at in zip(layers, bounds, strict=False) if isinstance(layer, affine_graph.ReLU)]
-    first = bounds[next(i for i, x in enumerate(layers) if not isinstance(x, affine_graph.Affine) or x.terms > 2)]
+    before = [at for layer, at in zip(layers, bounds, strict=False) if isinstance(layer, verify.ReLU)]
+    first = bounds[next(i for i, x in enumerate(layers) if not isinstance(x, verify.Affine) or x.terms > 2)]
     growth = [_short(first.radius.mean() / at.radius.mean().clamp(min=1e-12)) for at in before]
     return torch.stack(growth).mean() + torch.stack([_unbalance(at) for at in before]).mean()
 
 
-def _bounded(model: nn.Module, images: Tensor, epsilon: Radius) -> tuple[list[affine_graph.Layer], list[Interval]]:
+def _bounded(model: nn.Module, images: Tensor, epsilon: Radius) -> tuple[list[verify.Layer], list[Interval]]:
     """Return the model's layers, with gradients to its weights, and the intervals before and after each."""
     radius = torch.as_tensor(epsilon, dtype=images.dtype, device=images.device)
-    layers = affine_graph.layers(model)
+    layers = verify.layers(model)
     # One for the batch is spread once; convolutions need it at every pixel.
     radius = radius.expand(1 if radius.ndim == 0 else len(images), *images.shape[1:])
     return layers, intervals(layers, Interval(images, radius))

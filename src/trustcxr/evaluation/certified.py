@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from trustcxr.certify import affine_graph
+from trustcxr.certify import verify
 from trustcxr.certify.verify import Effort, least_margins
 from trustcxr.console import Progress
 from trustcxr.data.dataset import Dataset
@@ -34,7 +34,7 @@ def prove(
     or ibp; `tf32`, False: the model answers without TF32. Raises UserError with the layer's name if the model cannot
     be bounded.
     """
-    layers, about, pieces = affine_graph.exact(run.model), about_images(dataset), []
+    layers, about, pieces = verify.exact(run.model), about_images(dataset), []
     effort = (effort or Effort()).over(len(run.model.members()))
     batches = loader(dataset, 16)
     with Progress(f"certifying {run.name} on {len(dataset)} images", len(batches) * len(epsilons)) as bar:

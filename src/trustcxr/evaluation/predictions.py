@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from trustcxr import attacks
 from trustcxr.attacks import base
-from trustcxr.attacks.bpda import AttackView
+from trustcxr.attacks.adaptive import AttackView
 from trustcxr.console import Progress, log
 from trustcxr.corruptions import corrupt
 from trustcxr.data.dataset import Dataset

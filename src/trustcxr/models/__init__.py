@@ -1,7 +1,4 @@
-"""Networks from pixel space to logits.
-
-The names below are loaded on first use.
-"""
+"""Networks from pixel space to logits, loaded on first use."""
 
 from typing import TYPE_CHECKING
 

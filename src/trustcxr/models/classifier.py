@@ -32,7 +32,7 @@ class Ensemble(nn.Module):
         self.means, self.stds = tuple(means), tuple(stds)
 
     def normalise_for(self, index: int, images: Tensor) -> Tensor:
-        """Images (B, 1, H, W), normalised for the first network, as the one at `place` was made for."""
+        """Images (B, 1, H, W), normalised for the first network, as the one at `index` was made for."""
         if (self.means[index], self.stds[index]) == (self.means[0], self.stds[0]):
             return images
         return (images * self.stds[0] + self.means[0] - self.means[index]) / self.stds[index]
@@ -42,10 +42,9 @@ class Ensemble(nn.Module):
         maps = [net.forward_features(self.normalise_for(i, images)) for i, net in enumerate(self.nets)]  # type: ignore[operator]
         for net, features in zip(self.nets, maps, strict=True):
             if features.ndim != 4 or features.shape[1] != net.num_features or features.shape[2:] != maps[0].shape[2:]:
-                raise UserError(
-                    "the members of an ensemble need last feature maps (B, K, h, w) of the same h and w, not "
-                    + " and ".join(str(tuple(m.shape)) for m in maps)
-                )
+                shapes = " and ".join(str(tuple(each.shape)) for each in maps)
+                needed = "last feature maps (B, K, h, w) of the same h and w"
+                raise UserError(f"the members of an ensemble need {needed}, not {shapes}")
         return torch.cat(maps, 1)
 
     def forward_head(self, features: Tensor) -> Tensor:
@@ -63,14 +62,7 @@ class Classifier(nn.Module):
     In a transformer that classifies from its class token `cam_layer` is a layer of the network itself.
     """
 
-    def __init__(
-        self,
-        net: nn.Module,
-        *,
-        mean: float,
-        std: float,
-        lung_gate: bool = False,
-    ) -> None:
+    def __init__(self, net: nn.Module, *, mean: float, std: float, lung_gate: bool = False) -> None:
         super().__init__()
         self.net = net
         self.gate = LungGate() if lung_gate else nn.Identity()

@@ -12,8 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trustcxr.errors import UserError
-
 FIELDS = (17, 25, 33, 41, 49)  # pixels of a side that a cell sees
 WHOLE = "full"
 BACKBONES = ("resnet10t", "resnet18", "resnet34", "resnet50")  # whose stages a cell may read
@@ -26,7 +24,7 @@ SCALE = 16.0  # of the map: many cells are summed
 _NAME = re.compile(rf"evidence-({'|'.join(KINDS)})(?:x([2-9]|[1-9]\d+))?")  # the stem has half of the width
 
 
-def _layer(channels: int, out: int, kernel: int, stride: int = 1, *, act: bool = True) -> list[nn.Module]:
+def convolve(channels: int, out: int, kernel: int, stride: int = 1, *, act: bool = True) -> list[nn.Module]:
     """Make a convolution with its norm and its rectifier: (B, channels, h, w) -> (B, out, h / stride, w / stride)."""
     layers = [nn.Conv2d(channels, out, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(out)]
     return [*layers, nn.ReLU()] if act else layers
@@ -37,7 +35,7 @@ class Block(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.body = nn.Sequential(*_layer(width, width, 3), *_layer(width, width, 1, act=False))
+        self.body = nn.Sequential(*convolve(width, width, 3), *convolve(width, width, 1, act=False))
         self.act = nn.ReLU()
 
     def forward(self, features: Tensor) -> Tensor:
@@ -57,17 +55,12 @@ class EvidenceNet(nn.Module):
     ) -> None:
         super().__init__()
         self.field, self.num_features = None if backbone else field, classes
-        self.stem: nn.Module = nn.Identity()
-        self.act: nn.Module = nn.ReLU() if field is None and not backbone else nn.Identity()
-        self.body: nn.Module
-        self.around: nn.Module | None = None
-        if backbone:
-            self.body = _Pyramid(backbone, width)
-        else:
-            blocks = _WHOLE_BLOCKS if field is None else (field - _FIRST) // _STEP
-            self.stem = nn.Sequential(*_layer(1, width // 2, 5, 2), *_layer(width // 2, width, 3, 2))
-            self.body = nn.Sequential(*[Block(width) for _ in range(blocks)])
-            self.around = _Around(width) if field is None else None
+        blocks = _WHOLE_BLOCKS if field is None else (field - _FIRST) // _STEP
+        stem = [] if backbone else [*convolve(1, width // 2, 5, 2), *convolve(width // 2, width, 3, 2)]
+        self.stem = nn.Sequential(*stem)
+        self.body = _Pyramid(backbone, width) if backbone else nn.Sequential(*[Block(width) for _ in range(blocks)])
+        self.around = _Around(width) if field is None and not backbone else None
+        self.act = nn.ReLU()
         self.head = nn.Conv2d(width, classes + 1, 1)
         assert self.head.bias is not None
         nn.init.zeros_(self.head.bias)
@@ -104,7 +97,7 @@ class _Around(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.down = nn.Sequential(*_layer(width, 2 * width, 3, 2))
+        self.down = nn.Sequential(*convolve(width, 2 * width, 3, 2))
         self.deep = nn.Sequential(*[Block(2 * width) for _ in range(_DEEP_BLOCKS)])
         self.up = nn.Conv2d(2 * width, width, 1)
 
@@ -118,17 +111,14 @@ class _Pyramid(nn.Module):
 
     def __init__(self, backbone: str, width: int) -> None:
         super().__init__()
-        self.stages = timm.create_model(
-            backbone, features_only=True, pretrained=False, in_chans=1, out_indices=(1, 2, 3, 4)
-        )
+        self.stages = timm.create_model(backbone, features_only=True, in_chans=1, out_indices=(1, 2, 3, 4))
         channels: list[int] = self.stages.feature_info.channels()  # type: ignore[operator, union-attr]
         self.lateral = nn.ModuleList(nn.Conv2d(count, width, 1) for count in channels)
-        self.mixed = nn.Sequential(nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+        self.mixed = nn.Sequential(*convolve(width, width, 3))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        finest, *coarser = [
-            lateral(features) for lateral, features in zip(self.lateral, self.stages(pixels), strict=True)
-        ]
+        pairs = zip(self.lateral, self.stages(pixels), strict=True)
+        finest, *coarser = [lateral(features) for lateral, features in pairs]
         for features in coarser:
             finest = finest + F.interpolate(features, size=finest.shape[-2:], mode="bilinear", align_corners=False)
         return self.mixed(finest)
@@ -140,10 +130,9 @@ def is_evidence_network(name: str) -> bool:
 
 
 def build_network(name: str, classes: int) -> EvidenceNet:
-    """Build an untrained network by its name, such as evidence-33x96; raise UserError for any other name."""
+    """Build an untrained network by its name, such as evidence-33x96 (`is_evidence_network`)."""
     match = _NAME.fullmatch(name)
-    if match is None:
-        raise UserError(f"'{name}' is no evidence network: evidence-N with N of {', '.join(KINDS)}")
+    assert match is not None
     kind, width = match[1], int(match[2] or WIDTH)
     if kind in BACKBONES:
         return EvidenceNet(classes, width=width, backbone=kind)

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Mapping
 from copy import deepcopy
-from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,9 @@ def check_export(kind: str, out: Path) -> None:
     ending = lookup(FORMATS, "format", kind)
     if out.suffix != ending:
         raise UserError(f"--out {out}: a file of format {kind} ends in {ending}")
-    for package in ("onnx", "onnxscript", "onnxruntime") if kind == "onnx" else ():
-        try:
-            import_module(package)
-        except ImportError:
-            raise UserError(f"ONNX files need {package}: pip install 'trustcxr[onnx]'") from None
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        if kind == "onnx" and find_spec(package) is None:
+            raise UserError(f"ONNX files need {package}: pip install 'trustcxr[onnx]'")
 
 
 def write(model: nn.Module, size: int, path: Path, kind: str) -> None:
@@ -50,10 +48,8 @@ def write(model: nn.Module, size: int, path: Path, kind: str) -> None:
             else:
                 traced = torch.export.export(model, (example,), **options)
     except Exception as problem:
-        lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
-        raise UserError(
-            f"this model cannot be written as {kind}: {(lines or [type(problem).__name__])[0][:200]}"
-        ) from None
+        first = next((line.strip() for line in str(problem).splitlines() if line.strip()), type(problem).__name__)
+        raise UserError(f"this model cannot be written as {kind}: {first[:200]}") from None
     if kind == "onnx":
         traced.save(str(path), external_data=False)
     else:

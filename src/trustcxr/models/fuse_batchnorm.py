@@ -90,23 +90,19 @@ def _fold(network: nn.Module, layers: list[Pair], undo: ExitStack) -> None:
 
 def find_pairs(network: nn.Module) -> list[Pair]:
     """Return each convolution with a BatchNorm as only user, and that BatchNorm; cached for each network."""
-    if network not in _PAIRS:
-        _PAIRS[network] = _find(network)
-    return _PAIRS[network]
-
-
-def _find(network: nn.Module) -> list[Pair]:
+    if network in _PAIRS:
+        return _PAIRS[network]
+    pairs = _PAIRS[network] = list[Pair]()
     attributes = set(vars(network))
     try:
         graph = _Tracer().trace(network)
     except Exception:  # an external forward pass may raise anything when traced
-        return []
+        return pairs
     finally:
         for name in set(vars(network)) - attributes:  # the tracer stores constants of the forward pass
             delattr(network, name)
     calls = [node for node in graph.nodes if node.op == "call_module"]
     targets = [str(node.target) for node in calls]
-    layers = []
     for node in calls:
         before = node.args[0] if node.args else None
         if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) != 1:
@@ -114,8 +110,8 @@ def _find(network: nn.Module) -> list[Pair]:
         conv, norm = (network.get_submodule(str(n.target)) for n in (before, node))
         once = targets.count(str(before.target)) == targets.count(str(node.target)) == 1
         if once and type(conv) is nn.Conv2d and isinstance(norm, _BatchNorm) and norm.running_mean is not None:
-            layers.append((str(before.target), str(node.target)))
-    return layers
+            pairs.append((str(before.target), str(node.target)))
+    return pairs
 
 
 def _weights(conv: Any, norm: Any) -> dict[str, Tensor]:

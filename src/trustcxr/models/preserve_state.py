@@ -76,8 +76,7 @@ def uncached() -> Iterator[None]:
 
 def is_randomised(model: nn.Module, images: Tensor) -> bool:
     """Return True if the logits (evaluation mode) of images (B, 1, H, W) depend on torch's random state."""
-    with torch.no_grad(), preserve_state(model):
-        torch.manual_seed(0)
+    with torch.no_grad(), preserve_state(model, seed=0):
         first = model(images)
         torch.manual_seed(1)
         return not torch.equal(first, model(images))

@@ -73,7 +73,7 @@ ATTACKS = by_name(
         "apgd-margin", "APGD-margin", "Croce and Hein 2020", "apgd:apgd", _CLIMB | {"precision": None},
         fixed={"loss": "margin"}, shows_steps=True,
     ),
-    Attack("fab", "FAB", "Croce and Hein 2020", "fab:fab", _CLIMB, shows_steps=True),
+    Attack("fab", "FAB", "Croce and Hein 2020", "apgd:fab", _CLIMB, shows_steps=True),
     Attack(
         "square", "Square", "Andriushchenko et al. 2020", "square:square", _SEARCH, box="black", steps="search",
         shows_steps=True, style=("#809590", "s", (0, (1, 1.2))),

@@ -97,11 +97,11 @@ def _check_weights(model: ModelRecipe) -> None:
 
 def check_layers(run: RunRecipe, model: nn.Module) -> None:
     """Raise UserError if a network lacks what its defence needs: layers with bounds, or the guided layer."""
-    from trustcxr.certify import affine_graph
+    from trustcxr.certify import verify
     from trustcxr.models.feature_maps import find_layer
 
     if run.defence.certifies:
-        affine_graph.layers(model)
+        verify.layers(model)
     if run.training.guides_a_layer:
         try:
             find_layer(model, run.training.guidance_layer)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from trustcxr.certify import affine_graph
+from trustcxr.certify import verify
 from trustcxr.certify.verify import Effort
 from trustcxr.console import log
 from trustcxr.data import fingerprints, load_dataset
@@ -294,7 +294,7 @@ def certify(
     if 0 in radii:
         raise UserError("epsilon 0: no pixel may change, so there is nothing to prove; give one above 0")
     run = load_run(folder)
-    affine_graph.layers(run.model)  # fails before the images are read
+    verify.layers(run.model)  # fails before the images are read
     tested_run = _TestedRun.load(run, Source(data, split, labels, listing))
     with tested_run.open_results(hash_of(certify=radii, effort=asdict(effort or Effort()))) as steps:
         steps.prove(tested_run.images, radii, effort=effort)

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from trustcxr import attacks
 from trustcxr.attacks.base import check_finite
-from trustcxr.certify import affine_graph
+from trustcxr.certify import verify
 from trustcxr.certify.verify import Interval, interval_margins
 from trustcxr.console import Progress, format_duration, plural
 from trustcxr.data.loader import loader, to_pixels
@@ -322,11 +322,11 @@ def _certified(model: nn.Module, val: "Dataset", epsilon: float, device: torch.d
     """Count the validation images of this process that are right, and certified by interval bounds."""
     proved = 0.0
     with attacks.preserve_state(model):
-        layers = affine_graph.layers(model)
+        layers = verify.layers(model)
         for images, labels, _ in _batches(val, devices):
             truth, box = (
                 labels.to(device),
-                Interval.from_ends(*affine_graph.box(_pixels(images, device), epsilon)),
+                Interval.from_ends(*verify.box(_pixels(images, device), epsilon)),
             )
             least = interval_margins(layers, box, truth).scatter(1, truth[:, None], torch.inf)
             proved += float((least > 0).all(1).sum())

@@ -152,17 +152,18 @@ def _read_labels(path: Path) -> list[str] | None:
 def _draft_weights(path: Path) -> Draft:
     from trustcxr.models.factory import read_tensors
 
-    state, metadata = read_tensors(path), {}
-    if path.suffix == ".safetensors":
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+    state = read_tensors(path)
     channels = [t.shape[1] for t in state.values() if t.ndim == 4]
     heads = [t.shape[0] for t in state.values() if t.ndim == 2]
     draft = Draft("source", path.name, remarks=[f"{len(state)} tensors, the first {next(iter(state))}"])
     draft.channels = channels[0] if channels and channels[0] in (1, 3) else None
     draft.outputs = heads[-1] if heads else None
-    draft.timm = next((metadata[key] for key in ("timm", "architecture", "model") if metadata.get(key)), "?")
-    draft.add_metadata(metadata)
+    draft.timm = "?"
+    if path.suffix == ".safetensors":
+        with safe_open(path, framework="pt") as file:
+            metadata: dict[str, str] = file.metadata() or {}
+        draft.timm = next((metadata[key] for key in ("timm", "architecture", "model") if metadata.get(key)), "?")
+        draft.add_metadata(metadata)
     return draft
 
 

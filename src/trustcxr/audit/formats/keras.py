@@ -27,10 +27,7 @@ _KINDS = {"softmax": "probabilities", "sigmoid": "sigmoid", "linear": "logits"}
 
 
 class KerasNet(nn.Module):
-    """A Keras model: images (B, C, H, W) in its own range -> its first output, with gradients.
-
-    `size` and `channels` are of its images, None for any.
-    """
+    """A Keras model: images (B, C, H, W) of `size` and `channels` (None for any) -> first output, with gradients."""
 
     def __init__(self, path: Path, *, trust_code: bool = False) -> None:
         super().__init__()
@@ -164,21 +161,15 @@ def _entries(config: Any) -> Iterator[dict[str, Any]]:
 def _count_numbers(file: Any, path: Path, size: int) -> int:
     """Count the numbers in an HDF5 file of `size` bytes; UserError if they lie elsewhere, or claim far more memory."""
     h5py, numbers, claimed = import_extra("h5py", "Keras", "keras"), 0, 0
-    groups, seen = [file["/"]], set()
-    while groups:
-        group = groups.pop()
-        if group in seen:
-            continue
-        seen.add(group)
-        for name in group:
-            part = group[name] if isinstance(group.get(name, getlink=True), h5py.HardLink) else None
-            if part is None or (isinstance(part, h5py.Dataset) and (part.external or part.is_virtual)):
-                raise UserError(f"{path}: '{ascii(name)[1:-1]}' lies elsewhere, perhaps in another file")
-            if isinstance(part, h5py.Group):
-                groups.append(part)
-            elif isinstance(part, h5py.Dataset):
-                numbers, claimed = numbers + part.size, claimed + part.nbytes
-                _check_size(path, part.name, claimed, size)
+    links: list[tuple[str, Any]] = []
+    file.visititems_links(lambda name, link: links.append((name, link)))
+    for name, link in links:
+        part = file[name] if isinstance(link, h5py.HardLink) else None
+        if part is None or (isinstance(part, h5py.Dataset) and (part.external or part.is_virtual)):
+            raise UserError(f"{path}: '{ascii(name)[1:-1]}' lies elsewhere, perhaps in another file")
+        if isinstance(part, h5py.Dataset):
+            numbers, claimed = numbers + part.size, claimed + part.nbytes
+            _check_size(path, part.name, claimed, size)
     return numbers
 
 

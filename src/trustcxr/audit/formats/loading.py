@@ -165,7 +165,7 @@ def _wrap(declared: ModelFile, source: ResolvedSource, origin: Origin, on: torch
         gradients = "none"
         notes.append("no gradients: its answers do not depend on the image in a way that torch can follow")
     # A file that is run operator by operator stores its weights as buffers.
-    stored = [p for p in model.parameters() if p.is_floating_point()] or list(model.net.buffers())
+    stored: list[Tensor] = [p for p in model.parameters() if p.is_floating_point()] or list(model.net.buffers())
     weights = sum(tensor.numel() for tensor in stored)
     origin = replace(origin, parameters=weights or None, gradients=gradients, notes=tuple(notes))
     name = declared.name or Path(origin.path or str(declared.python).strip(":")).stem
@@ -288,9 +288,8 @@ def _open_onnx(path: Path, probe: Tensor) -> ResolvedSource:
     notes, original = _first_output(net.outputs), _in_batches(net, net.batch)
     if converted is None:
         return ResolvedSource(original, "ONNX", "none", (no_gradients(why), *notes))
-    if net.batch is not None and not takes_any_batch(converted, net, probe):
-        converted = FixedBatch(converted, net.batch)
-    return ResolvedSource(converted, "ONNX", "converted", notes, original)
+    at_once = net.batch is None or takes_any_batch(converted, net, probe)
+    return ResolvedSource(_in_batches(converted, None if at_once else net.batch), "ONNX", "converted", notes, original)
 
 
 def _in_batches(net: nn.Module, size: int | None) -> nn.Module:

@@ -185,10 +185,8 @@ def _pool_first(nodes: list[Any], output: str) -> list[Any]:
     uses = Counter(name for node in nodes for name in node.input) + Counter([output])
     makers = {node.output[0]: index for index, node in enumerate(nodes) if node.op_type == "Relu"}
     for index, pool in enumerate(nodes):
-        if pool.op_type != "MaxPool" or len(pool.output) > 1 or uses[pool.input[0]] != 1:
-            continue
-        first = makers.get(pool.input[0])
-        if first is not None:
+        first = makers.get(pool.input[0]) if pool.op_type == "MaxPool" and len(pool.output) == 1 else None
+        if first is not None and uses[pool.input[0]] == 1:
             relu, between = nodes[first], pool.input[0]
             pool.input[0], relu.input[0] = relu.input[0], between
             relu.output[0], pool.output[0] = pool.output[0], between
@@ -333,11 +331,6 @@ def _average_pool(i: list[Any], a: Attributes) -> Tensor:
         raise Unknown("AveragePool with uneven padding")
     strides = a.get("strides", [1] * len(a["kernel_shape"]))
     return F.avg_pool2d(x, a["kernel_shape"], strides, padding, bool(a.get("ceil_mode", 0)), counted)
-
-
-def _batch_norm(i: list[Any], a: Attributes) -> Tensor:
-    x, scale, bias, mean, var = i[:5]
-    return F.batch_norm(x, mean, var, scale, bias, False, 0.0, a.get("epsilon", 1e-5))
 
 
 def _gemm(i: list[Any], a: Attributes) -> Tensor:
@@ -487,7 +480,7 @@ def _all(function: Callable[[Tensor, Tensor], Tensor]) -> Operator:
 
 OPERATORS: dict[str, Operator] = {
     "Conv": _conv,
-    "BatchNormalization": _batch_norm,
+    "BatchNormalization": lambda i, a: F.batch_norm(i[0], i[3], i[4], i[1], i[2], eps=a.get("epsilon", 1e-5)),
     "LayerNormalization": _layer_norm,
     "InstanceNormalization": lambda i, a: F.instance_norm(i[0], weight=i[1], bias=i[2], eps=a.get("epsilon", 1e-5)),
     "MaxPool": _max_pool,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from trustcxr.attacks.bpda import plain_name, tensors_in
+from trustcxr.attacks.adaptive import plain_name, tensors_in
 from trustcxr.audit.formats.model_file import InputSpec, Kind, OutputSpec
 from trustcxr.audit.formats.outputs import FixedBatch, unwrap_single
 from trustcxr.errors import UserError
@@ -31,9 +31,8 @@ class WrappedModel(nn.Module):
     """`net` as a module from images (B, 1, H, W), float, in [0, 1], to logits (B, C).
 
     Resizing, range, RGB and normalisation happen inside, so gradients are in pixel space. Probabilities become logits:
-    the input of their softmax or sigmoid if torch sees it, else their clamped logarithm.
-    The last feature map passes through `cam_layer`, an identity, once `find_cam_layer` has found that map (with a fixed
-    batch size for the first batch alone).
+    the input of their softmax or sigmoid if torch sees it, else their clamped logarithm. The last feature map passes
+    through `cam_layer`, an identity, once `find_cam_layer` has found it (with a fixed batch size for the first batch).
     """
 
     def __init__(self, net: nn.Module, input_spec: InputSpec, output_spec: OutputSpec) -> None:
@@ -92,8 +91,7 @@ class WrappedModel(nn.Module):
     def find_cam_layer(self, images: Tensor) -> bool:
         """Find the call that makes the last feature map; False if torch sees none."""
         prepared = self.prepare(images[: self.batch])
-        with torch.no_grad(), Watch(self.cam_layer, None) as watch:
-            watch.maps = Maps(prepared)
+        with torch.no_grad(), Watch(self.cam_layer, None, prepared) as watch:
             self.net(prepared)
         self.cam_call = watch.last_map
         return watch.last_map is not None
@@ -118,14 +116,22 @@ def as_states(logits: Tensor, index: int, cut: float) -> Tensor:
 
 
 class Watch(TorchFunctionMode):
-    """Record softmax and sigmoid inputs and the last feature map while a network runs."""
+    """Record softmax and sigmoid inputs while a network runs, and the last feature map if it is given its images.
 
-    def __init__(self, cam_layer: nn.Module, cam_call: int | None) -> None:
+    A map (B, K, h, w) or (B, h, w, K), as opposed to attention's table of tokens, has the images' aspect ratio to
+    within one cell. It comes from another map or has no more rows than the smallest so far. A table has a row a token,
+    and a map has more tokens than rows.
+    """
+
+    def __init__(self, cam_layer: nn.Module, cam_call: int | None, images: Tensor | None = None) -> None:
         super().__init__()
         self.cam_layer, self.cam_call = cam_layer, cam_call
+        self.height, self.width = (0, 0) if images is None else images.shape[-2:]
+        self.smallest, self.maps = self.height, WeakTensorKeyDictionary()
+        if images is not None:
+            self.maps[images] = self.height
         # By the id of a 2-D softmax or sigmoid result, or rows of it: kind, result (which keeps the id taken), input.
         self.squashed: dict[int, tuple[Kind, Tensor, Tensor]] = {}
-        self.maps: Maps | None = None
         self.last_map: int | None = None  # number of the last call that made a map
         self.calls = 0
 
@@ -138,13 +144,23 @@ class Watch(TorchFunctionMode):
             return result
         if result.ndim == 4 and result.is_floating_point() and min(result.shape[-2:]) > 1 and _four_sided(args):
             call, self.calls = self.calls, self.calls + 1
-            if self.maps is not None and self.maps.add(result, args):
+            if self.maps and self._is_map(result, args):
                 self.last_map = call
             if call == self.cam_call:
                 return self.cam_layer(result)
         elif result.ndim == 2 and args:
             return self._record_squashed(func, args, kwargs or {}, result)
         return result
+
+    def _is_map(self, tensor: Tensor, args: tuple[Any, ...]) -> bool:
+        """Return whether a 4-D tensor computed from these arguments is a map, and record it if so."""
+        from_a_map = any(part in self.maps for part in _four_sided(args))
+        for rows, columns in (tensor.shape[2:], tensor.shape[1:3]):
+            fits = abs(rows * self.width - columns * self.height) <= max(self.height, self.width)
+            if fits and (from_a_map or rows <= self.smallest):
+                self.maps[tensor], self.smallest = rows, min(self.smallest, rows)
+                return True
+        return False
 
     def _record_squashed(
         self, func: Callable[..., Any], args: tuple[Any, ...], named: dict[str, Any], result: Tensor
@@ -173,30 +189,6 @@ def _is_unchanged(kind: Kind, output: Tensor, source: Tensor) -> bool:
     precision = torch.finfo(output.dtype)
     tolerance = max(_CLOSE, 4 * precision.eps)
     return torch.allclose(squashed.float(), output.float(), rtol=tolerance, atol=precision.tiny, equal_nan=True)
-
-
-class Maps:
-    """Tensors (B, K, h, w) or (B, h, w, K) that are feature maps, as opposed to attention's tables of tokens.
-
-    A map has the images' aspect ratio to within one cell. It comes from another map or has no more rows than the
-    smallest so far. A table has a row a token, and a map has more tokens than rows.
-    """
-
-    def __init__(self, images: Tensor) -> None:
-        self.height, self.width = images.shape[-2:]
-        self.smallest = self.height
-        self.rows_of = WeakTensorKeyDictionary()
-        self.rows_of[images] = self.height
-
-    def add(self, tensor: Tensor, args: tuple[Any, ...]) -> bool:
-        """Return whether a 4-D tensor computed from these arguments is a map, and record it if so."""
-        from_a_map = any(part in self.rows_of for part in _four_sided(args))
-        for rows, columns in (tensor.shape[2:], tensor.shape[1:3]):
-            fits = abs(rows * self.width - columns * self.height) <= max(self.height, self.width)
-            if fits and (from_a_map or rows <= self.smallest):
-                self.rows_of[tensor], self.smallest = rows, min(self.smallest, rows)
-                return True
-        return False
 
 
 def _four_sided(args: tuple[Any, ...]) -> list[Tensor]:
@@ -240,8 +232,8 @@ def _affine(spec: InputSpec) -> tuple[Tensor, Tensor]:
     unit = span if spec.std else 1.0  # of the std, in units of the range
     scale = span / (std * unit)
     shift = -mean * span / (std * unit) if spec.mean else low / (std * unit)
-    parts = torch.broadcast_tensors(scale, shift, torch.empty(spec.channels))[:2]
-    return parts[0].float().reshape(1, -1, 1, 1).clone(), parts[1].float().reshape(1, -1, 1, 1).clone()
+    scale, shift = (part.float().expand(spec.channels).reshape(1, -1, 1, 1).clone() for part in (scale, shift))
+    return scale, shift
 
 
 def is_layer_output(net: nn.Module, inputs: Tensor) -> bool:
