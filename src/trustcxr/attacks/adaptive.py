@@ -380,7 +380,7 @@ def adaptive(
                 break
     if surrogate is not None:
         worst.climb(AttackView(surrogate), radius, steps, seed, stop=False)
-    if queries and len(rows := worst.remaining()):
+    if queries and len(rows := (worst.wrong < 1).nonzero()[:, 0]):
         search = partial(square, AttackView(model, draws=traits.draws, scale=traits.scale), queries=queries, ends=ends)
         worst.add(rows, search(images[rows], labels[rows], epsilon=radius[rows], seed=seed))
     return worst.images
@@ -411,10 +411,6 @@ class _Worst:
         self.images = images.clone()
         self.wrong, self.lead = _over_draws(model, images, labels, self.draws, _SEED)
 
-    def remaining(self) -> Tensor:
-        """Return the rows on which the model is not always wrong."""
-        return (self.wrong < 1).nonzero()[:, 0]
-
     def add(self, rows: Tensor, candidates: Tensor) -> None:
         """Keep candidates (N, 1, H, W) for these rows, as floats or on whole greys, if they are worse."""
         for tried in (candidates, round_inwards(candidates, self.clean[rows])):
@@ -428,7 +424,7 @@ class _Worst:
     def climb(self, variant: nn.Module, radius: Tensor, steps: int, seed: int, *, stop: bool) -> None:
         """Run PGD through `variant`, then APGD on the margin on what remains."""
         for attack in (partial(pgd, stop_when_wrong=stop), partial(apgd, loss="margin")):
-            if len(rows := self.remaining()):
+            if len(rows := (self.wrong < 1).nonzero()[:, 0]):
                 images, labels = self.clean[rows], self.labels[rows]
                 self.add(rows, attack(variant, images, labels, epsilon=radius[rows], steps=steps, seed=seed))
 

@@ -17,7 +17,7 @@ is exact.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -79,10 +79,6 @@ class Effort:
     crown: bool = True  # try CROWN if intervals prove nothing
     neurons: int = NEURONS  # bound ReLUs with at most this many inputs by CROWN too, in each network of an ensemble
     steps: int = STEPS  # gradients in CROWN's slopes
-
-    def over(self, networks: int) -> "Effort":
-        """Return the same effort for an ensemble of so many networks."""
-        return replace(self, neurons=self.neurons * networks)
 
 
 def effort(method: str, *, neurons: int = NEURONS, steps: int = STEPS) -> Effort:

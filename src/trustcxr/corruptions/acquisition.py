@@ -36,9 +36,6 @@ class ImageRandom:
         self.seeds = [int.from_bytes(digest, "big") >> 1 for digest in digests]
         self._generators = [torch.Generator().manual_seed(number) for number in self.seeds]
 
-    def __len__(self) -> int:
-        return len(self.seeds)
-
     def uniform(self, low: float, high: float) -> Tensor:
         """Draw one number in [low, high) for each image, (B,)."""
         return low + (high - low) * torch.tensor([torch.rand((), generator=g) for g in self._generators])
@@ -53,7 +50,7 @@ class ImageRandom:
         Each image takes a random window and sign of one field of noise, which is much faster than new numbers.
         """
         field = _field(height, width)
-        windows = torch.empty(len(self), 1, height, width)
+        windows = torch.empty(len(self.seeds), 1, height, width)
         for window, generator in zip(windows, self._generators, strict=True):
             top, left, way = torch.randint(0, 1 << 30, (3,), generator=generator).tolist()
             top, left = top % (height + 1), left % (width + 1)

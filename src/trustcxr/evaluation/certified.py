@@ -4,13 +4,13 @@ The accuracy under the strongest possible attack lies between it and accuracy un
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import torch
 
-from trustcxr.certify import verify
-from trustcxr.certify.verify import Effort, least_margins
+from trustcxr.certify.verify import Effort, exact, least_margins
 from trustcxr.console import Progress
 from trustcxr.data.dataset import Dataset
 from trustcxr.data.loader import loader, to_pixels
@@ -34,8 +34,9 @@ def prove(
     or ibp; `tf32`, False: the model answers without TF32. Raises UserError with the layer's name if the model cannot
     be bounded.
     """
-    layers, about, pieces = verify.exact(run.model), about_images(dataset), []
-    effort = (effort or Effort()).over(len(run.model.members()))
+    layers, about, pieces = exact(run.model), about_images(dataset), []
+    effort = effort or Effort()
+    effort = replace(effort, neurons=effort.neurons * len(run.model.members()))
     batches = loader(dataset, 16)
     with Progress(f"certifying {run.name} on {len(dataset)} images", len(batches) * len(epsilons)) as bar:
         for raw, _, indices in batches:
