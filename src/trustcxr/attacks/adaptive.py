@@ -44,7 +44,7 @@ REPEATS = 8  # passes that show whether a model is random
 _FEW, _RADIUS = 16, 0.02  # images of that comparison, and their random change
 LONGER, CLIMBS = 10, 6  # with approximate gradients: factor of steps, and most repeats while they help
 _SEED = 977  # not that of the final judgement: candidates must not be selected on its draws
-_WIDTHS = (16, 32, 64, 96)
+_WIDTHS = (16, 32, 64, 96)  # channels of the blocks of a distilled network
 
 
 class BPDA(TorchFunctionMode):
