@@ -25,8 +25,7 @@ from trustcxr.attacks.adaptive import (
     wrong_share,
 )
 from trustcxr.audit.attack_runner import AttackRunner
-from trustcxr.audit.entry_checks import EntryReport, check_afterwards
-from trustcxr.audit.model_state import describe_state
+from trustcxr.audit.entry_checks import EntryReport, check_afterwards, describe_state
 from trustcxr.errors import UserError
 from trustcxr.models.preserve_state import preserve_state
 from trustcxr.recipes.evaluation_recipe import AttackRecipe

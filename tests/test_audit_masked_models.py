@@ -28,16 +28,17 @@ from trustcxr.audit.active_test import active_test
 from trustcxr.audit.entry_checks import (
     Check,
     EntryReport,
+    changed_parts,
     check_afterwards,
     check_memory,
     compare_differences,
+    describe_state,
     largest_difference_with_gradients,
     move_greys,
     move_half_pixel,
     run_entry_checks,
 )
 from trustcxr.audit.formats import load
-from trustcxr.audit.model_state import changed_parts, describe_state
 
 CLASSES, EPSILON = ("COVID-19", "Non-COVID", "Normal"), 0.05
 # The grave checks that each model must fail, of those before and after the attacks.

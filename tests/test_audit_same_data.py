@@ -19,8 +19,9 @@ from small_networks import write_onnx
 from test_audit_command import CLASSES, Brightness, _short, few_steps, greys, model_file
 from test_audit_tables import table as scores_file
 from test_cli import complaint
-from trustcxr.audit import compare, submitted
+from trustcxr.audit import compare
 from trustcxr.audit import run_audit as audits
+from trustcxr.audit.audit_data import read_submitted
 from trustcxr.data import load_dataset
 from trustcxr.data.phantom import write_files
 from trustcxr.errors import UserError
@@ -110,9 +111,9 @@ def test_adversarial_images_for_a_model_of_one_size_are_refused_for_one_of_anoth
     small, large = (load_dataset(greys, size=size) for size in (16, 24))
     images = {str(small.sample_ids[0]): torch.from_numpy(np.array(small.images[0])).float() / 255}
     save_file(images, str(tmp_path / "a.safetensors"), metadata={"epsilon": "0.1", "by": "somebody"})
-    assert submitted.read_submitted(tmp_path / "a.safetensors", small).epsilon == 0.1
+    assert read_submitted(tmp_path / "a.safetensors", small).epsilon == 0.1
     with pytest.raises(UserError, match=r"but the image is a float image \(1, 24, 24\)"):
-        submitted.read_submitted(tmp_path / "a.safetensors", large)
+        read_submitted(tmp_path / "a.safetensors", large)
 
 
 @pytest.mark.slow

@@ -67,11 +67,11 @@ def test_it_learns_from_training_images_of_other_patients(
 ) -> None:
     images = opened(without_gradients, listed)
     assert images.surrogate is not None
-    training, rows = images.surrogate.training, images.surrogate.rows
+    training, rows = images.surrogate.whole, images.surrogate.rows
     assert (images.examined.split, training.split) == ("Test", "Train")
     assert len(rows) == len(set(rows)) == 3 * (SPLITS["Train"] - SHARED - COPIES)
     assert not set(training.groups[rows]) & set(images.examined.groups)
-    pixels = images.surrogate.load(torch.device("cpu"))
+    pixels = audit_data.load_pixels(training, rows, torch.device("cpu"))
     assert same_images(pixels, training.images) == len(rows)
     assert same_images(pixels, images.examined.images) == 0
     monkeypatch.setattr(audit_data, "SURROGATE_IMAGES", 9)
@@ -92,7 +92,7 @@ def test_where_there_are_no_training_images_beside_those_examined_there_is_nothi
     assert opened(without_gradients, listed, "Train").surrogate is None
     divided = opened(without_gradients, greys, "Test").surrogate
     assert divided is not None
-    assert divided.training.split == "Train"
+    assert divided.whole.split == "Train"
     table = pd.read_csv(listed, dtype=str)
     shutil.copytree(listed.parent, tmp_path / "one")
     table.assign(patient_id="one").to_csv(tmp_path / "one" / "list.csv", index=False)

@@ -25,7 +25,7 @@ def test_the_efforts_that_stand_in_the_code_are_those_of_the_published_audits() 
         "draws": STOCHASTIC_DRAWS,
         "surrogate_images": audit_data.SURROGATE_IMAGES,
         "surrogate_steps": default(adaptive.distil, "steps"),
-        "planted_steps": default(active_test.active_test, "steps"),
+        "planted_steps": active_test.STEPS,
         "planted_found": active_test.ENOUGH,
     }
     assert list(efforts.values()) == [10, 10, 6, 16, 256, 300, 40, 0.95]

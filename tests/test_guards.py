@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from small_networks import images_and_labels, trained
 from trustcxr.attacks import pgd
 from trustcxr.attacks.adaptive import probe_gradients
-from trustcxr.audit import guards as guarding
-from trustcxr.audit.attack_runner import AttackRunner
-from trustcxr.audit.guards import Guards, describe_guards, try_guards
+from trustcxr.audit import attack_runner
+from trustcxr.audit.attack_runner import AttackRunner, Guards, describe_guards, try_guards
 from trustcxr.recipes.protocol import GuardRecipe
 
 EPSILON, COUNT = 0.04, 40
@@ -47,7 +46,7 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Attack a model by PGD, and try the guards on what is left."""
     images, labels = images_and_labels(COUNT, seed=8)
     dataset = Images(images, labels)
-    monkeypatch.setattr(guarding, "load_pixels", lambda data, rows, device: data.pixels[rows])
+    monkeypatch.setattr(attack_runner, "load_pixels", lambda data, rows, device: data.pixels[rows])
 
     def work(model: nn.Module, *, quick: bool = True) -> Guards:
         runner = AttackRunner(model, probe_gradients(model, images[:8]), gradients=True, images=images)
@@ -75,13 +74,13 @@ def described(guards: Guards) -> dict[str, Any]:
 def test_an_honest_network_passes_and_a_masked_one_does_not(tried: Any) -> None:
     honest = trained("fgsm")
     found = tried(honest)
-    assert found.total == COUNT
-    assert 5 < found.left < COUNT
-    assert found.searched == min(24, found.left)
+    assert found["total"] == COUNT
+    assert 5 < found["left"] < COUNT
+    assert found["searched"] == min(24, found["left"])
     checks = described(found)
     assert all(check.passed is not False for check in checks.values()), checks
     assert "Square with 200 queries breaks 0 of" in checks["long Square"].text
-    assert f"among the {found.left} of {COUNT} images" in checks["long Square"].text
+    assert f"among the {found['left']} of {COUNT} images" in checks["long Square"].text
     masked = described(tried(Masked(trained("standard"))))
     assert masked["long Square"].passed is False
     assert masked["surrogate"].passed is False
@@ -95,11 +94,11 @@ def test_the_sentence_of_a_surrogate_that_disagrees_is_withheld(tried: Any) -> N
         other[1].weight.copy_(torch.eye(3).roll(1, 0))
         other[1].bias.zero_()
     guards = tried(other)
-    assert guards.agreeing < 0.8 * guards.compared
-    assert guards.transferred == 0
+    assert guards["agreeing"] < 0.8 * guards["compared"]
+    assert guards["transferred"] == 0
     check = described(guards)["surrogate"]
     assert (check.passed, check.grave) == (None, False)
-    share = f"{guards.agreeing / guards.compared:.0%}"
+    share = f"{guards['agreeing'] / guards['compared']:.0%}"
     assert f"It agrees with the model on {share} of 24 images, less than 80%, so nothing follows" in check.text
 
 
@@ -110,14 +109,14 @@ def test_a_surrogate_is_distilled_although_the_gradients_are_sound(tried: Any, m
     )
     guards = tried(trained("fgsm"), quick=False)
     assert asked == [COUNT]
-    assert guards.agreeing == guards.compared == 24
+    assert guards["agreeing"] == guards["compared"] == 24
     assert "100% of 24 images" in described(guards)["surrogate"].text
 
 
 def test_counts_of_findings_add_up_and_chance_is_allowed() -> None:
     one = Guards(total=40, left=30, searched=20, by_square=1)
     both = one + one
-    assert (both.total, both.searched, both.by_square, both.large) == (80, 40, 2, 0)
+    assert (both["total"], both["searched"], both["by_square"], both["large"]) == (80, 40, 2, 0)
     assert described(both)["long Square"].passed is True, "two of forty may be chance"
     many = described(Guards(total=40, left=30, searched=30, by_square=9))
     assert many["long Square"].passed is False

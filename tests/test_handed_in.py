@@ -13,7 +13,8 @@ from small_networks import write_onnx
 from test_audit_command import Brightness, _short, greys, model_file  # noqa: F401
 from test_cli import complaint
 from trustcxr.audit import run_audit as audits
-from trustcxr.audit import submitted
+from trustcxr.audit.audit_data import read_submitted
+from trustcxr.audit.measure import worst_with_submitted
 from trustcxr.data import load_dataset
 from trustcxr.errors import UserError
 from trustcxr.report import audit_html, leaderboard
@@ -127,9 +128,7 @@ def test_images_of_a_finding_count_for_it_and_those_of_a_image_for_all_its_other
     names = [str(name) for name, label in zip(images.sample_ids, images.labels, strict=True) if label == 2][:2]
     light, dark = torch.full((1, 16, 16), 0.9), torch.full((1, 16, 16), 0.1)
     found = {names[0]: dark, f"{names[0]}#Edema": light, f"{names[1]}#Edema": dark.clone()}
-    given = submitted.read_submitted(
-        written(tmp_path / "a.safetensors", found, epsilon="1"), images, ("Bright", "Edema")
-    )
+    given = read_submitted(written(tmp_path / "a.safetensors", found, epsilon="1"), images, ("Bright", "Edema"))
     table = pd.DataFrame(
         {
             "sample_id": [f"{name}#{finding}" for name in names for finding in ("Bright", "Edema")],
@@ -141,29 +140,24 @@ def test_images_of_a_finding_count_for_it_and_those_of_a_image_for_all_its_other
             "broken_by": "",
         }
     )
-    worse, counted = submitted.worst_with_submitted(table, given, Present(), torch.device("cpu"))
-    assert counted is not None
+    worse, (counted,) = worst_with_submitted(table, given, Present(), torch.device("cpu"))
     wrong = [bool(logits.argmax() != 1) for logits in worse["logits"]]
     assert wrong == [True, False, False, True], "the image's image for Bright, its own for Edema"
     assert list(worse["broken_by"]) == ["somebody", "", "", "somebody"]
     assert (counted.n, counted.found_alone, counted.missed) == (3, 2, 0)
     only = {f"{names[0]}#Edema": dark.clone()}
-    other = submitted.read_submitted(
-        written(tmp_path / "c.safetensors", only, epsilon="1"), images, ("Bright", "Edema")
-    )
+    other = read_submitted(written(tmp_path / "c.safetensors", only, epsilon="1"), images, ("Bright", "Edema"))
     table = table[table["sample_id"].str.endswith("#Bright")]
-    same, none = submitted.worst_with_submitted(table, other, Present(), torch.device("cpu"))
+    same, none = worst_with_submitted(table, other, Present(), torch.device("cpu"))
     assert same is table
-    assert none is None
+    assert none == []
     mistyped = written(tmp_path / "e.safetensors", {f"{names[0]}#Edma": dark.clone()}, epsilon="1")
     with pytest.raises(UserError, match="#Edma: behind an image's id may stand one of its findings, Bright, Edema"):
-        submitted.read_submitted(mistyped, images, ("Bright", "Edema"))
+        read_submitted(mistyped, images, ("Bright", "Edema"))
     with pytest.raises(UserError, match="holds no image"):
-        submitted.read_submitted(written(tmp_path / "d.safetensors", {}, epsilon="1"), images)
+        read_submitted(written(tmp_path / "d.safetensors", {}, epsilon="1"), images)
     with pytest.raises(UserError, match="nobody#Edema is none of these images"):
-        submitted.read_submitted(
-            written(tmp_path / "b.safetensors", {"nobody#Edema": dark.clone()}, epsilon="1"), images
-        )
+        read_submitted(written(tmp_path / "b.safetensors", {"nobody#Edema": dark.clone()}, epsilon="1"), images)
 
 
 def bright_or_dark(folder: Path) -> Path:

@@ -16,9 +16,9 @@ from test_cli import run
 from trustcxr import attacks, explain
 from trustcxr.attacks.adaptive import probe_gradients
 from trustcxr.audit.active_test import active_test
+from trustcxr.audit.entry_checks import changed_parts, describe_state
 from trustcxr.audit.formats import describe_file, load
 from trustcxr.audit.formats.wrapper import is_layer_output
-from trustcxr.audit.model_state import changed_parts, describe_state
 from trustcxr.errors import UserError
 from trustcxr.models.fuse_batchnorm import make_fused_copy
 

@@ -7,6 +7,7 @@ It is the smoothest of a few that do: an interpolating one has local maxima, whe
 points are corners of a smaller ball: else all corners would be adversarial by their distance alone.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -22,7 +23,8 @@ from trustcxr.registry import STOCHASTIC_DRAWS
 
 _LINEAR = {"linear": 0, "addmm": 1, "matmul": 0, "mm": 0, "__matmul__": 0}  # index of the features among the arguments
 _CONVOLUTIONS, _SUMS = {"conv2d", "convolution", "_convolution"}, {"sum", "mean"}
-_FEW_STEPS = 10  # of the first attack; the whole one is for examples that it missed
+_FEW_STEPS, STEPS = 10, 40  # of the first attack, and of the whole one for examples that it missed
+_POINTS = 64  # most points to fit a last layer to
 _INSIDE = 0.9  # of the radius: the largest distance of clean points
 _RIDGES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)  # of the points' mean squared distance: the smoothest first
 _APART = 0.1  # required lead of the planted score (target 1) over the highest clean one (0); 1e-6 for the last ridge
@@ -50,10 +52,7 @@ def active_test(
     *,
     epsilon: float,
     traits: GradientTraits | None = None,
-    variants: Sequence[nn.Module] | None = None,
-    points: int = 64,
-    steps: int = 40,
-    seed: int = 0,
+    variants: Sequence[AttackView] | None = None,
 ) -> Planted | None:
     """Plant an adversarial example around each of `images` (B, 1, H, W), and search for them with PGD.
 
@@ -63,13 +62,13 @@ def active_test(
     """
     traits = traits or probe_gradients(model, images)
     with preserve_state(model), torch.no_grad():
-        torch.manual_seed(seed)
+        torch.manual_seed(0)
         draws = STOCHASTIC_DRAWS if traits.random else 1
         call, width, margin = _find_readout(model, images)
         if call is None:
             return None
-        count = max(16, min(points // draws, width // 2))
-        random = torch.Generator().manual_seed(seed)
+        count = max(16, min(_POINTS // draws, width // 2))
+        random = torch.Generator().manual_seed(0)
         corners = _around(images, epsilon, 1, random, corner=True)[:, 0]
         pairs = zip(images, corners, strict=True)
         fitted = [_fit(model, call, x, corner, epsilon, (count, draws), random) for x, corner in pairs]
@@ -85,11 +84,12 @@ def active_test(
         return None
     hits = torch.zeros(len(clean), dtype=torch.bool, device=clean.device)
     for variant in variants or traits.variants(model):
-        for count in (min(_FEW_STEPS, steps), steps):
+        for steps in (_FEW_STEPS, STEPS):
             missed = (sure & ~hits).nonzero()[:, 0]
             if len(missed):
                 part, x, y = new.select(missed), clean[missed], labels[missed]
-                adversarial = pgd(_view(variant, part), x, y, epsilon=epsilon, steps=count, seed=seed)
+                view = AttackView(part, draws=variant.draws, scale=variant.scale, bpda=variant.bpda)
+                adversarial = pgd(view, x, y, epsilon=epsilon, steps=steps, seed=0)
                 hits[missed] |= wrong_share(part, adversarial, y, draws=draws) > 0.5
     random_hits = torch.zeros_like(hits)
     for tries in _around(clean, epsilon, _FEW_STEPS, random, corner=True).unbind(1):
@@ -98,21 +98,11 @@ def active_test(
     return Planted(int(sure.sum()), share(hits), share(random_hits))
 
 
-def _view(variant: nn.Module, new: nn.Module) -> nn.Module:
-    """Return the planted model in the same view as `variant` is of the model."""
-    if isinstance(variant, AttackView):
-        return AttackView(new, draws=variant.draws, scale=variant.scale, bpda=variant.bpda)
-    return new
-
-
 class _Call(NamedTuple):
-    """The number of the call that is the last layer; `every`: calls a part if a batch is split, else 0."""
+    """The number of the call that is the last layer, among `every` calls for each part of a batch."""
 
     number: int
     every: int
-
-    def matches(self, number: int) -> bool:
-        return (number % self.every if self.every else number) == self.number
 
 
 class _Readout(TorchFunctionMode):
@@ -135,7 +125,7 @@ class _Readout(TorchFunctionMode):
         if source is None:
             return result
         number, self.count = self.count, self.count + 1
-        if self.call is not None and not self.call.matches(number):
+        if self.call is not None and number % self.call.every != self.call.number:
             return result
         features = source.mean((2, 3)) if result.ndim == 4 and result[0, 0].numel() > 1 else source.flatten(1)
         if self.call is None:
@@ -211,7 +201,7 @@ def _find_readout(model: nn.Module, images: Tensor) -> tuple[_Call | None, int, 
     logits = result.float().flatten(2).mean(2) if result.ndim == 4 else result.float()
     top = torch.cat([logits, torch.zeros_like(logits)], 1) if logits.shape[1] == 1 else logits
     top = top.topk(2, dim=1).values
-    call = _Call(fitting[-1], 0 if size is None else seen.count)
+    call = _Call(fitting[-1], sys.maxsize if size is None else seen.count)
     return call, int(features.shape[1]), max(float((top[:, 0] - top[:, 1]).median()), 1e-6)
 
 
@@ -246,13 +236,9 @@ def _fit(
 ) -> tuple[Tensor, Tensor] | None:
     """Fit weights (F,) and a bias that separate the corner from `points` (number, draws) inside; None if impossible."""
     within = points[0] // 2
-    inside = torch.cat(
-        [
-            _around(image[None], epsilon, points[0] - within, random, corner=False)[0],
-            _around(image[None], _INSIDE * epsilon, within, random, corner=True)[0],
-        ]
-    )
-    features = _features(model, call, torch.cat([image[None], inside, corner[None]]), points[1])
+    inside = _around(image[None], epsilon, points[0] - within, random, corner=False)[0]
+    corners = _around(image[None], _INSIDE * epsilon, within, random, corner=True)[0]
+    features = _features(model, call, torch.cat([image[None], inside, corners, corner[None]]), points[1])
     centre = features[:-1].mean(0)
     offsets = features - centre
     scale = offsets.norm(dim=1).mean().clamp(min=1e-12)

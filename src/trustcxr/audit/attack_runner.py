@@ -1,36 +1,55 @@
-"""Run attacks in the form that a model needs: plain, with BPDA, over draws, without gradients, or on one decision."""
+"""Run attacks in the form that a model needs: plain, with BPDA, over draws, without gradients, or on one decision.
 
-from collections.abc import Callable, Iterable, Sequence
+Guards are attacks without gradients of the model on images that all others left right: a long Square, a surrogate, and
+a large epsilon. What breaks more of them than chance shows that gradients misled the attacks.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from trustcxr import attacks
-from trustcxr.attacks.adaptive import AttackView, GradientTraits, adaptive, distil
+from trustcxr.attacks.adaptive import AttackView, GradientTraits, adaptive, distil, wrong_share
 from trustcxr.attacks.base import is_misclassified
-from trustcxr.attacks.pgd import keep_worse
+from trustcxr.attacks.pgd import keep_worse, pgd
+from trustcxr.audit.audit_data import OneFinding, load_pixels
+from trustcxr.audit.declaration_check import predict_parts
+from trustcxr.audit.entry_checks import STRONGER, Check
 from trustcxr.audit.multilabel import Decision
+from trustcxr.console import Progress
+from trustcxr.data.dataset import Dataset
+from trustcxr.evaluation.gradient_masking import ABOUT_ZERO
 from trustcxr.evaluation.operating_points import Threshold
 from trustcxr.evaluation.predictions import CarryOut, Options
 from trustcxr.models.fuse_batchnorm import make_fused_copy
 from trustcxr.models.preserve_state import preserve_state
 from trustcxr.recipes.evaluation_recipe import AttackRecipe
-from trustcxr.registry import ONE_STEP, WORST_CASE
+from trustcxr.recipes.protocol import GuardRecipe
+from trustcxr.registry import ONE_STEP, STOCHASTIC_DRAWS, WORST_CASE, is_linf
+from trustcxr.statistics import wilson
+from trustcxr.storage.prediction_table import CLEAN, right
 
 ENDS = 0.9  # of epsilon: the least move of Square
 THRESHOLD_STEPS = 10  # most steps of an attack on the threshold of one class
 COMPARED = 8  # images on which the faster model must answer as the model does
+_GUARD_SEED = 1_000_000  # not that of a batch
+_GUARD_STEPS = 20  # of PGD
+# Counts of images, which add up over findings. `left`: right after all attacks, of `total`. Of these, `by_square` of
+# `searched` and `by_surrogate` of `transferred` were broken; `agreeing` of `compared`: answered by the surrogate as by
+# the model. `large_pgd` and `large_square` of `large` stayed right at the large epsilon.
+Guards = Counter[str]
 
 
 @dataclass
 class AttackRunner:
-    """Runs the attacks of a protocol on `model`, by the results of its entry checks.
-
-    If nothing stops gradients, an attack searches on the model with BatchNorm fused. Its results are confirmed on the
-    model itself, else searched there. The caller evaluates the adversarial images on the model.
-    """
+    """Runs the attacks of a protocol on `model`, by the results of its entry checks."""
 
     model: nn.Module
     traits: GradientTraits
@@ -73,20 +92,9 @@ class AttackRunner:
         start = list(options.pop("start", ()))
         if self.gradients:
             start.append(function(self.view, images, labels, epsilon=epsilon, start=start, **options))
-        return adaptive(
-            self.model,
-            images,
-            labels,
-            epsilon=epsilon,
-            traits=self.traits,
-            surrogate=self.surrogate,
-            gradients=self.gradients,
-            start=start,
-            steps=options["steps"],
-            queries=options["queries"],
-            seed=options["seed"],
-            ends=ENDS,
-        )
+        effort = {name: options[name] for name in ("steps", "queries", "seed", "ends")}
+        model, about = self.model, {"traits": self.traits, "surrogate": self.surrogate, "gradients": self.gradients}
+        return adaptive(model, images, labels, epsilon=epsilon, start=start, **about, **effort)  # type: ignore[arg-type]
 
     def _search(self, search: partial[Tensor], images: Tensor, labels: Tensor, *, one_step: bool) -> Tensor:
         """Return what an attack finds on the faster model, or on the model if that result does not carry over."""
@@ -171,7 +179,6 @@ def threshold_attacks(protocol: Sequence[AttackRecipe], *, gradients: bool) -> t
     """Return the attacks on each decision at the radii of worst-case: PGD, or Square without gradients.
 
     They have its queries and at most THRESHOLD_STEPS of its steps: they run for each class on every image to the end.
-    PGD has the precision of the protocol's PGD.
     """
     worst = [attack for attack in protocol if attack.name == WORST_CASE]
     if not gradients:
@@ -180,3 +187,133 @@ def threshold_attacks(protocol: Sequence[AttackRecipe], *, gradients: bool) -> t
     steps = [min(THRESHOLD_STEPS, attack.steps or THRESHOLD_STEPS) for attack in worst]
     options = [{"epsilons": a.epsilons, "steps": n, "precision": precision} for a, n in zip(worst, steps, strict=True)]
     return tuple(AttackRecipe(name="pgd", **each) for each in options)
+
+
+def try_guards(
+    runner: AttackRunner,
+    dataset: Dataset | OneFinding,
+    table: pd.DataFrame,
+    recipe: GuardRecipe,
+    device: torch.device,
+    *,
+    surrogate: bool = True,
+) -> Guards:
+    """Try the guards on images that are right in the predictions `table` under its attacks, one of them worst-case."""
+    epsilon = float(table.loc[table["attack"] == WORST_CASE, "epsilon"].max())
+    if not epsilon > 0:
+        return Guards()
+    within = (table["attack"].map(is_linf) & (table["epsilon"] > 0) & (table["epsilon"] <= epsilon)).to_numpy()
+    attacked, clean = table[within], table[(table["attack"] == CLEAN).to_numpy()]
+    unbroken = _find_right(attacked, dataset)
+    some, trial = _spread(unbroken, recipe.images), _GuardTrial(runner, dataset, device)
+    guards = Guards(total=attacked["sample_id"].nunique(), left=len(unbroken))
+    with Progress("attacks without gradients of the model", 3) as bar:
+        guards.update(searched=len(some), by_square=trial.square(some, epsilon, recipe.queries))
+        bar.advance(note="a surrogate")
+        if surrogate:
+            guards += trial.surrogate(some, _spread(np.arange(len(dataset)), recipe.images), epsilon, recipe)
+        bar.advance(note=f"epsilon {recipe.large_epsilon:g}")
+        large = _spread(_find_right(clean, dataset) if len(clean) else unbroken, recipe.large_images)
+        square = len(large) - trial.square(large, recipe.large_epsilon, recipe.large_queries)
+        climbed = len(large) - trial.climb(large, recipe.large_epsilon) if runner.gradients else square
+        guards.update(large=len(large), large_square=square, large_pgd=climbed)
+        bar.advance()
+    return guards
+
+
+def _find_right(rows: pd.DataFrame, dataset: Dataset | OneFinding) -> np.ndarray:
+    """Return the images of the data that are right in all these predictions."""
+    every = rows.assign(right=right(rows)).groupby("sample_id")["right"].all()
+    return np.flatnonzero(every.reindex(dataset.sample_ids, fill_value=False).to_numpy(dtype=bool))
+
+
+def _spread(rows: np.ndarray, count: int) -> np.ndarray:
+    """Return `count` of the rows, evenly."""
+    return rows if len(rows) <= count else rows[np.linspace(0, len(rows) - 1, count).round().astype(int)]
+
+
+@dataclass(frozen=True)
+class _GuardTrial:
+    """Attacks on some rows of a data set; `square` and `climb` return how many images they mislead."""
+
+    runner: AttackRunner
+    dataset: Dataset | OneFinding
+    device: torch.device
+
+    def square(self, rows: np.ndarray, epsilon: float, queries: int) -> int:
+        return self._attack(rows, AttackRecipe(name="square", epsilons=(epsilon,), queries=queries))
+
+    def climb(self, rows: np.ndarray, epsilon: float) -> int:
+        return self._attack(
+            rows, AttackRecipe(name="pgd", epsilons=(epsilon,), steps=_GUARD_STEPS), stop_when_wrong=True
+        )
+
+    def surrogate(self, rows: np.ndarray, others: np.ndarray, epsilon: float, recipe: GuardRecipe) -> Guards:
+        """Compare the surrogate's answers on `others`, and try its images of `rows` if it agrees."""
+        images, net = self._load(others)[0], self.runner.distilled
+        with preserve_state(self.runner.model, seed=0):
+            answers, others_ = (predict_parts(model, images).argmax(1) for model in (self.runner.model, net))
+            agreeing = int((answers == others_).sum())
+        compared = Guards(agreeing=agreeing, compared=len(others))
+        if agreeing < recipe.agreement * len(others) or not len(rows):
+            return compared
+        images, labels = self._load(rows)
+        perturbed = pgd(net, images, labels, epsilon=epsilon, steps=_GUARD_STEPS, seed=_GUARD_SEED)
+        return compared + Guards(transferred=len(rows), by_surrogate=self._count_wrong(perturbed, labels))
+
+    def _attack(self, rows: np.ndarray, recipe: AttackRecipe, **options: Any) -> int:
+        if not len(rows):
+            return 0
+        images, labels = self._load(rows)
+        options = {**recipe.options(), "seed": _GUARD_SEED, **options}
+        perturbed = self.runner(recipe, images, labels, recipe.epsilons[0], options)
+        return self._count_wrong(perturbed, labels)
+
+    def _load(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        labels = torch.from_numpy(np.asarray(self.dataset.labels)[rows]).long()
+        return load_pixels(self.dataset, rows, self.device), labels.to(self.device)
+
+    def _count_wrong(self, images: Tensor, labels: Tensor) -> int:
+        draws = STOCHASTIC_DRAWS if self.runner.traits.random else 1
+        return int((wrong_share(self.runner.model, images, labels, draws=draws) > 0.5).sum())
+
+
+def describe_guards(guards: Guards, recipe: GuardRecipe, learned_from: str, *, gradients: bool) -> Iterator[Check]:
+    """Yield the checks; `learned_from`: the images of the surrogate, in words."""
+    if not guards["total"]:
+        return
+    text, counts = f"Square with {recipe.queries:,} queries breaks", (guards["by_square"], guards["searched"])
+    yield _compare("long Square", guards, counts, text)
+    agreement = guards["agreeing"] / max(guards["compared"], 1)  # of several findings it is of the first
+    text = f"a surrogate learned from {learned_from}. "
+    text += f"It agrees with the model on {agreement:.0%} of {guards['compared']} images"
+    if agreement < recipe.agreement:
+        text += f", less than {recipe.agreement:.0%}, so nothing follows from its adversarial images"
+        yield Check("surrogate", None, text)
+    else:
+        text += "; its adversarial images break"
+        yield _compare("surrogate", guards, (guards["by_surrogate"], guards["transferred"]), text)
+    if guards["large"]:
+        yield _check_large(guards, recipe, gradients=gradients)
+
+
+def _compare(name: str, guards: Guards, counts: tuple[int, int], text: str) -> Check:
+    """Check that an attack with `counts` (broken, tried) lowers accuracy by no more than STRONGER and chance."""
+    broken, tried = counts
+    lead = wilson(broken / tried, tried)[0] * guards["left"] / guards["total"] if tried else 0.0
+    among = f"the {guards['left']} of {guards['total']} images that all other attacks left right"
+    text += f" {broken} of {tried}, among {among}"
+    if lead > STRONGER:
+        text += ": these attacks were misled, and accuracy under attack is lower"
+    return Check(name, lead <= STRONGER, text, grave=True)
+
+
+def _check_large(guards: Guards, recipe: GuardRecipe, *, gradients: bool) -> Check:
+    """Check that about no answer stays right at an epsilon that may change every image into any other."""
+    text = f"at epsilon {recipe.large_epsilon:g}, of {guards['large']} right answers "
+    text += f"PGD leaves {guards['large_pgd']} and " if gradients else ""
+    text += f"Square with {recipe.large_queries:,} queries {'' if gradients else 'leaves '}{guards['large_square']}"
+    failed = wilson(guards["large_pgd"] / guards["large"], guards["large"])[0] > ABOUT_ZERO
+    if failed:
+        text += ", but about none must be left: the attacks do not work on this model"
+    return Check("large epsilon", not failed, text, grave=gradients)

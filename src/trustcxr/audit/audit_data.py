@@ -8,19 +8,20 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha256
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from trustcxr.audit import multilabel
 from trustcxr.audit.entry_checks import Check
 from trustcxr.audit.formats import ExternalModel
 from trustcxr.audit.subject import Subject, describe_model, is_multilabel, training_data_name
-from trustcxr.audit.submitted import SubmittedImages
 from trustcxr.console import log
 from trustcxr.data import load_dataset
 from trustcxr.data.dataset import Dataset
@@ -41,18 +42,7 @@ from trustcxr.storage.schemas import AuditedData
 AUDIT_VERSION = 4  # of the algorithms: an audit of another version is computed again
 SURROGATE_IMAGES = 256  # training images that a surrogate learns from, at most
 _UNIQUE = 2  # of the names of an image, the first that no other image shares
-
-
-@dataclass(frozen=True)
-class SurrogateImages:
-    """Training images for a surrogate: `rows` of `training`, without examined images and their patients."""
-
-    training: Dataset
-    rows: np.ndarray
-
-    def load(self, device: torch.device) -> Tensor:
-        """Load the images, (N, 1, H, W) in [0, 1]."""
-        return load_pixels(self.training, self.rows, device)
+_ROUNDING = 1e-6  # of a distance from an image
 
 
 @dataclass(frozen=True)
@@ -61,9 +51,9 @@ class AuditImages:
 
     examined: Dataset
     validation: Dataset | None = None  # None too if the model was trained on them
-    surrogate: SurrogateImages | None = None  # None too without a model to query
+    surrogate: "ImageRows | None" = None  # training images to distil from; None too without a model to query
     ambiguous_names: frozenset[str] = frozenset()  # of files, with and without ending, that several images share
-    examines_validation: bool = False  # whether the examined images are the validation images
+    examines_validation: bool = False
     listed: int = 0  # images of the data set, in all splits and with all labels
     in_split: int | None = None  # those of the examined split; None without splits
 
@@ -72,6 +62,16 @@ class AuditImages:
         if self.examines_validation:
             return "validation images are the images looked at"
         return f"no validation image has {missing}"
+
+
+@dataclass(frozen=True)
+class SubmittedImages:
+    """Adversarial images by sample id, their radius, and who submitted them."""
+
+    path: Path
+    by: str
+    epsilon: float
+    images: dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Audit:
     def load_surrogate_images(self) -> Callable[[], Tensor] | None:
         """Return a function that loads the surrogate's training images; None if there are none."""
         images = self.images.surrogate
-        return None if images is None else partial(images.load, self.subject.device)
+        return None if images is None else partial(load_pixels, images.whole, images.rows, self.subject.device)
 
     def attacks(self, *, gradients: bool) -> Sequence[AttackRecipe]:
         """Return the protocol's attacks on a model with gradients, or without."""
@@ -120,8 +120,7 @@ class Audit:
         if not isinstance(self.subject, Run):
             content += [part.model_dump(mode="json") for part in (self.subject.input, self.subject.output)]
         content += [] if self.submitted is None else [atomic.checksum(self.submitted.path)]
-        if (surrogate := self.images.surrogate) is not None:
-            content += [surrogate.training.image_sums[surrogate.rows].tolist()]
+        content += [] if self.images.surrogate is None else [self.images.surrogate.image_sums.tolist()]
         digest = sha256(json.dumps(content, sort_keys=True, default=str).encode())
         if not isinstance(self.subject, Run) and self.subject.model is not None and self.subject.origin.sha256 is None:
             digest.update(self.token)  # an object's code has no checksum: nothing of another audit is taken for its own
@@ -193,9 +192,6 @@ class _Rows:
     def __getitem__(self, index: Any) -> Any:
         return self.values[self.rows[index]]
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
 
 class OneFinding(ImageRows):
     """The images with a label of one finding as a data set of two classes: those with it are explained."""
@@ -209,7 +205,7 @@ class OneFinding(ImageRows):
 def check_out_folder(out: Path, further: Mapping[str, str]) -> None:
     """Raise UserError if a folder for results holds a run, a study, or one of the `further` kinds, by its file."""
     kinds = {"a run": layout.RUN_FILE, "a study": layout.STUDY_FILE, "the results of a study": layout.STUDY_RESULTS}
-    for kind, name in (kinds | dict(further)).items():
+    for kind, name in {**kinds, **further}.items():
         if (out / name).exists():
             raise UserError(f"{out}: holds {kind}; choose another --out")
 
@@ -261,21 +257,18 @@ def open_images(
             log(f"validation images are not used: {problem}")
     if has(splits.train) and subject.model is not None:
         with suppress(UserError):
-            surrogate = _surrogate_images(load(splits.train), examined)
+            training = load(splits.train)
+            new = ~np.isin(training.groups, examined.groups) & ~np.isin(training.image_sums, examined.image_sums)
+            if new.any():
+                rows = np.flatnonzero(new)[balanced_rows(training.labels[new], SURROGATE_IMAGES)]
+                surrogate = ImageRows(training, rows)
     in_split = int((manifest.table["split"] == wanted).sum()) if wanted in manifest.splits else None
     if undivided and wanted in SHARES:
         in_split = len(examined) + len(examined.skipped)
     names = Counter(name for names in _image_names(manifest.table) for name in set(names))
     ambiguous = frozenset(name for name, count in names.items() if count > 1)
-    return AuditImages(
-        examined,
-        validation,
-        surrogate,
-        ambiguous,
-        examines_validation=wanted == splits.val,
-        listed=len(manifest.table),
-        in_split=in_split,
-    )
+    listed, examines_validation = len(manifest.table), wanted == splits.val
+    return AuditImages(examined, validation, surrogate, ambiguous, examines_validation, listed, in_split)
 
 
 def _images_of(subject: Subject, dataset: Dataset) -> AuditImages:
@@ -284,15 +277,6 @@ def _images_of(subject: Subject, dataset: Dataset) -> AuditImages:
         if own != wanted:
             raise UserError(f"{dataset.where}: its {what} {own} is not the model's. Load it with {what}={wanted!r}")
     return AuditImages(dataset, listed=len(dataset) + len(dataset.skipped))
-
-
-def _surrogate_images(training: Dataset, examined: Dataset) -> SurrogateImages | None:
-    """Choose training images for a surrogate, the classes in turn; None if all belong to examined patients."""
-    new = ~np.isin(training.groups, examined.groups) & ~np.isin(training.image_sums, examined.image_sums)
-    rows = np.flatnonzero(new)
-    if not len(rows):
-        return None
-    return SurrogateImages(training, rows[balanced_rows(np.asarray(training.labels)[rows], SURROGATE_IMAGES)])
 
 
 def first_images(dataset: Dataset, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -305,23 +289,15 @@ def first_images(dataset: Dataset, count: int, device: torch.device) -> tuple[Te
 def balanced_rows(labels: np.ndarray, count: int) -> np.ndarray:
     """Return the rows of `count` images, the classes in turn as far as they reach, always the same."""
     random = np.random.default_rng(0)
-    turns = [
-        (turn, k, i)
-        for k in np.unique(labels)
-        for turn, i in enumerate(random.permutation(np.flatnonzero(labels == k)))
-    ]
-    return np.array([i for _, _, i in sorted(turns)[:count]])
+    parts = [random.permutation(np.flatnonzero(labels == k)) for k in np.unique(labels)]
+    return np.array([row for turn in zip_longest(*parts) for row in turn if row is not None][:count])
 
 
 def first_by_hash(sample_ids: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
     """Return `count` rows (at most N), the classes in turn, each in the order of the SHA-256 of its ids (N,)."""
-    hashes = np.array([sha256(str(name).encode()).hexdigest() for name in sample_ids])
-    turns = [
-        (turn, hashes[i], i)
-        for k in np.unique(labels)
-        for turn, i in enumerate(sorted(np.flatnonzero(labels == k), key=lambda i: hashes[i]))
-    ]
-    return np.array([i for _, _, i in sorted(turns)[:count]], dtype=int)
+    order = np.argsort([sha256(str(name).encode()).hexdigest() for name in sample_ids])
+    turns = pd.Series(order).groupby(labels[order]).cumcount()
+    return order[turns.argsort(kind="stable")][:count]
 
 
 def load_pixels(dataset: Dataset | OneFinding, rows: np.ndarray, device: torch.device) -> Tensor:
@@ -329,13 +305,51 @@ def load_pixels(dataset: Dataset | OneFinding, rows: np.ndarray, device: torch.d
     return to_pixels(torch.from_numpy(dataset.batch(rows)).to(device))
 
 
+def read_submitted(path: Path, dataset: Dataset, findings: Sequence[str] = ()) -> SubmittedImages:
+    """Read a file of adversarial images; UserError if one is not in [0, 1] and within its epsilon of its original.
+
+    A safetensors file: a float image (1, H, W) in [0, 1] at the model's size under each sample id; if the model answers
+    `findings`, also under `id#finding`. Its metadata has `epsilon`, the L-infinity radius, and `by`, the submitter.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            images, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (OSError, SafetensorError, json.JSONDecodeError) as problem:
+        raise UserError(f"{path}: no safetensors file of adversarial images ({problem})") from None
+    try:
+        epsilon, by = float(metadata["epsilon"]), metadata["by"].strip()
+    except (KeyError, ValueError):
+        raise UserError(f"{path}: its metadata must say epsilon (such as '0.02') and by, who made the images") from None
+    if not by.isprintable():
+        raise UserError(f"{path}: by: one line of letters that can be printed: it stands in reports")
+    if not 0 < epsilon <= 1 or not by:
+        raise UserError(f"{path}: epsilon {epsilon:g} by '{by}': a radius in (0, 1] and a name are needed")
+    if not images:
+        raise UserError(f"{path}: holds no image")
+    rows = {str(name): row for row, name in enumerate(dataset.sample_ids)}
+    for key, image in images.items():
+        name, _, finding = key.rpartition("#")
+        row = rows.get(key, rows.get(name))
+        if key not in rows and row is not None and finding not in findings:
+            listed = f"one of its findings, {', '.join(findings)}" if findings else f"nothing (write {name})"
+            raise UserError(f"{path}: {key}: behind an image's id may stand {listed}")
+        if row is None:
+            raise UserError(f"{path}: {key} is none of these images; ids are such as {dataset.sample_ids[0]}")
+        radiograph = to_pixels(torch.from_numpy(dataset.batch([row])))[0]
+        if image.shape != radiograph.shape or not image.is_floating_point():
+            kind = f"{image.dtype} {tuple(image.shape)}"
+            raise UserError(f"{path}: {key} is {kind}, but the image is a float image {tuple(radiograph.shape)}")
+        if not (bool(image.isfinite().all()) and float(image.min()) >= 0 and float(image.max()) <= 1):
+            raise UserError(f"{path}: {key} leaves [0, 1]")
+        if (distance := float((image.float() - radiograph).abs().max())) > epsilon + _ROUNDING:
+            raise UserError(f"{path}: {key} lies {distance:.4g} from its image, beyond the epsilon of {epsilon:g}")
+    return SubmittedImages(path, by, epsilon, {key: image.float() for key, image in images.items()})
+
+
 def match_scores(
     subject: ExternalModel, dataset: Dataset, ambiguous_names: frozenset[str] = frozenset()
 ) -> tuple[pd.DataFrame, list[Check]]:
-    """Return a score table as clean predictions of the data's images, and a check of how many images have a score.
-
-    Names in `ambiguous_names` are not used to identify an image. Raises UserError if no image has a score.
-    """
+    """Return a score table as clean predictions, and a check of how many images have a score; UserError if none has."""
     assert subject.predictions is not None
     images = evaluation.about_images(dataset)
     ids = (_shorten_path(name, dataset.root) for name in subject.predictions["sample_id"])

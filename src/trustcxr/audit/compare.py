@@ -1,6 +1,6 @@
 """Compare two audits by one protocol, image by image: the command `trustcxr compare`."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,7 +39,11 @@ def compare_documents(audits: list[AuditDocument], folders: tuple[Path, Path], *
     for document, path in zip(audits, (folder / layout.PREDICTIONS_FILE for folder in (first, second)), strict=True):
         check_table(atomic.read_table(path), path, None if document.findings else len(document.classes))
     tables = [figures(folder) for folder in (first, second)]
-    _check_same_images(audits, tables, (first, second))
+    ids = [table[Key(f"{CLEAN} accuracy")].index for table in tables]
+    partly = any(document.data.partial or document.findings for document in audits)
+    if len(ids[0].intersection(ids[1])) < (1 if partly else max(map(len, ids))):
+        named = "images of one are named otherwise than in that of the other"
+        raise UserError(f"{first} and {second}: {named}; audit both again")
     each, rows = _decisions(audits, first), list[PairRow]()
     both = [key for key in tables[0] if key in tables[1] and not key.method]
     by_lungs = {f"{view} accuracy" for view in VIEWS} if audits[0].data.other_lungs(audits[1].data) else set()
@@ -49,8 +53,8 @@ def compare_documents(audits: list[AuditDocument], folders: tuple[Path, Path], *
         one, other = (table[key].loc[shared] for table in tables)
         rows.append(_row(key.measure, one, other, resamples))
         for finding in each if key.measure.startswith((CLEAN, WORST_CASE)) else ():
-            ids = shared.intersection(each[finding])
-            rows.append(_row(f"{key.measure}, {finding}", one.loc[ids], other.loc[ids], resamples))
+            part = shared.intersection(each[finding])
+            rows.append(_row(f"{key.measure}, {finding}", one.loc[part], other.loc[part], resamples))
     p_values = [float("nan") if row.p_value is None else row.p_value for row in rows]
     for row, corrected in zip(rows, holm(p_values), strict=True):
         ends = row.difference.interval
@@ -75,15 +79,9 @@ def compare_documents(audits: list[AuditDocument], folders: tuple[Path, Path], *
 def _row(measure: str, one: "pd.DataFrame", other: "pd.DataFrame", resamples: int) -> PairRow:
     """Return the row of two tables of value and group of the same images, not corrected yet."""
     result = paired(one["value"], other["value"], one["group"], resamples=resamples)
-    return PairRow(
-        measure=measure,
-        first=result.first,
-        second=result.second,
-        difference=Share(value=result.difference, ci=result.difference_ci),
-        p_value=result.p_value,
-        p_least=result.p_least,
-        n=result.n,
-    )
+    difference = Share(value=result.difference, ci=result.difference_ci)
+    same = {name: getattr(result, name) for name in ("first", "second", "p_value", "p_least", "n")}
+    return PairRow(measure=measure, difference=difference, **same)
 
 
 def _decisions(audits: Sequence[AuditDocument], first: Path) -> dict[str, "pd.Index[str]"]:
@@ -107,14 +105,13 @@ def attacked_more(audits: Sequence[AuditDocument], measure: str, findings: Itera
     if not name.startswith(WORST_CASE):
         return None
     others = [f"({other})" for other in findings if other != finding] if finding else []
-    changed = [
-        any(
-            (one.epsilon or 0.0) <= float(radius) + _ROUNDING and not one.by.endswith(tuple(others))
-            for one in document.misled_alone
-        )
-        for document in audits
-    ]
-    return changed.index(True) if sum(changed) == 1 else None
+    changed = {
+        index
+        for index, document in enumerate(audits)
+        for one in document.misled_alone
+        if (one.epsilon or 0.0) <= float(radius) + _ROUNDING and not one.by.endswith(tuple(others))
+    }
+    return changed.pop() if len(changed) == 1 else None
 
 
 def _check_comparable(audits: list[AuditDocument], folders: tuple[Path, Path]) -> None:
@@ -133,14 +130,3 @@ def _check_comparable(audits: list[AuditDocument], folders: tuple[Path, Path]) -
         raise UserError(f"{pair}: not the same images {difference}; audit both on one data set and split")
     if not one.data.same_truth(other.data):
         raise UserError(f"{pair}: not the same labels of findings on these images; audit both again on the same list")
-
-
-def _check_same_images(
-    audits: Sequence[AuditDocument], tables: Sequence[Mapping[Key, "pd.DataFrame"]], folders: tuple[Path, Path]
-) -> None:
-    """Raise UserError if the tables name images differently; a partial audit may lack some."""
-    one, other = (table[Key(f"{CLEAN} accuracy")].index for table in tables)
-    partly = any(document.data.partial or document.findings for document in audits)
-    if len(one.intersection(other)) < (1 if partly else max(len(one), len(other))):
-        pair = f"{folders[0]} and {folders[1]}"
-        raise UserError(f"{pair}: images of one are named otherwise than in that of the other; audit both again")

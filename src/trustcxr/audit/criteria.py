@@ -16,16 +16,8 @@ from trustcxr.audit.facts import predictive_values
 from trustcxr.audit.formats import ExternalModel
 from trustcxr.audit.subject import Subject
 from trustcxr.errors import UserError, suggest_nearest
-from trustcxr.recipes.criteria_file import (
-    CLAIM,
-    CLAIMS,
-    CriteriaRecipe,
-    Criterion,
-    Selector,
-    Step,
-    outline,
-    read_criteria,
-)
+from trustcxr.recipes import criteria_file
+from trustcxr.recipes.criteria_file import CriteriaRecipe, Criterion, Selector, Step
 from trustcxr.registry import WORST_CASE
 from trustcxr.statistics import LEVEL, difference_interval
 from trustcxr.storage import layout
@@ -61,7 +53,7 @@ def choose_criteria(subject: Subject, recipe: CriteriaRecipe | None) -> Criteria
     recipe = recipe or CriteriaRecipe()
     if recipe.criteria or not isinstance(subject, ExternalModel) or not subject.criteria:
         return recipe
-    declared = read_criteria(Path(subject.criteria))
+    declared = criteria_file.read_criteria(Path(subject.criteria))
     return declared.model_copy(update={"prevalence": {**declared.prevalence, **recipe.prevalence}})
 
 
@@ -110,12 +102,8 @@ def count_needed(n: int, value: float, interval: tuple[float, float], bound: flo
     return math.ceil(n * ((side + varies) / (value - bound)) ** 2)
 
 
-def find_figures(content: Mapping[str, Any], steps: Sequence[Step]) -> list[Figure]:
-    """Return every figure that the steps of a path lead to, in the dictionary of audit.json."""
-    return list(_walk(content, steps, "", None))
-
-
-def _walk(at: Any, steps: Sequence[Step], path: str, n: int | None) -> Iterator[Figure]:
+def find_figures(at: Any, steps: Sequence[Step], path: str = "", n: int | None = None) -> Iterator[Figure]:
+    """Yield every figure that the steps of a path lead to, from the dictionary of audit.json, or a part at `path`."""
     if isinstance(at, dict) and isinstance(at.get("n"), int):
         n = at["n"]
     if not steps:
@@ -125,28 +113,23 @@ def _walk(at: Any, steps: Sequence[Step], path: str, n: int | None) -> Iterator[
     step, rest = steps[0], steps[1:]
     if isinstance(at, list) and isinstance(step, dict):
         for entry in (entry for entry in at if _matches(entry, step)):
-            yield from _walk(entry, rest, f"{path}[{_describe(entry, step)}]", n)
+            yield from find_figures(entry, rest, f"{path}[{_describe(entry, step)}]", n)
     elif isinstance(at, dict) and isinstance(step, dict):
         for name in at:  # [*] of a mapping
-            yield from _walk(at[name], rest, f"{path}[{name}]", n)
+            yield from find_figures(at[name], rest, f"{path}[{name}]", n)
     elif isinstance(at, dict) and isinstance(step, str) and at.get(step) is not None:
-        yield from _walk(at[step], rest, _join(path, step, at), n)
-
-
-def _join(path: str, step: str, at: Mapping[str, Any]) -> str:
-    is_name = path and all(isinstance(value, dict) for value in at.values())
-    return f"{path}[{step}]" if is_name and not step.isidentifier() else f"{path}.{step}" if path else step
+        is_name = path and not step.isidentifier() and all(isinstance(value, dict) for value in at.values())
+        yield from find_figures(at[step], rest, f"{path}[{step}]" if is_name else f"{path}.{step}".lstrip("."), n)
 
 
 def _matches(entry: Mapping[str, Any], selector: Selector) -> bool:
-    for key, text in selector.items():
-        value = entry.get(key)
+    for value, text in ((entry.get(key), text) for key, text in selector.items()):
         try:
-            same = abs(float(text) - float(value)) < 1e-9  # type: ignore[arg-type]  # None is a TypeError
+            if not abs(float(text) - float(value)) < 1e-9:  # type: ignore[arg-type]  # None is a TypeError
+                return False
         except (TypeError, ValueError):
-            same = str(value) == text
-        if not same:
-            return False
+            if str(value) != text:
+                return False
     return True
 
 
@@ -159,9 +142,15 @@ def _describe(entry: Mapping[str, Any], selector: Selector) -> str:
 def _judge_one(document: AuditDocument, content: Mapping[str, Any], one: Criterion, out: Path) -> CriterionResult:
     measured = [figure for figure in find_figures(content, one.steps) if figure.share.value is not None]
     if not measured:
-        return _row(one, text=f"{one.figure} was not measured{_explain_missing(document, content, one)}")
+        return _row(one, f"{one.figure} was not measured{_explain_missing(document, content, one)}")
     rows = [_judge_figure(document, one, figure, out) for figure in measured]
-    decisive = min(rows, key=lambda row: ({False: 0, None: 1, True: 2}[row.met], _slack(row)))
+
+    def rank(row: CriterionResult) -> tuple[int, float]:
+        """Rank by the answer, then by how far the estimate lies on the right side of the bound."""
+        slack = (row.result.value or 0.0) - (row.bound or 0.0)
+        return {False: 0, None: 1, True: 2}[row.met], -slack if row.side == "at_most" else slack
+
+    decisive = min(rows, key=rank)
     if len(rows) > 1:
         text = f"{decisive.text}; it is the worst of {len(rows)} figures, and each of them must meet the bound"
         decisive = decisive.model_copy(update={"text": text})
@@ -178,17 +167,20 @@ def _explain_missing(document: AuditDocument, content: Mapping[str, Any], one: C
 
 
 def _judge_figure(document: AuditDocument, one: Criterion, figure: Figure, out: Path) -> CriterionResult:
+    attacked = any(isinstance(step, dict) and step.get("attack", CLEAN) != CLEAN for step in one.steps)
+    attacked = attacked and one.at_most is None  # an upper bound of a figure that must be high enough
+    remark = "; under these attacks: a stronger one may leave less" if attacked else ""
     if one.not_worse_than is None:
         side, bound = ("at_least", one.at_least) if one.at_least is not None else ("at_most", one.at_most)
-        return _compare(one, figure, side, float(bound or 0.0), "", _under_attack(one))
+        return _compare(one, figure, side, float(bound or 0.0), "", remark)
     side = "at_most" if figure.last in _LOWER_IS_BETTER else "at_least"
     margin = float(one.margin or 0.0)
-    if one.not_worse_than == CLAIM:
-        claim = getattr(document.model.reported, CLAIMS[outline(one.figure)])
+    if one.not_worse_than == criteria_file.CLAIM:
+        claim = getattr(document.model.reported, criteria_file.CLAIMS[criteria_file.outline(one.figure)])
         if claim is None:
-            return _row(one, text="the model's makers claim no such figure")
+            return _row(one, "the model's makers claim no such figure")
         reason = f" (the makers' {_format(figure, claim)} less the margin)"
-        return _compare(one, figure, side, claim - margin, reason, _under_attack(one))
+        return _compare(one, figure, side, claim - margin, reason, remark)
     return _compare_audits(document, one, figure, side, margin, out)
 
 
@@ -201,7 +193,7 @@ def _compare_audits(
     others = find_figures(other.model_dump(mode="json", by_alias=True), one.steps)
     match = next((o for o in others if o.path == figure.path and o.share.value is not None), None)
     if match is None:
-        return _row(one, text=f"{folder} has no figure {figure.path}")
+        return _row(one, f"{folder} has no figure {figure.path}")
     difference, how = _paired_difference(figure, [other, document], (folder, out)), "image by image"
     if difference is None:
         difference, how = _independent_difference(figure.share, match.share), "as of independent images"
@@ -227,10 +219,10 @@ def _paired_difference(figure: Figure, audits: list[AuditDocument], folders: tup
 
 def _independent_difference(first: Share, second: Share) -> Share:
     """Return first less second with the interval of two independent figures."""
-    one, other = float(first.value or 0.0), float(second.value or 0.0)
-    if first.interval is None or second.interval is None:
-        return Share(value=one - other, ci=None)
-    return Share(value=one - other, ci=difference_interval(one, first.interval, other, second.interval))
+    one, other, ends = float(first.value or 0.0), float(second.value or 0.0), None
+    if first.interval is not None and second.interval is not None:
+        ends = difference_interval(one, first.interval, other, second.interval)
+    return Share(value=one - other, ci=ends)
 
 
 def _compare(one: Criterion, figure: Figure, side: str, bound: float, reason: str, remark: str) -> CriterionResult:
@@ -242,22 +234,18 @@ def _compare(one: Criterion, figure: Figure, side: str, bound: float, reason: st
     )
     if one.by == "interval":
         if figure.share.interval is None:
-            return _row(one, figure, side, bound, text=f"{words}, but it has no interval on these images")
+            return _row(one, f"{words}, but it has no interval on these images", figure, side=side, bound=bound)
         low, high = figure.share.interval
         near, far = (low, high) if sign > 0 else (high, low)
         met = True if sign * (near - bound) >= 0 else False if sign * (far - bound) < 0 else None  # type: ignore[assignment]
         if met is None and figure.n:
             needed = count_needed(figure.n, value, (low, high), bound)
-    part = "" if one.by == "interval" else ", by the estimate alone"
     if met is None:
-        text = f"{words}; {_images(figure.n)} do not settle it{_format_needed(needed)}"
+        images = "these images" if figure.n is None else f"{figure.n:,} images"
+        text = f"{words}; {images} do not settle it{_format_needed(needed)}"
     else:
-        text = f"{words}{part}{remark if met else ''}"
-    return _row(one, figure, side, bound, met=met, needed=needed, text=text)
-
-
-def _images(n: int | None) -> str:
-    return "these images" if n is None else f"{n:,} images"
+        text = words + ("" if one.by == "interval" else ", by the estimate alone") + (remark if met else "")
+    return _row(one, text, figure, side=side, bound=bound, met=met, images_needed=needed)
 
 
 def _format_needed(needed: int | None) -> str:
@@ -266,12 +254,6 @@ def _format_needed(needed: int | None) -> str:
     digits = max(len(str(needed)) - 2, 0)
     rounded = math.ceil(needed / 10**digits) * 10**digits
     return f": about {rounded:,} such images would, with a chance of {POWER:.0%}, if the true value is this one"
-
-
-def _under_attack(one: Criterion) -> str:
-    """Return the remark on an upper bound, if the figure is one under attack that must be high enough."""
-    attacked = any(isinstance(step, dict) and step.get("attack", CLEAN) != CLEAN for step in one.steps)
-    return "; under these attacks: a stronger one may leave less" if attacked and one.at_most is None else ""
 
 
 def _format(figure: Figure, number: float) -> str:
@@ -287,30 +269,14 @@ def _format_share(figure: Figure) -> str:
     return f"{_format(figure, value)} [{_format(figure, ends[0])}, {_format(figure, ends[1])}]"
 
 
-def _slack(row: CriterionResult) -> float:
-    """Return how far the estimate lies on the right side of the bound."""
-    return (-1.0 if row.side == "at_most" else 1.0) * ((row.result.value or 0.0) - (row.bound or 0.0))
-
-
-def _row(
-    one: Criterion,
-    figure: Figure | None = None,
-    side: str = "",
-    bound: float | None = None,
-    *,
-    met: bool | None = None,
-    needed: int | None = None,
-    text: str = "",
-) -> CriterionResult:
+def _row(one: Criterion, text: str, figure: Figure | None = None, **result: Any) -> CriterionResult:
+    figure = figure or Figure(one.figure, Share(), None)
     return CriterionResult(
         **one.model_dump(include={"name", "by", "margin"}),
-        figure=one.figure if figure is None else figure.path,
-        side=side,
-        bound=bound,
+        figure=figure.path,
         not_worse_than=Path(one.not_worse_than).name if one.not_worse_than else "",
-        result=Share() if figure is None else figure.share,
-        n=None if figure is None else figure.n,
-        met=met,
-        images_needed=needed,
+        result=figure.share,
+        n=figure.n,
         text=text,
+        **({"side": "", "bound": None, "met": None, "images_needed": None} | result),
     )

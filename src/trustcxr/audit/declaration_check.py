@@ -8,6 +8,7 @@ findings occur together, so another finding's output may rank one well without a
 from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -55,12 +56,12 @@ class Declared:
 
 
 class _Alternative(NamedTuple):
-    """Another declaration: what to change, and its answers (N,)."""
+    """Another declaration: what to change, its answers (N,), outputs that move and their class, answers before that."""
 
     remedy: str
     answers: np.ndarray
-    order: np.ndarray | None = None  # of the classes, if it differs
-    unordered: np.ndarray | None = None  # answers in the declared order, if the input differs
+    moved: Sequence[tuple[int, int]]
+    unordered: np.ndarray
 
 
 def check_declaration(
@@ -74,20 +75,34 @@ def check_declaration(
     of.
     """
     truth = labels.cpu().numpy()
-    answers = _answers(model, images, draws)
-    return _compare(answers, truth, len(classes), _alternatives(model, classes, images, answers, truth, draws))
+    answers = predict_parts(model, images, draws).argmax(1).cpu().numpy()
+    others = _other_orders(classes, answers, truth)
+    for remedy, other, inputs in _other_inputs(model, images):
+        unordered = predict_parts(other, inputs, draws).argmax(1).cpu().numpy()
+        others.append(_Alternative(remedy, unordered, (), unordered))
+        others += _other_orders(classes, unordered, truth, f"{remedy} and ")
+    return _compare(answers, truth, len(classes), others)
 
 
 def check_order(
     classes: tuple[str, ...], answers: np.ndarray, truth: np.ndarray, *, table: str | None = None
 ) -> Declared:
-    """Compare class orders alone, from the answers (N,) to images of known class (N,).
-
-    `table`: the file of scores, if the remedy belongs there.
-    """
-    order = _best_order(answers, truth, len(classes))
-    others = [_Alternative(format_names(classes, order, table), order[answers], order)] if _moved(order) else []
+    """Compare class orders alone, from answers (N,) to images of known class (N,); `table`: the file of scores."""
+    others = _other_orders(classes, answers, truth, table=table)
     return replace(_compare(answers, truth, len(classes), others), tried="class order")
+
+
+def _other_orders(
+    classes: Sequence[str], answers: np.ndarray, truth: np.ndarray, before: str = "", table: str | None = None
+) -> list[_Alternative]:
+    """Return the order of the classes that makes most answers right, if it differs; `before` precedes its remedy."""
+    from scipy.optimize import linear_sum_assignment
+
+    confusion = np.zeros((len(classes), len(classes)), int)
+    np.add.at(confusion, (answers, truth), 1)
+    order = linear_sum_assignment(confusion, maximize=True)[1]
+    other = _Alternative(before + format_names(classes, order, table), order[answers], _moved(order), answers)
+    return [other] if other.moved else []
 
 
 def format_names(classes: Sequence[str], order: Iterable[int], table: str | None = None) -> str:
@@ -115,11 +130,11 @@ def _compare(answers: np.ndarray, truth: np.ndarray, count: int, others: Iterabl
         p_value = _p_value(int((other_right & ~right).sum()), int((right & ~other_right).sum()))
         if weak:
             above = _p_value(int(other_right.sum()), int((~other_right).sum()), chance) < _WEAK_P_VALUE
-            sure = above and gain >= _WEAK_GAIN and p_value < _WEAK_P_VALUE and _each_gains(other, answers, truth)
+            sure = above and gain >= _WEAK_GAIN and p_value < _WEAK_P_VALUE and _each_gains(other, truth)
         else:
             sure = gain >= _GAIN and p_value < _P_VALUE
         if sure:
-            better.append((accuracy, other.remedy, weak and other.order is not None))
+            better.append((accuracy, other.remedy, weak and bool(other.moved)))
     # The first of several that are equally good: it is the most frequent mistake.
     highest = max((accuracy for accuracy, *_ in better), default=0.0)
     best = next((one for one in better if one[0] >= highest - _EQUAL), (None, None, False))
@@ -134,36 +149,20 @@ def _p_value(more: int, less: int, probability: float = 0.5) -> float:
     return float(binomtest(more, more + less, probability, alternative="greater").pvalue) if more + less else 1.0
 
 
-def _each_gains(other: _Alternative, answers: np.ndarray, truth: np.ndarray) -> bool:
+def _each_gains(other: _Alternative, truth: np.ndarray) -> bool:
     """Return whether each output that moves surely answered images of its new class rather than of its old one."""
-    unordered = answers if other.unordered is None else other.unordered
-    moved = _moved(other.order) if other.order is not None else []
-    counts = [[int(((unordered == k) & (truth == label)).sum()) for label in (new, k)] for k, new in moved]
-    return all(_p_value(*pair) < _P_VALUE for pair in counts)
-
-
-def _alternatives(
-    model: nn.Module, classes: tuple[str, ...], images: Tensor, answers: np.ndarray, truth: np.ndarray, draws: int
-) -> Iterator[_Alternative]:
-    order = _best_order(answers, truth, len(classes))
-    if _moved(order):
-        yield _Alternative(format_names(classes, order), order[answers], order)
-    for remedy, other, inputs in _other_inputs(model, images):
-        unordered = _answers(other, inputs, draws)
-        yield _Alternative(remedy, unordered)
-        order = _best_order(unordered, truth, len(classes))
-        if _moved(order):
-            yield _Alternative(f"{remedy} and {format_names(classes, order)}", order[unordered], order, unordered)
+    labels = [(truth[other.unordered == k], k, new) for k, new in other.moved]
+    return all(_p_value(int((part == new).sum()), int((part == k).sum())) < _P_VALUE for part, k, new in labels)
 
 
 def _other_inputs(model: nn.Module, images: Tensor) -> Iterator[tuple[str, nn.Module, Tensor]]:
     """Yield other declarations of the input that make another input, the model with each, and its images."""
     yield _inversion_text(model), model, 1 - images
     if isinstance(model, WrappedModel):
-        inputs = [_ends(model), _ends(model)[::-1]]
+        inputs = [_ends(model), _ends(model).flip(0)]
         for remedy, spec in _other_specs(model.input_spec):
             other = with_input(model, spec)
-            if not any(torch.allclose(torch.stack(_ends(other)), torch.stack(one), atol=1e-3) for one in inputs):
+            if not any(torch.allclose(_ends(other), one, atol=1e-3) for one in inputs):
                 inputs.append(_ends(other))
                 yield remedy, other, images
 
@@ -176,15 +175,15 @@ def with_input(model: WrappedModel, spec: InputSpec) -> WrappedModel:
     return other
 
 
-def _ends(model: WrappedModel) -> tuple[Tensor, Tensor]:
-    """Return the input of black and of white, each (1, channels, 1, 1)."""
-    return model.shift, model.scale + model.shift
+def _ends(model: WrappedModel) -> Tensor:
+    """Return the input of black and of white, (2, 1, channels, 1, 1)."""
+    return torch.stack((model.shift, model.scale + model.shift))
 
 
 def _inversion_text(model: nn.Module) -> str:
     """Return the range to write for inverted images, if it is the same for each channel."""
     if isinstance(model, WrappedModel):
-        black, white = model.shift.unique().tolist(), (model.scale + model.shift).unique().tolist()
+        black, white = (end.unique().tolist() for end in _ends(model))
         if len(black) == len(white) == 1:
             without = " without mean and std" if model.input_spec.mean or model.input_spec.std else ""
             return f"input.range: [{white[0]:.4g}, {black[0]:.4g}]{without}{INVERTED}"
@@ -209,29 +208,16 @@ def _other_specs(spec: InputSpec) -> Iterator[tuple[str, InputSpec]]:
     for other in list_inputs(spec):
         low, high = other.range
         text = f"input.range: [{low:g}, {high:g}]{without}{INVERTED if low > high else ''}"
-        yield (
-            text if other.mean is None else f"input.mean: {list(other.mean)}, input.std: {list(other.std or ())}",
-            other,
-        )
+        if other.mean is not None:
+            text = f"input.mean: {list(other.mean)}, input.std: {list(other.std or ())}"
+        yield text, other
     if spec.mean and len(set(spec.mean)) > 1:
         reverse = {"mean": spec.mean[::-1], "std": spec.std[::-1] if spec.std else None}
         yield "the channels in the other order: input.mean and input.std reversed", spec.model_copy(update=reverse)
 
 
-def _best_order(answers: np.ndarray, truth: np.ndarray, count: int) -> np.ndarray:
-    """Return the class of each output, (C,), that makes most answers right."""
-    from scipy.optimize import linear_sum_assignment
-
-    table = np.zeros((count, count), int)
-    np.add.at(table, (answers, truth), 1)
-    return linear_sum_assignment(table, maximize=True)[1]
-
-
-def _answers(model: nn.Module, images: Tensor, draws: int) -> np.ndarray:
-    return _logits(model, images, draws).argmax(1).cpu().numpy()
-
-
-def _logits(model: nn.Module, images: Tensor, draws: int = 1) -> Tensor:
+def predict_parts(model: nn.Module, images: Tensor, draws: int = 1) -> Tensor:
+    """Return the logits (N, C) of images (N, 1, H, W), summed over draws, in parts of 64."""
     with torch.no_grad():
         return torch.cat([torch.stack([model(part) for _ in range(draws)]).sum(0) for part in images.split(64)])
 
@@ -272,21 +258,14 @@ def _testable_findings(truth: Floats) -> list[int]:
 
 def select_rows(truth: Floats, count: int) -> NDArray[np.intp]:
     """Return rows of at most `count` images a finding, with and without each in turn, always the same."""
-    random = np.random.default_rng(0)
-    turns = [
-        (turn, k, state, int(row))
-        for k in _testable_findings(truth)
-        for state in (0, 1)
-        for turn, row in enumerate(random.permutation(np.flatnonzero(truth[:, k] == state)))
-    ]
-    return np.array(list(dict.fromkeys(row for *_, row in sorted(turns)))[: count * truth.shape[1]], dtype=np.intp)
+    random, sides = np.random.default_rng(0), [(k, state) for k in _testable_findings(truth) for state in (0, 1)]
+    parts = [random.permutation(np.flatnonzero(truth[:, k] == state)) for k, state in sides]
+    rows = dict.fromkeys(row for turn in zip_longest(*parts) for row in turn if row is not None)
+    return np.array(list(rows)[: count * truth.shape[1]], dtype=np.intp)
 
 
 def find_other_names(names: Sequence[str], answers: FindingAnswers, *, table: str | None = None) -> str | None:
-    """Return the names to write if outputs surely belong to other findings; None if they do not.
-
-    `table`: the file of scores that has these names as columns.
-    """
+    """Return the names to write if outputs surely belong to other findings, else None; `table`: the file of scores."""
     from scipy.optimize import linear_sum_assignment
 
     findings = _testable_findings(answers.truth)
@@ -323,7 +302,7 @@ def find_other_input(model: nn.Module, images: Tensor, cuts: Floats, answers: Fi
 
     declared, better = figures(answers), []
     for remedy, changed, inputs in _other_inputs(model, images):
-        logits = _logits(changed, inputs).double().cpu().numpy()
+        logits = predict_parts(changed, inputs).double().cpu().numpy()
         other = figures(replace(answers, margins=logits - cuts))
         if _serves_better(declared, other):
             better.append((float(np.mean([figure[:, 0] for figure in other])), remedy))
@@ -342,11 +321,9 @@ def _serves_better(declared: tuple[Floats, Floats], other: tuple[Floats, Floats]
 
 
 def _surely_better(answers: FindingAnswers, weights: Floats, moved: list[tuple[int, int]]) -> bool:
-    """Return whether another output surely serves each of these findings better, (finding, output) each.
-
-    It must rank each better by a clear margin; or decide each better at its threshold and rank it somewhat better, as
-    an output with a badly chosen threshold still ranks its own finding best.
-    """
+    """Return whether another output surely serves each of these findings better, (finding, output) each."""
+    # By a clear margin; or it decides each better and ranks it somewhat better: an output with a badly chosen
+    # threshold still ranks its own finding best.
     ranked: list[Floats] = []
     decided: list[Floats] = []
     for finding, output in moved:

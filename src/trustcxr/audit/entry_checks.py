@@ -1,13 +1,14 @@
-"""Run the entry checks of an audit: the declaration, the pitfalls that AutoAttack's authors list, an active test.
+"""Run the entry checks of an audit: the declaration, the pitfalls that AutoAttack's authors list, an active test."""
 
-The pitfalls are random answers, probabilities for logits, vanishing gradients, and gradients used inside the model.
-"""
-
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from hashlib import blake2b
+from types import FunctionType, MethodType
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -16,18 +17,17 @@ from trustcxr.attacks.adaptive import GradientTraits, agrees_in_bfloat16, centre
 from trustcxr.attacks.base import input_gradient, logits_of
 from trustcxr.attacks.pgd import pgd
 from trustcxr.audit.active_test import ENOUGH, Planted, active_test
-from trustcxr.audit.declaration_check import Declared, check_declaration
+from trustcxr.audit.declaration_check import Declared, check_declaration, predict_parts
 from trustcxr.audit.formats import ExternalModel, WrappedModel
 from trustcxr.audit.formats.loading import verify_conversion
 from trustcxr.audit.formats.wrapper import is_layer_output, saturation
-from trustcxr.audit.model_state import changed_parts, describe_state
 from trustcxr.audit.subject import Subject, is_multilabel
 from trustcxr.console import Progress
 from trustcxr.errors import UserError
 from trustcxr.evaluation.predictions import OverDraws
 from trustcxr.models.preserve_state import preserve_state
 from trustcxr.registry import BLACK_BOX, ONE_STEP, STOCHASTIC_DRAWS, WORST_CASE, is_linf
-from trustcxr.storage.schemas import EntryCheck, RunDocument
+from trustcxr.storage.schemas import RunDocument
 
 SATURATED = 0.05  # allowed share of saturated answers
 VANISHED = 0.02  # allowed share of images without a gradient
@@ -44,6 +44,8 @@ GAINED = 0.25  # least median of the loss gained by it, as a share of what gradi
 UPHILL = 0.5  # least share of images whose loss rises by twice as much as along a random sign
 _CLIMB = 10  # steps of PGD to the images on which bfloat16 must agree
 _STEPS = 3  # of the progress bar: gradients, declaration, planted examples
+_DEEPEST = 6  # of containers and objects inside each other
+_OWN = frozenset(vars(nn.Module()))  # torch's attributes of a module: flags, hooks and tables
 
 
 @dataclass(frozen=True)
@@ -55,10 +57,6 @@ class Check:
     text: str
     grave: bool = False  # whether no figure is sound unless it passed; attacks adapt to the failure of the others
     remedied: bool = False  # whether the text says what to write in the model file
-
-    def document(self) -> EntryCheck:
-        """Return the check as in `entry_checks` of audit.json."""
-        return EntryCheck(check=self.check, passed=self.passed, text=self.text, grave=self.grave)
 
 
 @dataclass(frozen=True)
@@ -115,22 +113,32 @@ def run_entry_checks(
         return EntryReport((Check("model", None, text),), gradients=False)
     few = images[:PROBED]
     with preserve_state(subject.model), Progress(f"{subject.name}: entry checks", _STEPS) as bar:
-        subject, difference = (
-            verify_conversion(subject, images) if isinstance(subject, ExternalModel) else (subject, None)
-        )
+        difference = None
+        if isinstance(subject, ExternalModel):
+            subject, difference = verify_conversion(subject, images)
         assert subject.model is not None
         kind, model = _check_kind(subject.model, few)
         state = describe_state(model, few[:2])
         sigmoids = is_multilabel(subject)
         traits = probe_gradients(model, few, sigmoids=sigmoids)
+
+        def right(moved: Tensor) -> Tensor:
+            return (predict_parts(model, moved).argmax(1) == labels)[:, None]
+
         bar.advance(note="its declaration")
         gradients = traits.healed < 1 or traits.zero_gradients < 1
-        checks = [
-            *_check_classes(subject, images, labels, STOCHASTIC_DRAWS if traits.random else 1),
+        checks = []
+        if not sigmoids:  # each finding is checked later, with its own labels
+            original = subject.original if isinstance(subject, ExternalModel) else None  # its own runtime is faster
+            torch.manual_seed(0)  # the same result each time; the random state is restored
+            draws = STOCHASTIC_DRAWS if traits.random else 1
+            result = check_declaration(original or subject.model, subject.classes, images, labels, draws=draws)
+            checks.append(describe_declaration(result, len(images)))
+        checks += [
             *_check_conversion(subject, gradients, len(images), difference),
             _check_random(traits),
             *([] if traits.random else _check_alone(model, few[:ALONE], sigmoids=sigmoids)),
-            *([] if traits.random or is_multilabel(subject) else [check_memory(_right(model, labels), images)]),
+            *([] if traits.random or sigmoids else [check_memory(right, images)]),
             *kind,
             *_check_gradients(traits),
             *([] if traits.random or not gradients else [_check_followed(model, few[:ALONE], sigmoids=sigmoids)]),
@@ -148,61 +156,46 @@ def run_entry_checks(
 
 
 def check_afterwards(report: EntryReport, images: Tensor, *, epsilon: float, planted: int = PLANTED) -> list[Check]:
-    """Check on the images of the entry checks that the attacks of an audit have not changed the model.
-
-    Its state must be what it was, and its gradients must still agree with finite differences. If attacks searched in
-    bfloat16, it must agree with the model's own precision on adversarial images too.
-    """
-    model, few, checks = report.model, images[:PROBED], []
+    """Check on the images of the entry checks that attacks did not change the model, or were misled by bfloat16."""
+    model, few, some, checks = report.model, images[:PROBED], images[: min(planted, PROBED)], []
     if model is None or report.traits is None:
         return []
     with preserve_state(model):
         changed = changed_parts(report.state, describe_state(model, few[:2]))
         text = "its weights, buffers and attributes are what they were before the attacks"
         if changed:
-            text = (
-                f"the audit changed {', '.join(changed[:3])}{' and others' if changed[3:] else ''}: the model "
-                "remembers or counts images, so its answers may depend on earlier ones. Export it without that"
-            )
+            text = f"the audit changed {', '.join(changed[:3])}{' and others' if changed[3:] else ''}: the model "
+            text += "remembers or counts images, so its answers may depend on earlier ones. Export it without that"
         checks.append(Check("state unchanged", not changed, text, grave=True))
         if report.differences is not None and report.differences.passed:
-            again = compare_differences(model, few[:planted], report.traits, epsilon=epsilon)
+            again = compare_differences(model, some, report.traits, epsilon=epsilon)
             if again is None or not again.passed:
                 text = "after the attacks its gradients no longer agree with finite differences, as they did at first"
                 checks.append(Check("finite differences", False, text, grave=True))
         if report.traits.bfloat16:
-            some = few[:planted]
             perturbed = pgd(model, some, logits_of(model, some).argmax(1), epsilon=epsilon, steps=_CLIMB)
             # Near a boundary honest models differ more than on other images.
             if not agrees_in_bfloat16(model, perturbed, shift=0.25, same_signs=0.6):
-                text = (
-                    "attacks searched in bfloat16, in which it has other answers or gradients on adversarial images "
-                    "than in its own precision: they were misled"
-                )
+                text = "attacks searched in bfloat16, in which it has other answers or gradients on adversarial images "
+                text += "than in its own precision: they were misled"
                 checks.append(Check("bfloat16", False, text, grave=True))
     return checks
 
 
-def black_box_check(white: float, black: float, *, epsilon: float) -> Check:
-    """Check that attacks without gradients do not leave less accuracy: then gradients would be masked."""
-    figures = f"{black:.1%} under attacks without gradients, {white:.1%} under those with them, at epsilon {epsilon:g}"
-    passed = black >= white - STRONGER
-    text = f"accuracy is {figures}" + ("" if passed else ": gradients lead attacks astray, so the lower figure counts")
-    return Check("black box against white box", passed, text, grave=True)
-
-
-def compare_black_box(document: RunDocument) -> list[Check]:
-    """Compare attacks without gradients with those that have them, at each epsilon that has both."""
+def compare_black_box(document: RunDocument) -> Iterator[Check]:
+    """Check at each epsilon that attacks without gradients leave no less accuracy: then gradients would be masked."""
     rows = [row for row in document.attacks if row.accuracy.value is not None and is_linf(row.attack)]
-    checks = []
     for epsilon in sorted({row.epsilon for row in rows if row.epsilon is not None}):
         accuracies = [(row.attack, row.accuracy.value or 0.0) for row in rows if row.epsilon == epsilon]
         black = [accuracy for attack, accuracy in accuracies if attack in BLACK_BOX]
         # The worst case includes the results of the others, so it says nothing about gradients.
         white = [accuracy for attack, accuracy in accuracies if attack not in (*BLACK_BOX, *ONE_STEP, WORST_CASE)]
         if black and white:
-            checks.append(black_box_check(min(white), min(black), epsilon=epsilon))
-    return checks
+            text = f"accuracy is {min(black):.1%} under attacks without gradients, {min(white):.1%} under those with "
+            text += f"them, at epsilon {epsilon:g}"
+            passed = min(black) >= min(white) - STRONGER
+            text += "" if passed else ": gradients lead attacks astray, so the lower figure counts"
+            yield Check("black box against white box", passed, text, grave=True)
 
 
 def describe_declaration(result: Declared, count: int) -> Check:
@@ -212,23 +205,11 @@ def describe_declaration(result: Declared, count: int) -> Check:
         unless = ", unless it takes the one for the other on these images" if result.weak else ""
         text += f", and {result.better:.1%} with another declaration: write {result.remedy}{unless}"
     elif result.at_chance:
-        text += (
-            f", no better than chance ({result.chance:.1%}), and no other {result.tried} surely does better: "
-            "is it the right model for these images?"
-        )
+        text += f", no better than chance ({result.chance:.1%}), and no other {result.tried} surely does better: is it "
+        text += "the right model for these images?"
     else:
         text += f"; no other {result.tried} surely does better"
     return Check("declaration", result.passed, text, grave=True, remedied=result.remedy is not None)
-
-
-def _check_classes(subject: Subject, images: Tensor, labels: Tensor, draws: int) -> Iterator[Check]:
-    if is_multilabel(subject):
-        return  # each finding is checked later, with its own labels
-    assert subject.model is not None  # run_entry_checks has verified it
-    original = subject.original if isinstance(subject, ExternalModel) else None  # in its own runtime, which is faster
-    torch.manual_seed(0)  # the same result each time; the random state is restored
-    result = check_declaration(original or subject.model, subject.classes, images, labels, draws=draws)
-    yield describe_declaration(result, len(images))
 
 
 def _check_conversion(subject: Subject, gradients: bool, count: int, difference: float | None) -> Iterator[Check]:
@@ -247,9 +228,8 @@ def _check_conversion(subject: Subject, gradients: bool, count: int, difference:
 def _check_random(traits: GradientTraits) -> Check:
     if not traits.random:
         return Check("same answer twice", True, "the same image has the same answer each time", grave=True)
-    text = f"its answers change from run to run: attacks average over {traits.draws} draws, and "
-    text += f"the answer that counts is the mean of {STOCHASTIC_DRAWS} draws, "
-    text += f"under worst-case the worst of {STOCHASTIC_DRAWS}"
+    text = f"its answers change from run to run: attacks average over {traits.draws} draws, and the answer that counts "
+    text += f"is the mean of {STOCHASTIC_DRAWS} draws, under worst-case the worst of {STOCHASTIC_DRAWS}"
     return Check("same answer twice", False, text, grave=True)
 
 
@@ -258,35 +238,18 @@ def _check_alone(model: nn.Module, images: Tensor, *, sigmoids: bool) -> Iterato
     if len(images) < 2:
         return
     with torch.no_grad():
-        together, copies = (
-            model(images).float(),
-            torch.stack([model(image.expand_as(images))[row].float() for row, image in enumerate(images)]),
-        )
+        together = model(images).float()
+        copies = torch.stack([model(image.expand_as(images))[row].float() for row, image in enumerate(images)])
         try:
             alone = torch.cat([model(image[None]) for image in images]).float()
         except Exception:  # some networks refuse a batch of one, in many ways: nobody is misled by that
             alone = copies
-    if not sigmoids:
-        together, copies, alone = map(centre, (together, copies, alone))
-    moved = torch.stack([(other - together).abs().amax(1) for other in (copies, alone)]).amax(0)
-    share = float((moved / together.abs().amax(1).clamp(min=1e-12)).median())
+    share = float(torch.maximum(*(_moves(together, other, sigmoids) for other in (copies, alone))).median())
     text = "an image has the same answer whatever images are in its batch"
     if share > BATCH_EFFECT:
-        text = (
-            f"the answer to an image depends on its batch: alone its logits differ by {share:.0%}. Export it in "
-            "evaluation mode, model.eval() first: BatchNorm must not measure the batch"
-        )
+        text = f"the answer to an image depends on its batch: alone its logits differ by {share:.0%}. Export it in "
+        text += "evaluation mode, model.eval() first: BatchNorm must not measure the batch"
     yield Check("same answer alone", not share > BATCH_EFFECT, text, grave=True)
-
-
-def _right(model: nn.Module, labels: Tensor) -> Callable[[Tensor], Tensor]:
-    """Return a function that tells which images (N, 1, H, W) of these labels are answered rightly, (N, 1)."""
-
-    def right(images: Tensor) -> Tensor:
-        with torch.no_grad():
-            return torch.cat([model(part).argmax(1) for part in images.split(64)])[:, None] == labels[:, None]
-
-    return right
 
 
 def check_memory(right: Callable[[Tensor], Tensor], images: Tensor) -> Check:
@@ -396,10 +359,8 @@ def _check_gradients(traits: GradientTraits) -> Iterator[Check]:
             text += ": attacks without gradients can only overestimate robust accuracy"
         yield Check("gradients", False, text, grave=traits.healed > VANISHED)
     if traits.scale != 1:
-        text = (
-            f"its logits lie {traits.margin:.3g} apart: they are divided by {traits.scale:.3g} before a loss is taken"
-        )
-        yield Check("scale of the logits", False, text)
+        text = f"its logits lie {traits.margin:.3g} apart: they are divided by {traits.scale:.3g} before a loss is "
+        yield Check("scale of the logits", False, text + "taken")
     if traits.stopped:
         names = {"detour": "leaving torch or becoming whole numbers"}
         listed = ", ".join(f"{names.get(name, name)} ({count})" for name, count in traits.stopped.items())
@@ -423,10 +384,8 @@ def _check_inside(model: nn.Module, images: Tensor) -> Iterator[Check]:
     text = "it answers in one forward pass" if passes == 1 else "it computes none while it answers"
     yield Check(name, True, text, grave=True)
     if passes > 1:
-        text = (
-            f"its first layer runs {passes} times for one image: it answers by several views of it, or searches for "
-            "its answer. Attacks go through all of them; of a search, one that were made for it may find more"
-        )
+        text = f"its first layer runs {passes} times for one image: it answers by several views of it, or searches for "
+        text += "its answer. Attacks go through all of them; of a search, one that were made for it may find more"
         yield Check("one pass", None, text)
 
 
@@ -472,16 +431,12 @@ def _check_planted(result: Planted | None, differences: Differences | None) -> l
         text = "no adversarial example could be planted: no last layer is seen, or none that tells one"
         if differences is None:
             return [Check(name, None, text, grave=True)]
-        figures = (
-            f"along its gradients the loss rises by {differences.gained:.2f} of what they promise, and more than by "
-            f"random signs on {differences.uphill:.0%} of images"
-        )
+        figures = f"along its gradients the loss rises by {differences.gained:.2f} of what they promise, and more than "
+        figures += f"by random signs on {differences.uphill:.0%} of images"
         figures += "" if differences.passed else ": its gradients mislead attacks"
         return [Check(name, None, text), Check("finite differences", differences.passed, figures, grave=True)]
-    text = (
-        f"of {result.count} adversarial examples that were planted the attack found {result.share:.0%}, random tries "
-        f"{result.random_share:.0%}"
-    )
+    text = f"of {result.count} adversarial examples that were planted the attack found {result.share:.0%}, random "
+    text += f"tries {result.random_share:.0%}"
     if not result.passed:
         text += f": fewer than {ENOUGH:.0%}, so its figures under attack are withdrawn"
     return [Check(name, result.passed, text, grave=True)]
@@ -498,7 +453,7 @@ def compare_differences(
     with torch.no_grad():
         top = model(images)
     single = top.shape[1] == 1
-    top = top.topk(1 if single else 2, dim=1).indices
+    top = top.topk(min(2, top.shape[1]), dim=1).indices
 
     def loss(logits: Tensor, _: Tensor | None = None) -> Tensor:
         if single:
@@ -523,14 +478,75 @@ def compare_differences(
 
 
 def largest_difference_with_gradients(model: nn.Module, images: Tensor, *, sigmoids: bool = False) -> float:
-    """Return how far logits move if the image requires a gradient, as a share of the largest logit of each image.
-
-    The logits count without what all of an image share, unless they are `sigmoids`, of a finding each.
-    """
+    """Return how far logits move if the image requires a gradient, as a share of the largest logit of each image."""
     with torch.no_grad():
         plain = model(images).float()
     with torch.inference_mode(False), torch.enable_grad():
         followed = model(images.detach().clone().requires_grad_(True)).detach().float()
-    if not sigmoids:
-        plain, followed = centre(plain), centre(followed)
-    return float(((followed - plain).abs().amax(1) / plain.abs().amax(1).clamp(min=1e-12)).max())
+    return float(_moves(plain, followed, sigmoids).max())
+
+
+def _moves(plain: Tensor, other: Tensor, sigmoids: bool) -> Tensor:
+    """Return how far the logits (N, C) of each image move, as a share of its largest: (N,)."""
+    if not sigmoids:  # what all logits of an image share changes no answer
+        plain, other = centre(plain), centre(other)
+    return (other - plain).abs().amax(1) / plain.abs().amax(1).clamp(min=1e-12)
+
+
+def describe_state(model: nn.Module, images: Tensor) -> dict[str, str]:
+    """Run a model on images (B, 1, H, W), and return a digest of each weight, buffer and attribute of its modules."""
+    with torch.no_grad():
+        model(images)  # some models store activations: these are of the same images each time
+    inner = model.net if isinstance(model, WrappedModel) else model
+    state = {
+        name: _digest(tensor, 0)
+        for tensors in (inner.named_parameters(), inner.named_buffers())
+        for name, tensor in tensors
+    }
+    for name, module in inner.named_modules():
+        state |= {f"{name}.{key}".lstrip("."): digest for key, digest in _attributes(module, 0).items()}
+    return state
+
+
+def changed_parts(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
+    """Return the names of what differs between two states."""
+    return sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+
+
+def _attributes(module: nn.Module, depth: int) -> dict[str, str]:
+    return {key: _digest(value, depth + 1) for key, value in vars(module).items() if key not in _OWN}
+
+
+def _digest(value: Any, depth: int) -> str:
+    if isinstance(value, Tensor):
+        value = value.detach().cpu()
+        value = value.float().numpy() if value.dtype == torch.bfloat16 else value.numpy()
+    if isinstance(value, np.ndarray):
+        content = np.ascontiguousarray(value).tobytes() if value.dtype != object else b""
+        return f"{value.dtype}{value.shape}{blake2b(content, digest_size=8).hexdigest()}"
+    if value is None or isinstance(value, bool | int | float | complex | str | bytes):
+        return blake2b(repr(value).encode(), digest_size=8).hexdigest()
+    if depth >= _DEEPEST:
+        return type(value).__name__
+    if isinstance(value, nn.Module):
+        tensors = [*value.named_parameters(), *value.named_buffers(), *value.named_children()]
+        return _join([*_attributes(value, depth).items(), *((k, _digest(v, depth + 1)) for k, v in tensors)])
+    if isinstance(value, Mapping):
+        return _join((str(key), _digest(part, depth + 1)) for key, part in value.items())
+    if isinstance(value, list | tuple | deque):
+        return _join((str(number), _digest(part, depth + 1)) for number, part in enumerate(value))
+    if isinstance(value, set | frozenset):
+        return _join((digest, "") for digest in sorted(_digest(part, depth + 1) for part in value))
+    if isinstance(value, MethodType):
+        value = value.__func__
+    if isinstance(value, FunctionType):
+        cells = [cell.cell_contents for cell in value.__closure__ or () if cell.cell_contents is not value]
+        return _join((str(number), _digest(cell, depth + 1)) for number, cell in enumerate(cells))
+    return type(value).__name__ + _join((k, _digest(v, depth + 1)) for k, v in getattr(value, "__dict__", {}).items())
+
+
+def _join(parts: Any) -> str:
+    digest = blake2b(digest_size=8)
+    for name, part in parts:
+        digest.update(f"{name}={part};".encode())
+    return digest.hexdigest()

@@ -79,29 +79,31 @@ def explain(
     evaluate.check_options(recipe)
     subject = open_model(model, trust_code=trust_code)
     assert isinstance(subject, ExternalModel)  # runs have their own command
-    check_finding(subject, finding)
+    if finding is not None:
+        _index(subject, finding)
     _examined(subject, recipe.methods)
     check_out_folder(out, {"an audit": layout.AUDIT_FILE})
     images = open_images(subject, data, split, labels, listing)
     audit, target = _select_target(subject, images, recipe.methods, finding)
-    subject, validation = audit.subject, target.validation
+    subject, validation, whole = audit.subject, target.validation, images.validation
     assert isinstance(subject, ExternalModel)
-    if validation is not None and not len(
-        select_annotated(validation, np.flatnonzero(validation.has_mask("infection")))
-    ):
-        validation = None  # without masks no threshold can be tuned
+    if validation is None or not len(select_annotated(validation, np.flatnonzero(validation.has_mask("infection")))):
+        validation = whole = None  # without masks no threshold can be tuned
+    key = f"{audit.key}, {target.name}" if target.name else audit.key
     with folder_lock(out):
-        document = _start(audit, target, out)
+        document = _start(audit, target, out, key)
         left_out = find_left_out(subject, check_supported(subject, recipe.methods))
-        document.notes = [*target.notes, *_notes(target.run, images.examined), *left_out.notes()]
+        document.notes = [*target.notes, *images.examined.notes]
+        if is_randomised(target.run.model, first_images(images.examined, 1, target.run.device)[0]):
+            document.notes.append(f"{target.run.name} answers at random: each map is of one draw")
+        document.notes += left_out.notes()
         if target.name:
             document.notes[1:1] = constant_note(target.name, target.images, document)
         untuned = [] if validation is not None else [f"no threshold is tuned: {images.why_no_threshold('masks')}"]
         for note in [*document.notes, *untuned]:
             log(note)
-        whole = images.validation if validation is not None else None
         explain_run.measure(
-            Results(out, _key(audit, target), replace=False),
+            Results(out, key, replace=False),
             target.run,
             target.images,
             recipe,
@@ -109,7 +111,7 @@ def explain(
             data=data_hash(images.examined, "infection", "lung"),
             tuned="" if whole is None else data_hash(whole, "infection", "lung"),
             left_out=left_out,
-            train=None if images.surrogate is None else images.surrogate.training,
+            train=None if images.surrogate is None else images.surrogate.whole,
         )
         count = len(select_annotated(target.images, np.arange(len(target.images))))
         explain_run.add_tables(document, out, images=count, resamples=explain_run.RESAMPLES)
@@ -130,7 +132,7 @@ def _select_target(
     audit = Audit(subject, images, load_exam())
     if not is_multilabel(subject):
         return audit, ExplainedFinding("", examined, images.examined, images.validation)
-    return audit, select_finding(subject, examined.model, images, finding, parallel=audit.parallel)
+    return audit, select_finding(audit, examined.model, finding)
 
 
 def _examined(subject: ExternalModel, methods: Sequence[str]) -> ModelUnderTest:
@@ -140,14 +142,9 @@ def _examined(subject: ExternalModel, methods: Sequence[str]) -> ModelUnderTest:
     return run
 
 
-def _key(audit: Audit, target: ExplainedFinding) -> str:
-    """Return a checksum of the model and the images, with the finding."""
-    return f"{audit.key}, {target.name}" if target.name else audit.key
-
-
-def _start(audit: Audit, target: ExplainedFinding, out: Path) -> RunDocument:
+def _start(audit: Audit, target: ExplainedFinding, out: Path, key: str) -> RunDocument:
     """Return the metrics.json in `out`, or write one before any map; UserError if it is of something else."""
-    path, key = out / layout.METRICS_FILE, _key(audit, target)
+    path = out / layout.METRICS_FILE
     if path.is_file():
         document = schemas.read_schema(RunDocument, path)
         if document.examination != key:
@@ -162,14 +159,6 @@ def _start(audit: Audit, target: ExplainedFinding, out: Path) -> RunDocument:
     atomic.write_table(out / layout.PREDICTIONS_FILE, table)
     atomic.write_json(path, document)
     return document
-
-
-def _notes(run: ModelUnderTest, images: Dataset) -> list[str]:
-    """Return the notes on the images, and on a model that answers at random."""
-    notes = [*images.notes]
-    if is_randomised(run.model, first_images(images, 1, run.device)[0]):
-        notes.append(f"{run.name} answers at random: each map is of one draw")
-    return notes
 
 
 def check_supported(subject: ExternalModel, methods: Sequence[str]) -> WrappedModel:
@@ -208,28 +197,15 @@ def find_left_out(subject: ExternalModel, model: WrappedModel) -> LeftOut:
     except UserError as problem:
         weights = f"no map is held against random weights, so none is said to show what was learnt ({problem})"
     if not weights and any(isinstance(module, torch.jit.ScriptModule | ExportedNet) for module in model.modules()):
-        cascade = (
-            "maps are not followed as the network is made random part by part: its parts are not called one by one"
-        )
+        cascade = "maps are not followed as the network is made random part by part: its parts are not called one by "
+        cascade += "one"
     return LeftOut(attacks, weights, cascade)
 
 
-def check_finding(subject: ExternalModel, finding: str | None) -> None:
-    """Raise UserError if the model does not have the finding, or answers one class of several."""
-    if finding is None:
-        return
-    if subject.output.kind != "sigmoid":
-        raise UserError(f"--finding {finding}: {subject.name} answers with one of its classes: leave it out")
-    _index(subject, finding)
-
-
-def select_finding(
-    subject: ExternalModel, model: WrappedModel, images: AuditImages, finding: str | None, *, parallel: bool
-) -> ExplainedFinding:
-    """Select a finding, by default the only one that images with a lesion mask have.
-
-    Raises UserError if there is not exactly one, or no image with a mask has it.
-    """
+def select_finding(audit: Audit, model: WrappedModel, finding: str | None) -> ExplainedFinding:
+    """Select a finding, by default the only one that images with a mask have; UserError if no image is known to."""
+    subject, images = audit.subject, audit.images
+    assert isinstance(subject, ExternalModel)
     index = _only_masked(subject, images.examined) if finding is None else _index(subject, finding)
     name = subject.classes[index]
     examined = _labelled(images.examined, subject, index)
@@ -239,7 +215,7 @@ def select_finding(
     answers = None
     if images.validation is not None and subject.output.thresholds is None:
         full = ModelUnderTest(subject.name, model, subject.classes, subject.device)
-        table = evaluation.predict(full, images.validation, views=False, at_once=parallel)
+        table = evaluation.predict(full, images.validation, views=False, at_once=audit.parallel)
         answers = measure.label_answers(images.validation, table, subject.classes)
     threshold = multilabel.threshold_of(subject.output, index, answers, images.why_no_threshold())
     assert threshold.value is not None
@@ -266,6 +242,9 @@ def constant_note(name: str, images: Dataset, document: RunDocument) -> list[str
 
 
 def _index(subject: ExternalModel, finding: str) -> int:
+    """Return the index of a finding; UserError if the model does not have it, or answers one class of several."""
+    if subject.kind != "sigmoid":
+        raise UserError(f"--finding {finding}: {subject.name} answers with one of its classes: leave it out")
     lowered = [name.lower() for name in subject.classes]
     if finding.lower() not in lowered:
         raise unknown("finding", finding, subject.classes)

@@ -1,7 +1,7 @@
 """Export a run as ONNX or torch.export with its model file, after comparing its answers with the run's."""
 
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,9 +35,17 @@ def export(run: str | Path, kind: str, out: Path | None = None, *, data: Path | 
     of `data` (its test split), by default on synthetic ones. Raises UserError, and writes nothing, if they differ by
     more than ALLOWED, a package is missing, or another file has the model file's name.
     """
-    out = out or _default_path(run, kind)
+    name = lookup(NAMES, "format", kind)
+    if out is None and hub.is_address(str(run)):
+        raise UserError(f"{run}: it has no folder here: say --out FILE, such as --out {name}")
+    out = out or trained_models.results_folder(layout.check_run(trained_models.resolve(run))) / name
     exporting.check_export(kind, out)
-    model_file = _model_file_path(out)
+    model_file = out.with_suffix(".yaml")
+    if out.exists() and not model_file.exists():
+        raise UserError(f"{out}: is there, and no model file beside it says that it was exported; choose another --out")
+    if model_file.exists() and atomic.read_yaml(model_file).get("source") != out.name:
+        what = f"is there, and the model file of {out.name} would take its place; use another --out"
+        raise UserError(f"{model_file}: {what}")
     loaded = load_run(run, on="cpu")
     images, description = _images(loaded, data)
     with atomic.atomic_write(out) as temporary:
@@ -74,24 +82,6 @@ def export(run: str | Path, kind: str, out: Path | None = None, *, data: Path | 
     )
 
 
-def _default_path(run: str | Path, kind: str) -> Path:
-    """Return the file in the run's folder; UserError for a run that is on a hub."""
-    name = lookup(NAMES, "format", kind)
-    if hub.is_address(str(run)):
-        raise UserError(f"{run}: it has no folder here: say --out FILE, such as --out {name}")
-    return trained_models.results_folder(layout.check_run(trained_models.resolve(run))) / name
-
-
-def _model_file_path(out: Path) -> Path:
-    """Return the path of the model file of `out`; UserError if another file has that name."""
-    path = out.with_suffix(".yaml")
-    if out.exists() and not path.exists():
-        raise UserError(f"{out}: is there, and no model file beside it says that it was exported; choose another --out")
-    if path.exists() and atomic.read_yaml(path).get("source") != out.name:
-        raise UserError(f"{path}: is there, and the model file of {out.name} would take its place; use another --out")
-    return path
-
-
 def _images(run: Run, data: Path | None) -> tuple[Tensor, str]:
     """Return images (B, 1, H, W) in pixel space and their description."""
     if data is not None:
@@ -109,13 +99,10 @@ def _largest_difference(run: Run, external: ExternalModel, path: Path, images: T
     with torch.no_grad(), preserve_state(run.model):
         expected = run.model(images)
     scale = max(1.0, float(expected.abs().max()))
-    nets: list[Callable[[Tensor], Tensor]] = [external.model] if external.model is not None else []
-    nets += [OnnxNet(path)] if kind == "onnx" else []
+    nets: list[Any] = [external.model, OnnxNet(path)] if kind == "onnx" else [external.model]
     with torch.no_grad():
-        answers = [
-            answer for net in nets for answer in (net(images), torch.cat([net(image[None]) for image in images]))
-        ]
-    return float(torch.stack([(answer - expected).abs().max() for answer in answers]).max()) / scale  # NaN stays NaN
+        answers = [torch.stack([net(images), torch.cat([net(image[None]) for image in images])]) for net in nets]
+    return float((torch.stack(answers) - expected).abs().max()) / scale  # NaN stays NaN
 
 
 def _model_file(run: Run, out: Path) -> dict[str, object]:

@@ -1,5 +1,6 @@
 """Collect the facts of an audit that a committee asks for: date, machine, images left out, Table 1, failures."""
 
+import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +21,7 @@ from trustcxr.models.preserve_state import preserve_state
 from trustcxr.statistics import softmax
 from trustcxr.storage import layout, schemas
 from trustcxr.storage.atomic import write_arrays
-from trustcxr.storage.prediction_table import CLEAN, logits_of
+from trustcxr.storage.prediction_table import CLEAN, logits_of, right
 from trustcxr.training.environment import hardware
 
 FAILURES = 12  # wrong answers that are listed and shown
@@ -77,8 +78,11 @@ def _describe_characteristics(dataset: Dataset, *, by_class: bool) -> list[schem
     for name, values in subgroups.dividing_columns(table, (), single=True).items():
         if not _TABLE_1 & subgroups.words_of(name):
             continue
-        if "age" in subgroups.words_of(name):
-            rows += _age_quartiles(name, table, classes)
+        if "age" in subgroups.words_of(name) and (years := subgroups.as_numbers(table[name])).notna().any():
+            parts = {"all": years} | {key: years[table["class"] == key] for key in classes}
+            ends = {key: tuple(part.quantile([0.25, 0.5, 0.75])) for key, part in parts.items() if part.notna().any()}
+            count = int(years.notna().sum())
+            rows.append(schemas.Characteristic(column=name, value="median", n=count, quartiles=ends))
         counts = values.value_counts()
         shown = values.where(values.isin(counts.index[:_MOST_VALUES]), subgroups.OTHERS)
         for value in sorted(set(shown), key=lambda v: (v in (subgroups.OTHERS, subgroups.UNKNOWN), v)):
@@ -88,38 +92,22 @@ def _describe_characteristics(dataset: Dataset, *, by_class: bool) -> list[schem
     return rows
 
 
-def _age_quartiles(name: str, table: pd.DataFrame, classes: Mapping[str, None]) -> list[schemas.Characteristic]:
-    years = subgroups.as_numbers(table[name])
-    if not years.notna().any():
-        return []
-    parts = {"all": years} | {key: years[table["class"] == key] for key in classes}
-    quartiles = {key: tuple(part.quantile([0.25, 0.5, 0.75])) for key, part in parts.items() if part.notna().any()}
-    return [schemas.Characteristic(column=name, value="median", n=int(years.notna().sum()), quartiles=quartiles)]
-
-
 def find_failures(table: pd.DataFrame, classes: tuple[str, ...]) -> list[schemas.Failure]:
     """Return the most confident wrong answers on unperturbed images, the most confident first."""
     clean = table[(table["attack"] == CLEAN).to_numpy()]
     probabilities, labels = softmax(logits_of(clean)), clean["label"].to_numpy(int)
-    answers = probabilities.argmax(1)
-    confidence = probabilities.max(1)
-    wrong = np.flatnonzero(answers != labels)
-    names = clean["sample_id"].to_numpy(dtype=str)
+    answers, confidence = probabilities.argmax(1), probabilities.max(1)
+    wrong, names = np.flatnonzero(answers != labels), clean["sample_id"].to_numpy(dtype=str)
     first = wrong[np.lexsort((names[wrong], -confidence[wrong]))][:FAILURES]
     images = (clean["image"] if "image" in clean else clean["sample_id"]).to_numpy(dtype=str)
     finding = clean["finding"].to_numpy(dtype=str) if "finding" in clean else np.full(len(clean), "")
     if "finding" in clean:  # the model's own probability, whatever the threshold
         margins = np.diff(logits_of(clean), axis=1)[:, 0] + clean["threshold"].map(cut).to_numpy()
         confidence = softmax(np.stack([-margins, margins], 1) / 2)[np.arange(len(clean)), answers]
+    columns = (part[first] for part in (images, finding, labels, answers, confidence))
     return [
-        schemas.Failure(
-            sample_id=images[row],
-            finding=finding[row],
-            label=classes[labels[row]],
-            answer=classes[answers[row]],
-            probability=float(confidence[row]),
-        )
-        for row in first
+        schemas.Failure(sample_id=image, finding=name, label=classes[k], answer=classes[answer], probability=float(p))
+        for image, name, k, answer, p in zip(*columns, strict=True)
     ]
 
 
@@ -131,12 +119,11 @@ def write_pictures(document: schemas.AuditDocument, dataset: Dataset, out: Path,
     if not pictures or not document.failures:
         path.unlink(missing_ok=True)
         return
-    row_of = {name: row for row, name in enumerate(dataset.sample_ids)}
-    names = list(dict.fromkeys(failure.sample_id for failure in document.failures))
-    if missing := [name for name in names if name not in row_of]:
+    names = np.array(list(dict.fromkeys(failure.sample_id for failure in document.failures)))
+    rows = pd.Index(dataset.sample_ids).get_indexer(names)
+    if (missing := names[rows < 0]).size:
         raise UserError(f"{out}: has a failure on {missing[0]}, which is not among these images; choose another --out")
-    pixels = dataset.batch([row_of[name] for name in names])[:, 0]
-    write_arrays(path, {"sample_id": np.array(names), "image": pixels})
+    write_arrays(path, {"sample_id": names, "image": dataset.batch(rows)[:, 0]})
 
 
 def predictive_values(
@@ -147,12 +134,12 @@ def predictive_values(
     By Bayes: the odds before the test times a likelihood ratio. The ends of an interval are those of the ratio's.
     """
     rows, about = [], {"finding", "attack", "epsilon", "steps", "queries", "aimed_at", "n"}
-    for point in (point for point in points if point.finding in prevalence):
-        before = prevalence[point.finding]
-        odds = before / (1 - before)
+    for point in points:
         sensitivity, specificity = point.sensitivity.value, point.specificity.value
-        if sensitivity is None or specificity is None:
+        before = prevalence.get(point.finding)
+        if before is None or sensitivity is None or specificity is None:
             continue
+        odds = before / (1 - before)
         hits, false = odds * sensitivity, 1 - specificity
         cleared, missed = specificity, odds * (1 - sensitivity)
         ppv = [_chance(end, odds) for end in _ratio_ends(point.likelihood_positive)] or None
@@ -171,11 +158,11 @@ def predictive_values(
 def _ratio_ends(ratio: schemas.Share) -> list[float]:
     """Return both ends of a likelihood ratio's interval; a missing upper end is infinite."""
     low, high = ratio.ci or (None, None)
-    return [] if low is None else [low, float("inf") if high is None else high]
+    return [] if low is None else [low, math.inf if high is None else high]
 
 
 def _chance(ratio: float, odds: float) -> float:
-    return 1.0 if ratio == float("inf") else odds * ratio / (1 + odds * ratio)
+    return 1.0 if ratio == math.inf else odds * ratio / (1 + odds * ratio)
 
 
 def find_smallest_changes(
@@ -190,28 +177,21 @@ def find_smallest_changes(
     path.unlink(missing_ok=True)
     if report.model is None or report.traits is None or not report.gradients or is_multilabel(audit.subject):
         return []
-    clean = table[(table["attack"] == CLEAN).to_numpy()]
-    right = logits_of(clean).argmax(1) == clean["label"].to_numpy()
-    row_of = {name: row for row, name in enumerate(audit.dataset.sample_ids)}
-    rows = np.array([row_of[name] for name in clean["sample_id"].to_numpy()[right]], dtype=int)
+    clean, dataset = table[(table["attack"] == CLEAN).to_numpy()], audit.dataset
+    rows = pd.Index(dataset.sample_ids).get_indexer(clean["sample_id"][right(clean)])
     if not len(rows):
         return []
-    rows = rows[balanced_rows(np.asarray(audit.dataset.labels)[rows], SMALLEST_CHANGES)]
-    images = load_pixels(audit.dataset, rows, audit.subject.device)
-    labels = images.new_tensor(np.asarray(audit.dataset.labels)[rows]).long()
+    rows = rows[balanced_rows(dataset.labels[rows], SMALLEST_CHANGES)]
+    images = load_pixels(dataset, rows, audit.subject.device)
+    labels = images.new_tensor(dataset.labels[rows]).long()
     view = report.traits.variants(report.model)[-1]
     sizes, changed = nearest(view, images, labels, highest=HIGHEST, tolerance=_TOLERANCE, steps=_STEPS)
     with preserve_state(view), torch.no_grad():
         answers = view(changed).argmax(1)
-    names = [str(audit.dataset.sample_ids[row]) for row in rows]
-    arrays = {"sample_id": np.array(names), "image": images[:, 0].cpu().numpy(), "changed": changed[:, 0].cpu().numpy()}
-    write_arrays(path, arrays)
+    names, classes = dataset.sample_ids[rows].tolist(), audit.subject.classes
+    before, after = (part[:, 0].cpu().numpy() for part in (images, changed))
+    write_arrays(path, {"sample_id": np.array(names), "image": before, "changed": after})
     return [
-        schemas.SmallestChange(
-            sample_id=name,
-            label=audit.subject.classes[int(label)],
-            answer=audit.subject.classes[int(answer)],
-            epsilon=float(size),
-        )
-        for name, label, answer, size in zip(names, labels, answers, sizes, strict=True)
+        schemas.SmallestChange(sample_id=name, label=classes[label], answer=classes[answer], epsilon=float(size))
+        for name, label, answer, size in zip(names, labels.tolist(), answers.tolist(), sizes, strict=True)
     ]

@@ -1,7 +1,6 @@
 """Write entries of a leaderboard from audits, and check a folder of entries."""
 
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 
 from trustcxr.errors import UserError
@@ -68,18 +67,16 @@ def _shorten(document: AuditDocument) -> AuditDocument:
 
 
 def _hide_folder(key: str, value: object) -> object:
-    return (
-        Path(value).name if key in ("path", "source", "predictions", "criteria") and isinstance(value, str) else value
-    )
+    hidden = key in ("path", "source", "predictions", "criteria") and isinstance(value, str)
+    return Path(str(value)).name if hidden else value
 
 
 def _describe_command(document: AuditDocument, model_file: Path | None) -> str:
-    model = Path(document.model.path or "").name if model_file is None else model_file.name
-    parts = ("trustcxr audit", model if document.model.kind == "run" or model_file else "model.yaml", "--data")
-    split = ("--split", shell_quote(document.split)) if document.split else ()
-    return " ".join(
-        (*parts, shell_quote(document.data.name), *split, "--protocol", str(document.protocol), "--out DIR")
-    )
+    model = "model.yaml" if model_file is None else model_file.name
+    model = Path(document.model.path or "").name if model_file is None and document.model.kind == "run" else model
+    split = f" --split {shell_quote(document.split)}" if document.split else ""
+    data = shell_quote(document.data.name)
+    return f"trustcxr audit {model} --data {data}{split} --protocol {document.protocol} --out DIR"
 
 
 def check_entries(board: Path, models: Path | None = None) -> tuple[int, int, list[str]]:
@@ -108,7 +105,9 @@ def check_entries(board: Path, models: Path | None = None) -> tuple[int, int, li
     faults += _find_duplicates(entries)
     matched = 0
     if models is not None:
-        files = list(_find_models(models))
+        # An audit names a run's weights by their folder, other models by their file.
+        found = [path for path in sorted(models.rglob("*")) if path.is_file()]
+        files = [(p.resolve().parent.name if p.name == layout.WEIGHTS_FILE else p.name, p) for p in found]
         for path, entry in entries.items():
             matches, changed = _compare_model(entry, files)
             matched += matches
@@ -117,9 +116,9 @@ def check_entries(board: Path, models: Path | None = None) -> tuple[int, int, li
 
 
 def _list_faults(entry: LeaderboardEntry) -> list[str]:
-    protocols = list_exams()
-    unknown = f"audit.protocol: {entry.audit.protocol!r} is unknown. Audit the model by one of {', '.join(protocols)}."
-    return [*([] if entry.audit.protocol in protocols else [unknown]), *entry.faults]
+    name, protocols = entry.audit.protocol, list_exams()
+    unknown = f"audit.protocol: {name!r} is unknown. Audit the model by one of {', '.join(protocols)}."
+    return [*entry.faults] if name in protocols else [unknown, *entry.faults]
 
 
 def _find_duplicates(entries: dict[Path, LeaderboardEntry]) -> list[str]:
@@ -133,13 +132,6 @@ def _find_duplicates(entries: dict[Path, LeaderboardEntry]) -> list[str]:
         for paths in groups.values()
         for path in paths[1:]
     ]
-
-
-def _find_models(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Yield the files below a folder by the name that an audit has of them."""
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            yield (path.resolve().parent.name if path.name == layout.WEIGHTS_FILE else path.name), path
 
 
 def _compare_model(entry: LeaderboardEntry, files: list[tuple[str, Path]]) -> tuple[bool, list[str]]:

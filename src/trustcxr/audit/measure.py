@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +11,14 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from trustcxr.attacks.adaptive import probe_gradients
+from trustcxr import statistics
+from trustcxr.attacks.adaptive import GradientTraits, probe_gradients
 from trustcxr.audit import attack_runner, declaration_check, multilabel, subgroups
-from trustcxr.audit.attack_runner import AttackRunner
-from trustcxr.audit.audit_data import Audit, AuditImages, ImageRows, OneFinding, load_pixels, match_scores
+from trustcxr.audit.attack_runner import AttackRunner, Guards, try_guards
+from trustcxr.audit.audit_data import Audit, ImageRows, OneFinding, SubmittedImages, load_pixels, match_scores
 from trustcxr.audit.entry_checks import PROBED, Check, EntryReport, check_memory, describe_declaration
 from trustcxr.audit.formats import ExternalModel
-from trustcxr.audit.guards import Guards, try_guards
 from trustcxr.audit.second_instance import ASKED, AskedImages
-from trustcxr.audit.submitted import worst_with_submitted
 from trustcxr.data.dataset import Dataset
 from trustcxr.errors import UserError
 from trustcxr.evaluation import operating_points
@@ -30,8 +29,10 @@ from trustcxr.evaluation.run_figures import describe
 from trustcxr.evaluation.trained_run import ModelUnderTest
 from trustcxr.models.preserve_state import preserve_state
 from trustcxr.recipes.evaluation_recipe import AttackRecipe
+from trustcxr.registry import WORST_CASE
+from trustcxr.storage import atomic
 from trustcxr.storage.prediction_table import CLEAN, RIGHT_SHARE, logits_of
-from trustcxr.storage.schemas import Division, Finding, OperatingPoint, RunDocument, Submitted
+from trustcxr.storage.schemas import Division, Finding, OperatingPoint, RunDocument, Share, Submitted
 
 FEWEST_GUARDED = 8  # images of each finding for the attacks of `guards`
 
@@ -98,48 +99,53 @@ class _Predictor:
         twice = (whole["attack"] == CLEAN) & whole["sample_id"].isin(chosen.sample_ids)
         return pd.concat([whole[~twice], some], ignore_index=True)
 
-    def predict_validation(self, examined: ModelUnderTest) -> pd.DataFrame | None:
-        """Predict the clean validation images; None if there are none."""
-        images, title = self.audit.images.validation, f"evaluating {examined.name} for its thresholds"
-        if images is None:
-            return None
-        return evaluation.predict(examined, images, views=False, at_once=self.audit.parallel, title=title)
+    def predict_all(
+        self, examined: ModelUnderTest, **options: Any
+    ) -> tuple[pd.DataFrame, pd.DataFrame | None, list[Check]]:
+        """Return predictions of the examined and of clean validation images (None without any), or both from scores."""
+        subject, images, validation = self.audit.subject, self.audit.images, None
+        if self.report.model is None:
+            assert isinstance(subject, ExternalModel)
+            table, checks = match_scores(subject, images.examined, images.ambiguous_names)
+            with suppress(UserError):
+                if images.validation is not None:
+                    validation = match_scores(subject, images.validation, images.ambiguous_names)[0]
+            return table, validation, checks
+        keep = AskedImages(self.parts / ASKED, len(self.choose_attacked()))
+        table = self.predict_some_attacked(examined, keep=keep, corruptions=self.audit.exam.corruptions, **options)
+        if images.validation is not None:
+            title, parallel = f"evaluating {examined.name} for its thresholds", self.audit.parallel
+            validation = evaluation.predict(examined, images.validation, views=False, at_once=parallel, title=title)
+        return table, validation, []
 
-    def make_runner(self, model: nn.Module, attacks: Sequence[AttackRecipe]) -> AttackRunner:
-        """Prepare attacks on one decision, with climbs that go on after it has changed."""
-        traits = probe_gradients(model, self.shown[:PROBED], random=self.report.random)
+    def make_runner(
+        self, model: nn.Module, attacks: Sequence[AttackRecipe], traits: GradientTraits | None = None
+    ) -> AttackRunner:
+        """Prepare attacks; without `traits` on one decision, with climbs that go on after it has changed."""
+        whole = traits is None
+        traits = traits or probe_gradients(model, self.shown[:PROBED], random=self.report.random)
         self.bfloat16.append(traits.bfloat16)
         load, gradients = self.audit.load_surrogate_images, self.report.gradients
-        runner = AttackRunner(model, traits, gradients, self.shown, whole_climb=True, load_surrogate_images=load)
+        runner = AttackRunner(model, traits, gradients, self.shown, whole_climb=whole, load_surrogate_images=load)
         return runner.prepare(attacks)
 
 
 def measure_classes(audit: Audit, report: EntryReport, shown: Tensor, parts: Path) -> Measured:
-    """Measure a model that answers the highest of its classes.
-
-    `shown` are the images of the entry checks, `parts` the folder for rows of finished batches.
-    """
+    """Measure a model that answers the highest of its classes (see `_Predictor` for `shown` and `parts`)."""
     subject, exam, predictor = audit.subject, audit.exam, _Predictor(audit, report, shown, parts)
     model: nn.Module = report.evaluated_model or nn.Identity()
     examined = predictor.under_test(model, subject.classes)
-    guards = Guards()
-    if report.model is None:
-        assert isinstance(subject, ExternalModel)
-        table, checks = match_scores(subject, audit.dataset, audit.images.ambiguous_names)
-        checks = [*checks, _check_class_order(audit, table)]
-        validation = _match_validation_scores(subject, audit.images)
-    else:
+    runner = None
+    if report.model is not None:
         assert report.traits is not None  # every model that can be queried has traits
-        attacks, load = predictor.attacks, audit.load_surrogate_images
-        runner = AttackRunner(report.model, report.traits, report.gradients, shown, load_surrogate_images=load)
-        keep = AskedImages(parts / ASKED, len(predictor.choose_attacked()))
-        options: dict[str, Any] = {"attacks": attacks, "corruptions": exam.corruptions}
-        options["carry_out"] = runner.prepare(attacks)
-        table = predictor.predict_some_attacked(examined, parts=parts, keep=keep, **options)
-        guards = try_guards(runner, audit.dataset, table, exam.guards, subject.device)
-        checks = [check for check in [_check_class_order(audit, table)] if check.remedied]
-        validation = predictor.predict_validation(examined)
-    table, submitted = _add_submitted(audit, table, model)
+        runner = predictor.make_runner(report.model, predictor.attacks, report.traits)
+    table, validation, checks = predictor.predict_all(
+        examined, parts=parts, attacks=predictor.attacks, carry_out=runner
+    )
+    guards = Guards() if runner is None else try_guards(runner, audit.dataset, table, exam.guards, subject.device)
+    order = _check_class_order(audit, table)
+    checks += [order] if runner is None or order.remedied else []
+    table, submitted = worst_with_submitted(table, audit.submitted, model, subject.device)
     table, divisions = _divide(audit, table, subject.classes)
     declared = subject.output.thresholds if isinstance(subject, ExternalModel) else None
     thresholds = operating_points.choose(validation, subject.classes, declared)
@@ -155,13 +161,13 @@ def measure_classes(audit: Audit, report: EntryReport, shown: Tensor, parts: Pat
         one_vs_rest=attacked,
         images=int((table["attack"] == CLEAN).sum()),
         guards=guards,
-        bfloat16=any(predictor.bfloat16) or (report.traits is not None and report.traits.bfloat16),
+        bfloat16=any(predictor.bfloat16),
     )
 
 
 def _check_class_order(audit: Audit, table: pd.DataFrame) -> Check:
     """Check the order of the classes on all images, which notice it for a weak model too."""
-    clean = table[(table["attack"] == CLEAN).to_numpy()]
+    clean = table[table["attack"] == CLEAN]
     if len(clean) < declaration_check.ENOUGH:
         text = f"{len(clean)} images are too few to tell a wrong order of the classes"
         return Check("declaration", None, text, grave=True)
@@ -173,9 +179,9 @@ def _check_class_order(audit: Audit, table: pd.DataFrame) -> Check:
 def _score_file(audit: Audit) -> str | None:
     """Return the name of the file of scores; None if the model itself is available."""
     subject = audit.subject
-    if not isinstance(subject, ExternalModel) or subject.model is not None:
-        return None
-    return Path(subject.origin.path or subject.name).name
+    if isinstance(subject, ExternalModel) and subject.model is None:
+        return Path(subject.origin.path or subject.name).name
+    return None
 
 
 def _divide(
@@ -187,14 +193,6 @@ def _divide(
     table = table.join(columns, on="image" if "image" in table else "sample_id")
     without, clean = subgroups.left_out(dataset.table, findings), table[table["attack"] == CLEAN]
     return table, subgroups.describe(clean, classes, without=without, resamples=audit.exam.bootstrap)
-
-
-def _match_validation_scores(subject: ExternalModel, images: AuditImages) -> pd.DataFrame | None:
-    """Return the scores of validation images; None if there are none."""
-    with suppress(UserError):
-        if images.validation is not None:
-            return match_scores(subject, images.validation, images.ambiguous_names)[0]
-    return None
 
 
 def _attack_thresholds(
@@ -210,14 +208,11 @@ def _attack_thresholds(
     for index, name in enumerate(targets):
         runner = predictor.make_runner(attack_runner.decision(model, index, thresholds[name]), attacks)
         options = {"carry_out": attack_runner.with_class_labels(runner, index), "views": False, "clean": False}
-        options |= {"parts": predictor.parts / f"class{index}", "title": _title(name, index, len(targets))}
+        title = f"attacks on {name} at its threshold ({index + 1} of {len(targets)})"
+        options |= {"parts": predictor.parts / f"class{index}", "title": title}
         table = predictor.predict(examined, chosen, attacks, **options)
         pieces.append(table.assign(target_class=name))
     return pd.concat(pieces, ignore_index=True)
-
-
-def _title(name: str, index: int, count: int) -> str:
-    return f"attacks on {name} at its threshold ({index + 1} of {count})"
 
 
 def measure_findings(audit: Audit, report: EntryReport, shown: Tensor, parts: Path) -> Measured:
@@ -225,15 +220,14 @@ def measure_findings(audit: Audit, report: EntryReport, shown: Tensor, parts: Pa
     subject, exam = audit.subject, audit.exam
     assert isinstance(subject, ExternalModel)
     names, predictor = subject.classes, _Predictor(audit, report, shown, parts)
-    answers, validation, checks = _predict_findings(predictor)
+    examined = predictor.under_test(report.evaluated_model or nn.Identity(), names)
+    answers, validation, checks = predictor.predict_all(examined, parts=parts / "all", views=False)
+    answers = answers.drop(columns=RIGHT_SHARE, errors="ignore")  # of the highest class, which means nothing here
     truth = multilabel.labelled_findings(audit.dataset.table, names)
     labelled = label_answers(audit.images.validation, validation, names)
     answered = np.isin(audit.dataset.sample_ids, answers["sample_id"].to_numpy(dtype=str))
-    pieces: list[pd.DataFrame] = []
-    findings: list[Finding] = []
-    submitted: list[Submitted] = []
-    points: list[OperatingPoint] = []
-    guards = Guards()
+    pieces, findings, submitted = list[pd.DataFrame](), list[Finding](), list[Submitted]()
+    points, guards = list[OperatingPoint](), Guards()
     for index, name in enumerate(names):
         threshold = multilabel.threshold_of(subject.output, index, labelled, audit.images.why_no_threshold())
         labels = truth[:, index]
@@ -245,20 +239,17 @@ def measure_findings(audit: Audit, report: EntryReport, shown: Tensor, parts: Pa
         by_image = dict(zip(audit.dataset.sample_ids, labels, strict=True))
         table = multilabel.as_decisions(answers, name, index, threshold.value, by_image)
         if report.model is not None:
-            attacked, decision, tried = _attack_finding(predictor, index, threshold.value, labels, not guards.total)
+            attacked, decision, tried = _attack_finding(predictor, index, threshold.value, labels, not guards["total"])
             guards += tried
             table = pd.concat([table, multilabel.add_finding(attacked, name, threshold.value)], ignore_index=True)
-            table, more = _add_submitted(audit, table, decision)
+            table, more = worst_with_submitted(table, audit.submitted, decision, subject.device)
             submitted += [one.model_copy(update={"by": f"{one.by} ({name})"}) for one in more]
-        points += operating_points.measure_finding(
-            multilabel.worst_scores(table), name, threshold, resamples=exam.bootstrap
-        )
+        worst = multilabel.worst_scores(table)
+        points += operating_points.measure_finding(worst, name, threshold, resamples=exam.bootstrap)
         pieces.append(table)
     if not pieces:
-        raise UserError(
-            f"{audit.dataset.where}: no finding of {subject.name} has images with it and images without it. "
-            "Say with --label which findings the images of a class have"
-        )
+        text = f"{audit.dataset.where}: no finding of {subject.name} has images with it and images without it"
+        raise UserError(f"{text}. Say with --label which findings the images of a class have")
     if audit.submitted is not None and not submitted:
         raise UserError(f"{audit.submitted.path}: holds no image of a finding that is judged on these images")
     table, divisions = _divide(audit, pd.concat(pieces, ignore_index=True), multilabel.STATES, names)
@@ -266,12 +257,11 @@ def measure_findings(audit: Audit, report: EntryReport, shown: Tensor, parts: Pa
     figures = describe(examined, table, resamples=exam.bootstrap)
     figures.classes = list(names)
     remedies = _find_remedies(audit, report, answers, truth, findings)
-    checks = [*checks, _check_findings(points, remedies, report), _check_above_constant(points)]
+    checks += [_check_findings(points, remedies, report), _check_above_constant(points)]
     if report.model is not None and not report.random:
         checks.append(_check_memory_of_findings(audit, report.model, truth, findings))
-    count = int(answered.sum())
-    measured = Measured(table, None, figures, points, divisions, findings, checks, submitted, images=count)
-    return replace(measured, guards=guards, bfloat16=any(predictor.bfloat16))
+    counts: dict[str, Any] = {"images": int(answered.sum()), "guards": guards, "bfloat16": any(predictor.bfloat16)}
+    return Measured(table, None, figures, points, divisions, findings, checks, submitted, **counts)
 
 
 def _check_memory_of_findings(audit: Audit, model: nn.Module, truth: np.ndarray, findings: Sequence[Finding]) -> Check:
@@ -283,35 +273,69 @@ def _check_memory_of_findings(audit: Audit, model: nn.Module, truth: np.ndarray,
     cuts = torch.tensor([operating_points.cut(findings[index].threshold or 0.5) for index in columns], device=device)
 
     def right(moved: Tensor) -> Tensor:
-        with torch.no_grad():
-            logits = torch.cat([model(part)[:, columns] for part in moved.split(64)])
-        return ((logits > cuts) == (labels == 1)) | labels.isnan()
+        return ((declaration_check.predict_parts(model, moved)[:, columns] > cuts) == (labels == 1)) | labels.isnan()
 
     with preserve_state(model):
         return check_memory(right, images)
 
 
-def _add_submitted(audit: Audit, table: pd.DataFrame, model: nn.Module) -> tuple[pd.DataFrame, list[Submitted]]:
-    """Count submitted images in the worst case if they mislead the model and ours do not."""
-    if audit.submitted is None:
+def worst_with_submitted(
+    table: pd.DataFrame, submitted: SubmittedImages | None, model: nn.Module, device: torch.device
+) -> tuple[pd.DataFrame, list[Submitted]]:
+    """Replace worst-case rows by submitted images that the model misclassifies if ours did not succeed.
+
+    They count at every worst-case radius that is not below theirs, and `broken_by` has the submitter. The table is
+    unchanged, and the list empty, if no image belongs to these rows.
+    """
+    if submitted is None:
         return table, []
-    table, result = worst_with_submitted(table, audit.submitted, model, audit.subject.device)
-    return table, [] if result is None else [result]
+    worst = table[(table["attack"] == WORST_CASE) & (table["epsilon"] >= submitted.epsilon - 1e-9)]
+    # Images submitted for one finding take precedence over those for the image.
+    keys = [name if name in submitted.images else name.rpartition("#")[0] or name for name in worst["sample_id"]]
+    rows = worst[np.array([key in submitted.images for key in keys])]
+    if not len(rows):
+        return table, []
+    images = [submitted.images[key] for key in keys if key in submitted.images]
+    logits, right_share = _predict_submitted(model, images, rows, device)
+    wrong = logits.argmax(1) != rows["label"].to_numpy()
+    ours = np.stack(rows["logits"].tolist()).argmax(1) != rows["label"].to_numpy()
+    alone = wrong & ~ours
+    table = table.assign(broken_by=table["broken_by"].fillna(""), logits=table["logits"].copy())
+    for row in np.flatnonzero(alone):
+        index = rows.index[int(row)]
+        table.at[index, "logits"], table.at[index, "broken_by"] = logits[row], submitted.by
+        if right_share is not None:
+            table.at[index, RIGHT_SHARE] = right_share[row]
+    first = rows["epsilon"].to_numpy() == rows["epsilon"].min()
+    bootstrap = statistics.Bootstrap.over(rows["group"].to_numpy()[first])
+    shares = bootstrap.means(~wrong[first])
+    low, high = statistics.share_interval(bootstrap, shares)
+    result = Submitted(
+        by=submitted.by,
+        sha256=atomic.checksum(submitted.path),
+        epsilon=submitted.epsilon,
+        n=int(first.sum()),
+        accuracy=Share(value=shares[0], ci=(low, high)),
+        found_alone=int(alone[first].sum()),
+        missed=int((ours & ~wrong)[first].sum()),
+    )
+    return table, [result]
 
 
-def _predict_findings(predictor: _Predictor) -> tuple[pd.DataFrame, pd.DataFrame | None, list[Check]]:
-    """Return logits of all findings, clean and corrupted, those of validation images, and checks of scores."""
-    audit, model = predictor.audit, predictor.report.evaluated_model
-    assert isinstance(audit.subject, ExternalModel)
-    if model is None:
-        table, checks = match_scores(audit.subject, audit.dataset, audit.images.ambiguous_names)
-        return table, _match_validation_scores(audit.subject, audit.images), checks
-    examined = predictor.under_test(model, audit.subject.classes)
-    keep = AskedImages(predictor.parts / ASKED, len(predictor.choose_attacked()))
-    options = {"corruptions": audit.exam.corruptions, "views": False, "parts": predictor.parts / "all"}
-    table = predictor.predict_some_attacked(examined, keep=keep, **options)  # type: ignore[arg-type]
-    table = table.drop(columns=RIGHT_SHARE, errors="ignore")  # of the highest class, which means nothing here
-    return table, predictor.predict_validation(examined), []
+def _predict_submitted(
+    model: nn.Module, images: list[torch.Tensor], rows: pd.DataFrame, device: torch.device
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return logits (N, C) as under worst-case, and for a random model the share of draws that are right (N,)."""
+    logits, shares = list[np.ndarray](), list[np.ndarray]()
+    for start in range(0, len(images), 64):
+        batch = torch.stack(images[start : start + 64]).to(device)
+        labels = torch.tensor(rows["label"].to_list()[start : start + 64], device=device)
+        with torch.no_grad(), preserve_state(model):
+            torch.manual_seed(start)  # the same draws each time
+            output, share = evaluation.predict_logits(model, batch, labels, at_worst=True)
+        logits.append(output.cpu().numpy())
+        shares += [] if share is None else [share]
+    return np.concatenate(logits), np.concatenate(shares) if shares else None
 
 
 def label_answers(
@@ -320,13 +344,12 @@ def label_answers(
     """Return the logits of the images that have an answer, and their labels, both (N, F)."""
     if dataset is None or answers is None:
         return None
-    truth = dict(zip(dataset.sample_ids, multilabel.labelled_findings(dataset.table, names), strict=True))
-    return logits_of(answers), np.stack([truth[name] for name in answers["sample_id"]])
+    rows = pd.Index(dataset.sample_ids).get_indexer(answers["sample_id"])
+    return logits_of(answers), multilabel.labelled_findings(dataset.table, names)[rows]
 
 
 def _describe_finding(name: str, labels: np.ndarray, threshold: Threshold) -> Finding:
-    labelled = int(np.isfinite(labels).sum())
-    positives, why = int((labels == 1).sum()), ""
+    labelled, positives, why = int(np.isfinite(labels).sum()), int((labels == 1).sum()), ""
     if not labelled:
         why = "no image has a label for this finding"
     elif not 0 < positives < labelled:
@@ -355,14 +378,10 @@ def _attack_finding(
     rows = audit.rows_to_attack(labelled, labels[labelled])
     data, runner = OneFinding(audit.dataset, rows, labels[rows]), predictor.make_runner(decision, attacks)
     keep = AskedImages(predictor.parts / ASKED, len(rows), (index, operating_points.cut(threshold)))
-    options = {
-        "clean": not attacks,
-        "carry_out": runner,
-        "keep": keep,
-        "title": _title(names[index], index, len(names)),
-    }
-    options["parts"] = predictor.parts / f"finding{index}"
-    table = predictor.predict(predictor.under_test(evaluated, multilabel.STATES), data, attacks, **options)
+    title = f"attacks on {names[index]} at its threshold ({index + 1} of {len(names)})"
+    options = {"carry_out": runner, "keep": keep, "title": title, "parts": predictor.parts / f"finding{index}"}
+    examined = predictor.under_test(evaluated, multilabel.STATES)
+    table = predictor.predict(examined, data, attacks, clean=not attacks, **options)
     guards, few = audit.exam.guards, max(FEWEST_GUARDED, audit.exam.guards.images // len(names))
     guards = guards.model_copy(update={"images": min(few, guards.images)})
     tried = try_guards(runner, data, table, guards, audit.subject.device, surrogate=surrogate)
@@ -374,21 +393,16 @@ def _find_remedies(
 ) -> list[str]:
     """Return what to change in the model file, from the clean answers and, on some images, from other inputs."""
     clean = answers[(answers["attack"] == CLEAN).to_numpy()]
-    labels = dict(zip(audit.dataset.sample_ids, truth, strict=True))
+    images = pd.Index(audit.dataset.sample_ids).get_indexer(clean["sample_id"])
     cuts = np.array([operating_points.cut(finding.threshold or 0.5) for finding in findings])
-    one = declaration_check.FindingAnswers(
-        np.stack([labels[name] for name in clean["sample_id"]]),
-        logits_of(clean).astype(float) - cuts,
-        clean["group"].to_numpy(dtype=str),
-    )
+    margins, groups = logits_of(clean) - cuts, clean["group"].to_numpy(dtype=str)
+    one = declaration_check.FindingAnswers(truth[images], margins, groups)
     remedies = [declaration_check.find_other_names(audit.subject.classes, one, table=_score_file(audit))]
     if report.model is not None:
         rows = declaration_check.select_rows(one.truth, audit.exam.entry_checks.images)
-        row_of = dict(zip(audit.dataset.sample_ids, range(len(audit.dataset)), strict=True))
-        chosen = np.array([row_of[name] for name in clean["sample_id"].to_numpy()[rows]])
-        images = load_pixels(audit.dataset, chosen, audit.subject.device)
+        pixels = load_pixels(audit.dataset, images[rows], audit.subject.device)
         with preserve_state(report.model):
-            remedies.append(declaration_check.find_other_input(report.model, images, cuts, one.select(rows)))
+            remedies.append(declaration_check.find_other_input(report.model, pixels, cuts, one.select(rows)))
     return [remedy for remedy in remedies if remedy is not None]
 
 
@@ -406,8 +420,8 @@ def _check_findings(points: Sequence[OperatingPoint], remedies: Sequence[str], r
     reasons += [f"findings are told better with another declaration: write {remedy}" for remedy in remedies]
     if reasons:
         return Check("declaration", False, "; ".join(reasons), grave=True)
-    text = f"of {len(clean)} findings none is ranked worse than by chance"
-    return Check("declaration", True, f"{text}; no other {tried} surely does better", grave=True)
+    text = f"of {len(clean)} findings none is ranked worse than by chance; no other {tried} surely does better"
+    return Check("declaration", True, text, grave=True)
 
 
 def _check_above_constant(points: Sequence[OperatingPoint]) -> Check:

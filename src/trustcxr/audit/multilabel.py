@@ -21,6 +21,7 @@ from trustcxr.statistics import Floats
 
 STATES = ("absent", "present")
 NOTHING = ("normal", "no finding", "none")  # labels of images that have none of the findings
+_NO_FINDINGS = ("path", "class")  # columns of every list
 _STATES = {"1": 1.0, "1.0": 1.0, "true": 1.0, "yes": 1.0, "present": 1.0}
 _STATES |= {"0": 0.0, "0.0": 0.0, "false": 0.0, "no": 0.0, "absent": 0.0}
 
@@ -33,8 +34,8 @@ def labelled_findings(table: pd.DataFrame, findings: Sequence[str]) -> Floats:
     that no image has is unknown. Raises UserError for a class that is no finding.
     """
     labels = np.full((len(table), len(findings)), np.nan)
-    columns = {str(name).lower(): name for name in table.columns}
-    named = [columns.get(name.lower()) if name.lower() not in ("path", "class") else None for name in findings]
+    columns = {str(name).lower(): name for name in table.columns if str(name).lower() not in _NO_FINDINGS}
+    named = [columns.get(name.lower()) for name in findings]
     for k, column in enumerate(named):
         if column is not None:
             labels[:, k] = [_STATES.get(str(value).strip().lower(), math.nan) for value in table[column]]
@@ -74,12 +75,9 @@ def as_decisions(table: pd.DataFrame, name: str, index: int, threshold: float, l
 
     Logits become 0 and the margin.
     """
-    truth = table["sample_id"].map(labels)
-    rows = table[truth.notna()].copy()
-    margins = [float(logits[index]) - cut(threshold) for logits in rows["logits"]]
-    pairs: Any = [np.array([0.0, margin], dtype=np.float32) for margin in margins]
-    rows = rows.assign(logits=pairs, label=truth[truth.notna()].to_numpy().astype(int))
-    return add_finding(rows, name, threshold)
+    rows = table.assign(label=table["sample_id"].map(labels)).dropna(subset="label")
+    pairs: Any = [np.array([0.0, float(row[index]) - cut(threshold)], dtype=np.float32) for row in rows["logits"]]
+    return add_finding(rows.assign(logits=pairs, label=rows["label"].astype(int)), name, threshold)
 
 
 def add_finding(table: pd.DataFrame, name: str, threshold: float) -> pd.DataFrame:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import permutations
 from math import perm
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,13 +60,14 @@ def propose_declaration(
     draft, external = _open(model, trust_code)
     network = external.original or external.model  # its own runtime is faster than a conversion
     assert network is not None
-    dataset, split = _open_images(data, external.size, split, labels, listing)
+    manifest, splits = manifest_of(data, listing, None), Splits()
+    split = split or next((name for name in (splits.val, splits.train) if name in manifest.splits), None)
+    dataset = load_dataset(manifest, split, size=external.size, resize="squeeze", labels=labels or None)
     rows = _one_per_patient(dataset)
     images, truth = load_pixels(dataset, rows, external.device), np.asarray(dataset.labels)[rows]
     in_file = draft.range is not None  # told by the file itself
-    inputs = list_inputs(external.input)
-    if in_file:
-        inputs = [external.input.model_copy(update={"range": draft.range})]
+    declared = [external.input.model_copy(update={"range": draft.range})]
+    inputs = declared if in_file else list_inputs(external.input)
     readings = try_readings(network, images, truth, len(dataset.classes), inputs)
     where = f"{len(rows)} images of {split}" if split else f"{len(rows)} images (do not audit on the same ones)"
     draft.remarks.append(f"tried on {where}, one of each patient: {len(readings)} declarations")
@@ -127,21 +129,11 @@ def _open(model: str | Path, trust_code: bool) -> tuple[Draft, ExternalModel]:
             "and give that file to --init --data; a table of scores has no input to declare"
         )
     if external is None:
-        names = [f"class {k + 1}" for k in range(draft.outputs)]
-        parts = {"size": draft.size or 224, "channels": draft.channels or 1}
-        kind = draft.kind or draft.guess or "logits"
-        external = load(model, classes=names, output=kind, timm=draft.timm, trust_code=trust_code, **parts)  # type: ignore[arg-type]
+        parts: dict[str, Any] = {"size": draft.size or 224, "channels": draft.channels or 1, "timm": draft.timm}
+        parts["classes"] = [f"class {k + 1}" for k in range(draft.outputs)]
+        parts["output"] = draft.kind or draft.guess or "logits"
+        external = load(model, trust_code=trust_code, **parts)
     return draft, external
-
-
-def _open_images(
-    data: Path, size: int, split: str | None, labels: Mapping[str, str | None] | None, listing: Listing | None
-) -> tuple[Dataset, str]:
-    """Open a split, by default validation, else training images, else all; with the split's name, empty for all."""
-    manifest, splits = manifest_of(data, listing, None), Splits()
-    split = split or next((name for name in (splits.val, splits.train) if name in manifest.splits), None)
-    dataset = load_dataset(manifest, split, size=size, resize="squeeze", labels=dict(labels) if labels else None)
-    return dataset, split or ""
 
 
 def _one_per_patient(dataset: Dataset) -> np.ndarray:
@@ -155,13 +147,10 @@ def _one_per_patient(dataset: Dataset) -> np.ndarray:
 def _format_table(readings: Sequence[Reading], classes: Sequence[str]) -> list[str]:
     """Return a line for the best order of each input, and for the second best of all."""
     best = {_format_input(reading.input): reading for reading in reversed(readings)}
-    shown = [
-        reading for reading in readings if reading in readings[:2] or reading is best[_format_input(reading.input)]
-    ]
     return [
-        f"{reading.accuracy:6.1%}  {_format_input(reading.input):<46} "
-        f"{', '.join(_names(reading, classes, max(reading.outputs) + 1))}"
-        for reading in shown
+        f"{one.accuracy:6.1%}  {_format_input(one.input):<46} {', '.join(_names(one, classes, max(one.outputs) + 1))}"
+        for one in readings
+        if one in readings[:2] or one is best[_format_input(one.input)]
     ]
 
 
@@ -186,15 +175,11 @@ def _fill(
     best, level = readings[0], 1 - (1 - _LEVEL) / len(readings)
     draft.classes = _names(best, classes, draft.outputs or len(classes))
     draft.range, draft.mean, draft.std = best.input.range, best.input.mean, best.input.std
-    others = {
-        "classes": next((r for r in readings if r.outputs != best.outputs), None),
-        "range": next((r for r in readings if r.input != best.input), None),
-    }
-    for key, other in others.items():
+    for key, part, name in (("classes", "outputs", "order of the classes"), ("range", "input", "input")):
+        other = next((one for one in readings if getattr(one, part) != getattr(best, part)), None)
         if other is None or (key == "range" and in_file):
             continue
         gain, low, high = paired_interval(best.right, other.right, level)
-        name = "order of the classes" if key == "classes" else "input"
         text = f"than the best with another {name}, {100 * gain:.1f} points [{100 * low:.1f}, {100 * high:.1f}]"
         draft.remarks.append(f"the first is {'' if low > 0 else 'NOT '}surely better {text}")
         if low <= 0:
@@ -203,12 +188,7 @@ def _fill(
         draft.remarks.append("more images may settle it: --split with another split, or more labelled data")
     draft.remarks.append(f"the intervals hold together at {_LEVEL:.0%}: each at {level:.2%} (Bonferroni)")
     chance = float(np.bincount(truth).max()) / len(truth)
-    if binomtest(int(best.right.sum()), len(truth), chance, alternative="greater").pvalue > (1 - _LEVEL) / len(
-        readings
-    ):
-        draft.doubts |= dict.fromkeys(
-            ("classes", "range"), f"  # ? no declaration is surely better than chance ({chance:.1%})"
-        )
-        draft.remarks.append(
-            f"none is surely better than chance ({chance:.1%}): is it the right model for these images?"
-        )
+    if binomtest(int(best.right.sum()), len(truth), chance, alternative="greater").pvalue > 1 - level:
+        text = f"surely better than chance ({chance:.1%})"
+        draft.doubts |= dict.fromkeys(("classes", "range"), f"  # ? no declaration is {text}")
+        draft.remarks.append(f"none is {text}: is it the right model for these images?")

@@ -8,14 +8,13 @@ from typing import Any
 
 from torch import nn
 
-from trustcxr.audit import facts, measure, multilabel, verdict
+from trustcxr.audit import audit_data, facts, measure, multilabel
+from trustcxr.audit.attack_runner import describe_guards
 from trustcxr.audit.audit_data import Audit, check_out_folder, first_images, open_images
 from trustcxr.audit.criteria import apply_criteria, choose_criteria
 from trustcxr.audit.entry_checks import Check, check_afterwards, compare_black_box, run_entry_checks
-from trustcxr.audit.guards import describe_guards
 from trustcxr.audit.second_instance import ANOTHER_ORDER, ASKED, copy_subject, judge_again
 from trustcxr.audit.subject import Subject, describe_model, is_another, is_multilabel, load_subject, open_model
-from trustcxr.audit.submitted import SubmittedImages, check_radius, read_submitted
 from trustcxr.console import log
 from trustcxr.data.dataset import Dataset
 from trustcxr.errors import UserError
@@ -24,13 +23,13 @@ from trustcxr.recipes.criteria_file import CriteriaRecipe, check_criteria
 from trustcxr.recipes.exams import NEWEST
 from trustcxr.recipes.protocol import ExamRecipe, load_exam
 from trustcxr.recipes.run_recipe import Listing
-from trustcxr.registry import BLACK_BOX
+from trustcxr.registry import BLACK_BOX, WORST_CASE
 from trustcxr.runs.test_data import check_out
 from trustcxr.storage import atomic, layout
 from trustcxr.storage.locks import LOCK_FILE, folder_lock
 from trustcxr.storage.memory import keep_freed_memory
 from trustcxr.storage.prediction_table import CLEAN
-from trustcxr.storage.schemas import AttackResult, AuditDocument, MaskingVerdict, Share, read_schema
+from trustcxr.storage.schemas import AttackResult, AuditDocument, EntryCheck, MaskingVerdict, Share, read_schema
 from trustcxr.storage.schemas.run_document import CONSTANT
 
 PARTS = ".parts"  # rows of finished batches, until all are finished
@@ -58,12 +57,10 @@ def audit(
 ) -> AuditDocument:
     """Audit a model on a data set, write the results into `out`, and return the document of audit.json.
 
-    `model` is a run's folder, a model file, or a loaded model, and `protocol` a name such as exam-quick-1. `attacks`
-    and `epsilons` replace the protocol's, `labels` rename the data's classes, and `adversarial` is a file of submitted
-    images (see `audit.submitted`). `criteria` are acceptance criteria, by default those of the model file; without
-    `pictures` no image of a patient is stored. An interrupted audit resumes, and an unchanged one is not computed
-    again, unless the model is a Python object. Raises UserError if the model or the data cannot be opened, a criterion
-    is of a figure that the audit cannot have, or `out` has other results or is locked.
+    Arguments are as of `run`. `labels` rename the data's classes, `adversarial` is a file of submitted images
+    (`audit_data.read_submitted`), `criteria` are by default those of the model file, and without `pictures` no image of
+    a patient is stored. An unchanged audit is not computed again, unless the model is a Python object. Raises UserError
+    if the model or the data cannot be opened, the audit cannot have a criterion's figure, or `out` is taken or locked.
     """
     exam = load_exam(protocol).changed(tuple(attacks), tuple(epsilons))
     subject = open_model(model, trust_code=trust_code) if isinstance(model, str | Path) else model
@@ -96,14 +93,17 @@ def audit(
         return document
 
 
-def _read_submitted(path: Path, subject: Subject, images: Dataset, exam: ExamRecipe) -> SubmittedImages:
+def _read_submitted(path: Path, subject: Subject, images: Dataset, exam: ExamRecipe) -> audit_data.SubmittedImages:
     """Read submitted adversarial images; UserError if the protocol or the model cannot take them."""
     if exam.images is not None:
         raise UserError(f"--protocol {exam.version}: attacks {exam.images} images alone. Submit images to {NEWEST}")
-    submitted = read_submitted(path, images, subject.classes if is_multilabel(subject) else ())
+    submitted = audit_data.read_submitted(path, images, subject.classes if is_multilabel(subject) else ())
     if subject.model is None:
         raise UserError(f"{path}: adversarial images need the model, but only scores of {subject.name} are here")
-    check_radius(submitted, exam)
+    radii = sorted({e for attack in exam.attacks if attack.name == WORST_CASE for e in attack.epsilons})
+    if not radii or submitted.epsilon > radii[-1] + 1e-9:
+        listed = ", ".join(f"{radius:g}" for radius in radii) or "no epsilon"
+        raise UserError(f"{path}: images at epsilon {submitted.epsilon:g}; worst-case is tried at {listed}")
     return submitted
 
 
@@ -155,13 +155,15 @@ def _compute(audit: Audit, out: Path, key: str, model: str | Path | Subject | No
         document.facts.bfloat16 = [attack.entry.label for attack in attacks if attack.precision]
     document.failures = facts.find_failures(measured.table, multilabel.STATES if names else subject.classes)
     checks = _merge_checks(report.checks, measured.checks)
-    learned_from = _describe_surrogate_images(audit, len(shown))
+    learned_from = f"{len(shown)} of the images that are examined, since these data have no training images of other "
+    learned_from += "patients"
+    if (images := audit.images.surrogate) is not None:
+        learned_from = f"{len(images)} images of the split {images.whole.split}, none of a patient who is examined"
     checks += describe_guards(measured.guards, exam.guards, learned_from, gradients=report.gradients)
     if not report.attacks_reliable:
         _withdraw(document)
     checks += [*afterwards, *compare_black_box(document)]
-    document.entry_checks = [check.document() for check in checks]
-    document.verdict = verdict.judge(document)
+    document.entry_checks = [EntryCheck.model_validate(check, from_attributes=True) for check in checks]
     document.smallest_changes = facts.find_smallest_changes(audit, report, measured.table, out)
     (out / layout.AUDIT_FILE).unlink(missing_ok=True)  # never next to the tables of another audit
     tables = {
@@ -178,31 +180,23 @@ def _compute(audit: Audit, out: Path, key: str, model: str | Path | Subject | No
 def _withdraw(document: AuditDocument) -> None:
     """Remove the figures of gradient attacks, which missed planted adversarial examples."""
     why = "the attack missed adversarial examples that were planted, so its figures say nothing"
-    document.attacks = [row if row.attack in BLACK_BOX else _without_figures(row) for row in document.attacks]
+    kept = {"attack", "epsilon", "steps", "queries", "n"}
+    for number, row in enumerate(document.attacks):
+        if row.attack not in BLACK_BOX:
+            values = row.model_dump(include=kept & row.model_fields_set)
+            document.attacks[number] = AttackResult(**values, accuracy=Share(value=None, ci=None))
     document.operating_points = [p for p in document.operating_points if p.attack in (*BLACK_BOX, CLEAN)]
     document.masking = MaskingVerdict(masked=None, reasons=[f"withdrawn: {why}"], looked_for=[])
     document.alarms = [alarm for alarm in document.alarms if alarm.kind == CONSTANT]
     document.withdrawn = why
 
 
-def _without_figures(row: AttackResult) -> AttackResult:
-    values = row.model_dump(include={"attack", "epsilon", "steps", "queries", "n"} & row.model_fields_set)
-    return AttackResult(**values, accuracy=Share(value=None, ci=None))
-
-
 def _merge_checks(entry: Sequence[Check], measured: Sequence[Check]) -> list[Check]:
     """Join both: the declaration is checked on all images, unless the entry checks found a remedy."""
-    remedied = any(check.check == "declaration" and check.remedied for check in entry)
-    repeated = any(check.check == "declaration" for check in measured)
-    first = [check for check in entry if check.check != "declaration" or remedied or not repeated]
-    return [*first, *(check for check in measured if check.check != "declaration" or not remedied)]
-
-
-def _describe_surrogate_images(audit: Audit, shown: int) -> str:
-    """Describe the training images of the surrogate."""
-    if (images := audit.images.surrogate) is not None:
-        return f"{len(images.rows)} images of the split {images.training.split}, none of a patient who is examined"
-    return f"{shown} of the images that are examined, since these data have no training images of other patients"
+    first, further = ([c for c in checks if c.check != "declaration"] for checks in (entry, measured))
+    if any(check.remedied for check in entry) or len(further) == len(measured):
+        return [*entry, *further]
+    return [*first, *measured]
 
 
 def run(

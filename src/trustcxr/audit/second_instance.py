@@ -103,12 +103,12 @@ def judge_again(
     """Compare the logits of an audit with those of a second instance of the model, on the images in a folder.
 
     `model` is loaded anew in another process; a copy of a Python object (`copy_subject`) is asked in this one.
-    `examined` is the model whose logits these are; `trust` allows the code of the model's maker to run, as in the
-    audit. The check is grave.
+    `examined` is the model whose logits these are; `trust` allows the code of the model's maker to run.
     """
-    name, stored = ANOTHER_ORDER, _StoredImages.load(folder)
+    stored = _StoredImages.load(folder)
     if model is None:
-        return Check(name, None, "the model cannot be copied, so no second instance could be asked", grave=True)
+        text = "the model cannot be copied, so no second instance could be asked"
+        return Check(ANOTHER_ORDER, None, text, grave=True)
     request = {"model": str(model), "trust_code": trust, "threads": torch.get_num_threads(), "folder": str(folder)}
     if isinstance(examined, WrappedModel):
         converted = isinstance(subject, ExternalModel) and subject.model is not None and subject.original is not None
@@ -118,12 +118,21 @@ def judge_again(
     else:
         result = run_elsewhere(request)
         if isinstance(result, str):
-            return Check(name, None, f"no second instance could be asked ({result[:160]})", grave=True)
+            return Check(ANOTHER_ORDER, None, f"no second instance could be asked ({result[:160]})", grave=True)
         answers, alone = result
-    order = stored.order()
     moved = _moved(stored, answers, np.arange(len(answers)))
-    moved_alone = _moved(stored, alone, order[: len(alone)])
-    return _describe(name, stored, moved, moved_alone)
+    moved_alone = _moved(stored, alone, stored.order()[: len(alone)])
+    what = f"{int(stored.attacked.sum())} attacked and {int((~stored.attacked).sum())} unperturbed images"
+    text = f"a second instance, loaded anew and asked in another order, answers {what} as the first did"
+    other, single = float((moved > _MOVED).mean()), int((moved_alone > _MOVED).sum())
+    if single > 0:
+        text = f"asked one by one, a second instance answers {single} of {len(alone)} images differently"
+    if other > _SHARE:
+        text = f"a second instance, loaded anew and asked in another order, answers {other:.1%} of {what} differently"
+    passed = other <= _SHARE and not single
+    if not passed:
+        text += ": the model remembers, counts or compares images, so no figure of it holds for one image"
+    return Check(ANOTHER_ORDER, passed, text, grave=True)
 
 
 def run_elsewhere(request: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray] | str:
@@ -155,20 +164,6 @@ def _moved(stored: _StoredImages, answers: np.ndarray, rows: np.ndarray) -> np.n
     typical = max(float(np.median(largest)), 1e-12)
     pairs = zip(decided, (stored.logits[row] for row in rows), strict=True)
     return np.array([np.abs(centred(new) - centred(old)).max() / typical for new, old in pairs])
-
-
-def _describe(name: str, stored: _StoredImages, moved: np.ndarray, alone: np.ndarray) -> Check:
-    what = f"{int(stored.attacked.sum())} attacked and {int((~stored.attacked).sum())} unperturbed images"
-    text = f"a second instance, loaded anew and asked in another order, answers {what} as the first did"
-    other, single = float((moved > _MOVED).mean()), int((alone > _MOVED).sum())
-    if single > 0:
-        text = f"asked one by one, a second instance answers {single} of {len(alone)} images differently"
-    if other > _SHARE:
-        text = f"a second instance, loaded anew and asked in another order, answers {other:.1%} of {what} differently"
-    passed = other <= _SHARE and not single
-    if not passed:
-        text += ": the model remembers, counts or compares images, so no figure of it holds for one image"
-    return Check(name, passed, text, grave=True)
 
 
 def takes_one(model: torch.nn.Module, subject: Subject) -> bool:

@@ -2,24 +2,15 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trustcxr import statistics
 from trustcxr.console import plural
 from trustcxr.evaluation import metrics, multilabel_metrics
 from trustcxr.evaluation.calibration import debiased_error
-from trustcxr.statistics import (
-    Bootstrap,
-    Bootstraps,
-    difference_interval,
-    holm,
-    inside_against_outside,
-    interval,
-    is_rare,
-    share_interval,
-)
+from trustcxr.statistics import Bootstrap, Bootstraps, holm, inside_against_outside, interval, is_rare
 from trustcxr.storage.prediction_table import right
 from trustcxr.storage.schemas import Division
 
@@ -37,6 +28,7 @@ _SEX = {"sex", "gender"}
 _NAMES = 0.9  # distinct values as a share of a column, beyond which they are names of images
 _OF_MASKS = re.compile(r"mask|(lung|infection)_fraction")  # columns that tell what a mask shows, and so the class
 _NUMBERS = 0.9  # share of numbers in a column that is cut into bands
+_BETWEEN = ": a gap would be one between classes"
 
 
 def columns_of(table: "pd.DataFrame", findings: Iterable[str] = ()) -> "pd.DataFrame":
@@ -47,11 +39,8 @@ def columns_of(table: "pd.DataFrame", findings: Iterable[str] = ()) -> "pd.DataF
     """
     import pandas as pd
 
-    without = left_out(table, findings)
-    columns = {
-        PREFIX + name: values for name, values in dividing_columns(table, findings).items() if name not in without
-    }
-    return pd.DataFrame(columns, index=table.index)
+    without, columns = left_out(table, findings), dividing_columns(table, findings)
+    return pd.DataFrame({PREFIX + k: v for k, v in columns.items() if k not in without}, index=table.index)
 
 
 def left_out(table: "pd.DataFrame", findings: Iterable[str] = ()) -> dict[str, str]:
@@ -63,18 +52,14 @@ def left_out(table: "pd.DataFrame", findings: Iterable[str] = ()) -> dict[str, s
     for name, values in dividing_columns(table, findings).items():
         present = values != UNKNOWN
         if _OF_MASKS.search(name):
-            reasons[name] = (
-                "not judged, since it is of the masks and so tells the class: a gap would be one between classes"
-            )
+            reasons[name] = f"not judged, since it is of the masks and so tells the class{_BETWEEN}"
         elif (count := values[present].nunique()) > len(table) / 2:
             reasons[name] = f"not judged, since it has {count} values on {len(table)} images"
         elif "class" in table:
             classes, sizes = table["class"][present], values[present].value_counts()
             one_each = classes.groupby(values[present]).nunique().max() == 1
             if classes.nunique() > 1 and one_each and (sizes.max() >= SMALLEST or len(sizes) == classes.nunique()):
-                reasons[name] = (
-                    "not judged, since each of its values belongs to one class: a gap would be one between classes"
-                )
+                reasons[name] = f"not judged, since each of its values belongs to one class{_BETWEEN}"
     return reasons
 
 
@@ -121,18 +106,14 @@ def describe(
         equal.setdefault(clean[column].fillna(UNKNOWN).factorize()[0].tobytes(), []).append(column)
     divisions = [_division(clean, columns, classes, resamples) for columns in equal.values()]
     groups = [group for division in divisions for group in division["groups"]]
-    p_values: dict[frozenset[bytes], float] = {}
     hits, patients = right(clean).astype(float), clean["group"]
-    for group in groups:
-        if group["comparison"] not in p_values:
-            inside = np.frombuffer(group["who"], dtype=bool)
-            p_values[group["comparison"]] = inside_against_outside(hits, inside, patients)
-        group["p_value"] = p_values[group["comparison"]]
-    corrected = dict(zip(p_values, holm(list(p_values.values())), strict=True))
+    masks = {group["comparison"]: np.frombuffer(group["who"], dtype=bool) for group in reversed(groups)}
+    p_values = [inside_against_outside(hits, inside, patients) for inside in masks.values()]
+    pairs = dict(zip(masks, zip(p_values, holm(p_values), strict=True), strict=True))
     for group in groups:
         low, high = group["gap"]["ci"]
-        p_value = float(corrected[group.pop("comparison")])
-        group |= {"p_corrected": p_value, "settled": bool(p_value < LEVEL and not low <= 0 <= high)}
+        group["p_value"], p_value = pairs[group.pop("comparison")]
+        group |= {"p_corrected": float(p_value), "settled": bool(p_value < LEVEL and not low <= 0 <= high)}
     first: dict[bytes, str] = {}
     for division in divisions:
         division["text"] = _text(division, len(p_values), first)
@@ -188,8 +169,8 @@ def _group(
     (one, other), gaps, sides = shares[0].tolist(), shares[:, 0] - shares[:, 1], (inside, ~inside)
     ends = interval(gaps)
     if is_rare(one, whole.count_groups(inside)) or is_rare(other, whole.count_groups(~inside)):
-        first, second = (share_interval(whole, shares[:, k], of=rows) for k, rows in enumerate(sides))
-        ends = [*difference_interval(one, (first[0], first[1]), other, (second[0], second[1]))]
+        first, second = (statistics.share_interval(whole, shares[:, k], of=rows) for k, rows in enumerate(sides))
+        ends = [*statistics.difference_interval(one, (first[0], first[1]), other, (second[0], second[1]))]
     return row | {"gap": {"value": float(gaps[0]), "ci": ends}}
 
 
@@ -197,8 +178,7 @@ def _merged(values: "pd.Series", images: "pd.Series") -> "tuple[pd.Series, dict[
     """Merge the values that too few images have; return the merged ones with their sizes too."""
     sizes = values[~images.duplicated()].value_counts()
     small = [str(name) for rank, (name, n) in enumerate(sizes.items()) if n < SMALLEST or rank >= MANY]
-    if len(small) < 2:
-        return values, {}
+    small = small if len(small) > 1 else []
     return values.where(~values.isin(small), OTHERS), {name: int(sizes[name]) for name in small}
 
 
@@ -206,24 +186,17 @@ def _banded(name: str, values: "pd.Series") -> "pd.Series":
     """Return numbers in bands and other text unchanged; empty text is UNKNOWN."""
     import pandas as pd
 
-    present = values[values != ""]
-    numbers = as_numbers(present)
-    if present.nunique() <= MANY or numbers.notna().mean() < _NUMBERS:
+    present, ages = values[values != ""], "age" in words_of(name)
+    numbers, count = as_numbers(present), present.nunique()
+    are_names = not ages and count > len(present) / 2 and (numbers.dropna() % 1 == 0).all()
+    if are_names or count <= MANY or numbers.notna().mean() < _NUMBERS:
         return values.where(values != "", UNKNOWN)
-    ages = "age" in words_of(name)
-    if ages:
-        edges: list[float] = list(_AGES)
-    elif present.nunique() > len(present) / 2 and (numbers.dropna() % 1 == 0).all():
-        return values.where(values != "", UNKNOWN)
-    else:
-        edges = sorted(set(np.quantile(numbers.dropna(), [0, 0.25, 0.5, 0.75, 1])))
-    bands = pd.Series(UNKNOWN, index=values.index)
+    edges = _AGES if ages else sorted(set(np.quantile(numbers.dropna(), [0, 0.25, 0.5, 0.75, 1])))
     digits = next((k for k in (3, 4, 6, 9) if len({f"{edge:.{k}g}" for edge in edges}) == len(edges)), 17)
-    for low, high in pairwise(edges):
-        last = high == edges[-1]
-        inside = numbers[(numbers >= low) & ((numbers <= high) if last else (numbers < high))].index
-        bands.loc[inside] = f"{low:.{digits}g} to {high - (ages and not last):.{digits}g}"
-    return bands
+    ends = [*(high - ages for high in edges[1:-1]), edges[-1]]
+    labels = [f"{low:.{digits}g} to {end:.{digits}g}" for low, end in zip(edges, ends, strict=False)]
+    bands = pd.cut(numbers, [*edges[:-1], np.nextafter(edges[-1], np.inf)], right=False, labels=labels)
+    return bands.astype(object).reindex(values.index).fillna(UNKNOWN).astype(str)
 
 
 def as_numbers(values: "pd.Series") -> "pd.Series":
@@ -238,34 +211,25 @@ def _text(division: dict[str, Any], tested: int, first: Mapping[bytes, str]) -> 
     """Describe a division in a sentence. `first`: the names of groups of the same images in earlier divisions."""
     rows = {row["name"]: row for row in division["groups"]}
     others = f", and exactly alike by {' and '.join(division['same_groups'])}" if division["same_groups"] else ""
-    text = f"by {division['column']}{others}: "
+    text, merged = f"by {division['column']}{others}: ", _merged_text(division["merged"], bool(rows))
     eligible = _eligible(division["groups"])
     if not division["worst"] and len(eligible) != 1:
         none = "no group of {} images is below all others" if eligible else "no two groups have {} images"
-        return text + none.format(SMALLEST) + _merged_text(division["merged"], bool(rows))
+        return text + none.format(SMALLEST) + merged
     row = rows[division["worst"]] if division["worst"] else eligible[0]
     low, high = (f"{end:+.1%}" for end in row["gap"]["ci"])
     which = "worst is" if division["worst"] else f"the only group of {SMALLEST} images is"
-    text += f"{which} {row['name']} with {row['accuracy']['value']:.1%} of {_count(row)}, "
-    text += f"{row['gap']['value']:+.1%} [{low}, {high}] against all others, "
-    text += "settled" if row["settled"] else "not settled"
-    text += f" (p {row['p_corrected']:.2g}, corrected for {plural(tested, 'comparison')})"
-    if row["who"] in first:
-        text += f"; these are the images of {first[row['who']]}"
-    return text + _merged_text(division["merged"], bool(rows))
-
-
-def _count(row: dict[str, Any]) -> str:
-    """Return the number of images of a group, and of decisions if there are several for each image."""
-    images = plural(row["images"], "image")
-    return images if row["n"] == row["images"] else f"{plural(row['n'], 'decision')} on {images}"
+    decisions = "" if row["n"] == row["images"] else f"{plural(row['n'], 'decision')} on "
+    text += f"{which} {row['name']} with {row['accuracy']['value']:.1%} of {decisions}"
+    text += f"{plural(row['images'], 'image')}, "
+    text += f"{row['gap']['value']:+.1%} [{low}, {high}] against all others, {'' if row['settled'] else 'not '}settled "
+    text += f"(p {row['p_corrected']:.2g}, corrected for {plural(tested, 'comparison')})"
+    return text + (f"; these are the images of {first[row['who']]}" if row["who"] in first else "") + merged
 
 
 def _merged_text(merged: dict[str, int], judged: bool) -> str:
     """Name the groups that were too small, and say that they were merged if any group is evaluated."""
-    if not merged:
-        return ""
-    names: Iterable[str] = (f"{name} ({n})" for name, n in list(merged.items())[:6])
+    names = ", ".join(f"{name} ({n})" for name, n in list(merged.items())[:6])
     more = f" and {len(merged) - 6} more" if len(merged) > 6 else ""
     together = f", taken together as {OTHERS}" if judged else ""
-    return f"; too small to stand alone{together}: {', '.join(names)}{more}"
+    return f"; too small to stand alone{together}: {names}{more}" if merged else ""

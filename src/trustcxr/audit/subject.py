@@ -91,8 +91,7 @@ def is_another(earlier: AuditedModel, subject: Subject) -> bool:
 
 def training_data_name(run: Run) -> str:
     """Return the name of the data folder that a run was trained on; empty if it is unknown."""
-    trained = atomic.read_yaml(run.folder / layout.RUN_FILE).get("data")
-    return str(trained.get("root_name") or "") if isinstance(trained, dict) else ""
+    return str(atomic.section(atomic.read_yaml(run.folder / layout.RUN_FILE), "data").get("root_name") or "")
 
 
 def _origin(subject: Subject) -> Origin:

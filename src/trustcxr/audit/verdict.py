@@ -1,18 +1,19 @@
 """Judge an audit from its document: is the measurement sound, and how good is the model?
 
 A sound measurement has passed every grave check, has no sign of failing gradients, and was made on a model that is
-better than a constant answer. All limits of the answers about the model are constants of this module, and are explained
-in `docs/reference/audit.md`.
+better than a constant answer. The limits of the answers about the model are explained in `docs/reference/audit.md`.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 from trustcxr.audit.subgroups import OTHERS, SMALLEST
 from trustcxr.evaluation.gradient_masking import FAILING
 from trustcxr.registry import CORRUPTIONS, GREY_LEVELS, LUNGS_ONLY, is_linf
 from trustcxr.storage.prediction_table import CLEAN
-from trustcxr.storage.schemas import AttackResult, AuditDocument, CorruptionsMean, Share, Statement, Subgroup, Verdict
+from trustcxr.storage.schemas import AttackResult, AuditDocument, CorruptionsMean, Share, Statement, Verdict
 from trustcxr.storage.schemas.run_document import CONSTANT
 
 EPSILON = 0.02  # at which a model must be robust
@@ -61,9 +62,7 @@ def _reasons(document: AuditDocument) -> Iterator[str]:
     """Yield why the measurement is not sound: grave checks, an accuracy of a constant answer, failing gradients."""
     for check in document.entry_checks:
         if check.grave and check.passed is not True:
-            yield (
-                f"{check.check}: {check.text}" if check.passed is False else f"{check.check} not checked: {check.text}"
-            )
+            yield f"{check.check}{'' if check.passed is False else ' not checked'}: {check.text}"
     if document.clean.accuracy.value is None:
         yield "accuracy on clean images was not measured"
     constant = [*_constant_reasons(document)]
@@ -75,9 +74,8 @@ def _constant_reasons(document: AuditDocument) -> Iterator[str]:
     """Yield a reason if the answers, of findings their AUROC, are not shown to be better than a constant answer."""
     if not document.findings:
         yield from (alarm.text for alarm in document.alarms if alarm.kind == CONSTANT)
-        return
     intervals = [point.auroc.interval for point in document.operating_points if point.attack == CLEAN]
-    if intervals and all(pair is None or pair[0] <= 0.5 for pair in intervals):
+    if document.findings and intervals and all(pair is None or pair[0] <= 0.5 for pair in intervals):
         yield "no finding is shown to be ranked better than by chance"
 
 
@@ -190,8 +188,7 @@ def _lungs(document: AuditDocument) -> Answer:
     if alone:
         best = max(alone, key=lambda view: view.accuracy.value or 0.0)
         text += f"; with the lungs alone it is {_text(best.accuracy)}"
-        low = best.accuracy.interval[0] if best.accuracy.interval else 0.0
-        met = True if best.constant_answer is not None and low > best.constant_answer else None
+        met = True if best.constant_answer is not None and _above([best.accuracy], best.constant_answer) else None
     if hidden.accuracy.interval[0] > hidden.constant_answer:
         met = False
     return Answer("lungs", met, text, yes, no)
@@ -201,7 +198,7 @@ def _subgroups(document: AuditDocument) -> Answer:
     """Find the group of one value whose accuracy is most below that of all others, after correction for all groups."""
     yes, no = f"NO GROUP IS WORSE BY MORE THAN {_percent(WORSE)}", "WORSE FOR THIS GROUP"
     groups = [
-        (division.column, group)
+        (group.gap.value, *group.gap.interval, division.column, group)
         for division in document.subgroups
         for group in division.groups
         if group.gap.value is not None and group.gap.interval is not None
@@ -210,18 +207,13 @@ def _subgroups(document: AuditDocument) -> Answer:
     if not groups:
         text = f"For whom it is worse is not known: no column of the data has a group of {SMALLEST} images"
         return Answer("subgroups", None, text, yes, no, measured=False)
-    settled = [pair for pair in groups if pair[1].settled and _gap(pair[1]) < 0]
-    column, worst = min(settled or groups, key=lambda pair: _gap(pair[1]))
+    settled = [one for one in groups if one[-1].settled and one[0] < 0]
+    gap, low, high, column, worst = min(settled or groups, key=itemgetter(0))
     text = f"Accuracy is {_text(worst.accuracy)} on {_images(worst.n, document)} with {column} = {worst.name}, "
-    low, high = worst.gap.interval or (0.0, 0.0)
-    text += f"{100 * _gap(worst):+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}] against all others; "
+    text += f"{100 * gap:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}] against all others; "
     text += f"{len(groups)} groups were compared"
-    bounded = all(group.gap.interval is not None and group.gap.interval[0] >= -WORSE for _, group in groups)
+    bounded = all(lowest >= -WORSE for _, lowest, *_ in groups)
     return Answer("subgroups", False if settled else bounded or None, text, yes, no)
-
-
-def _gap(group: Subgroup) -> float:
-    return group.gap.value or 0.0
 
 
 def _calibrated(document: AuditDocument) -> Answer:
@@ -241,10 +233,10 @@ _ANSWERS: Sequence[Callable[[AuditDocument], Answer]] = (_accurate, _robust, _st
 
 def _above(shares: Sequence[Share], bound: float) -> bool | None:
     """Return True if all intervals are above a bound, False if one is below it, and None if neither is settled."""
-    intervals = [share.interval for share in shares]
-    if any(pair is not None and pair[1] <= bound for pair in intervals):
+    intervals = [share.interval or (-math.inf, math.inf) for share in shares]
+    if any(high <= bound for _, high in intervals):
         return False
-    return True if all(pair is not None and pair[0] > bound for pair in intervals) else None
+    return True if all(low > bound for low, _ in intervals) else None
 
 
 def _share_of(document: AuditDocument, row: AttackResult | CorruptionsMean) -> Share:
