@@ -27,7 +27,7 @@ from trustcxr.console import Progress
 from trustcxr.data.dataset import Dataset
 from trustcxr.evaluation.gradient_masking import ABOUT_ZERO
 from trustcxr.evaluation.operating_points import Threshold
-from trustcxr.evaluation.predictions import CarryOut, Options
+from trustcxr.evaluation.predictions import Options
 from trustcxr.models.fuse_batchnorm import make_fused_copy
 from trustcxr.models.preserve_state import preserve_state
 from trustcxr.recipes.evaluation_recipe import AttackRecipe
@@ -56,6 +56,7 @@ class AttackRunner:
     gradients: bool
     images: Tensor  # (N, 1, H, W), to verify the fused model, and for a surrogate if it has no others
     whole_climb: bool = False  # whether a climb goes on after the answer has changed
+    target_class: int | None = None  # of the decision that is attacked, if labels are those of all classes
     load_surrogate_images: Callable[[], Tensor] | None = None
 
     def prepare(self, conditions: Iterable[AttackRecipe]) -> "AttackRunner":
@@ -70,6 +71,7 @@ class AttackRunner:
         self, attack: AttackRecipe, images: Tensor, labels: Tensor, epsilon: float, options: Options
     ) -> Tensor:
         """Return adversarial images (B, 1, H, W) within epsilon, as floats or rounded to 8 bits, whichever is worse."""
+        labels = labels if self.target_class is None else (labels == self.target_class).long()
         perturbed = self._attack(attack, images, labels, epsilon, options)
         if self.traits.random or attack.name == WORST_CASE or attack.entry.norm != "linf":
             return perturbed
@@ -164,15 +166,6 @@ def decision(model: nn.Module, index: int, threshold: Threshold) -> Decision:
     if threshold.value is None:
         return Decision(AgainstRest(model, index, highest=True), 0, 0.5)
     return Decision(AgainstRest(model, index), 0, threshold.value)
-
-
-def with_class_labels(runner: AttackRunner, index: int) -> CarryOut:
-    """Return the attacks of `runner`, on the decision of class `index`, for labels of all classes."""
-
-    def carry_out(attack: AttackRecipe, images: Tensor, labels: Tensor, epsilon: float, options: Options) -> Tensor:
-        return runner(attack, images, (labels == index).long(), epsilon, options)
-
-    return carry_out
 
 
 def threshold_attacks(protocol: Sequence[AttackRecipe], *, gradients: bool) -> tuple[AttackRecipe, ...]:
@@ -293,8 +286,13 @@ def describe_guards(guards: Guards, recipe: GuardRecipe, learned_from: str, *, g
     else:
         text += "; its adversarial images break"
         yield _compare("surrogate", guards, (guards["by_surrogate"], guards["transferred"]), text)
-    if guards["large"]:
-        yield _check_large(guards, recipe, gradients=gradients)
+    if guards["large"]:  # about no answer may stay right at an epsilon that may change every image into any other
+        text = f"at epsilon {recipe.large_epsilon:g}, of {guards['large']} right answers "
+        text += f"PGD leaves {guards['large_pgd']} and " if gradients else ""
+        text += f"Square with {recipe.large_queries:,} queries {'' if gradients else 'leaves '}{guards['large_square']}"
+        failed = wilson(guards["large_pgd"] / guards["large"], guards["large"])[0] > ABOUT_ZERO
+        text += ", but about none must be left: the attacks do not work on this model" if failed else ""
+        yield Check("large epsilon", not failed, text, grave=gradients)
 
 
 def _compare(name: str, guards: Guards, counts: tuple[int, int], text: str) -> Check:
@@ -306,14 +304,3 @@ def _compare(name: str, guards: Guards, counts: tuple[int, int], text: str) -> C
     if lead > STRONGER:
         text += ": these attacks were misled, and accuracy under attack is lower"
     return Check(name, lead <= STRONGER, text, grave=True)
-
-
-def _check_large(guards: Guards, recipe: GuardRecipe, *, gradients: bool) -> Check:
-    """Check that about no answer stays right at an epsilon that may change every image into any other."""
-    text = f"at epsilon {recipe.large_epsilon:g}, of {guards['large']} right answers "
-    text += f"PGD leaves {guards['large_pgd']} and " if gradients else ""
-    text += f"Square with {recipe.large_queries:,} queries {'' if gradients else 'leaves '}{guards['large_square']}"
-    failed = wilson(guards["large_pgd"] / guards["large"], guards["large"])[0] > ABOUT_ZERO
-    if failed:
-        text += ", but about none must be left: the attacks do not work on this model"
-    return Check("large epsilon", not failed, text, grave=gradients)

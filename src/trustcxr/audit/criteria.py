@@ -173,29 +173,21 @@ def _judge_figure(document: AuditDocument, one: Criterion, figure: Figure, out: 
     if one.not_worse_than is None:
         side, bound = ("at_least", one.at_least) if one.at_least is not None else ("at_most", one.at_most)
         return _compare(one, figure, side, float(bound or 0.0), "", remark)
-    side = "at_most" if figure.last in _LOWER_IS_BETTER else "at_least"
-    margin = float(one.margin or 0.0)
+    side, margin = "at_most" if figure.last in _LOWER_IS_BETTER else "at_least", float(one.margin or 0.0)
     if one.not_worse_than == criteria_file.CLAIM:
         claim = getattr(document.model.reported, criteria_file.CLAIMS[criteria_file.outline(one.figure)])
         if claim is None:
             return _row(one, "the model's makers claim no such figure")
         reason = f" (the makers' {_format(figure, claim)} less the margin)"
         return _compare(one, figure, side, claim - margin, reason, remark)
-    return _compare_audits(document, one, figure, side, margin, out)
-
-
-def _compare_audits(
-    document: AuditDocument, one: Criterion, figure: Figure, side: str, margin: float, out: Path
-) -> CriterionResult:
-    """Compare a figure with that of another audit: image by image, or as independent if that cannot be."""
-    folder = Path(str(one.not_worse_than))
+    folder = Path(one.not_worse_than)
     other = read_audit(folder / layout.AUDIT_FILE)
     others = find_figures(other.model_dump(mode="json", by_alias=True), one.steps)
     match = next((o for o in others if o.path == figure.path and o.share.value is not None), None)
     if match is None:
         return _row(one, f"{folder} has no figure {figure.path}")
     difference, how = _paired_difference(figure, [other, document], (folder, out)), "image by image"
-    if difference is None:
+    if difference is None:  # other images, or another protocol
         difference, how = _independent_difference(figure.share, match.share), "as of independent images"
     change = replace(figure, path=f"{figure.path} less that of {other.model.name}", share=difference)
     bound = margin if side == "at_most" else -margin
@@ -212,7 +204,7 @@ def _paired_difference(figure: Figure, audits: list[AuditDocument], folders: tup
         measure = f"{efforts[0] if name == WORST_CASE and efforts else name} accuracy @{epsilon:g}"
     elif figure.path != f"{CLEAN}.accuracy":
         return None
-    with suppress(UserError):  # other images, or another protocol
+    with suppress(UserError):
         return {row.measure: row.difference for row in compare_documents(audits, folders).rows}.get(measure)
     return None
 

@@ -86,23 +86,13 @@ class _Predictor:
         dataset = self.audit.dataset
         return ImageRows(dataset, self.audit.rows_to_attack(np.arange(len(dataset)), np.asarray(dataset.labels)))
 
-    def predict_some_attacked(
-        self, examined: ModelUnderTest, *, parts: Path, views: bool = True, **options: Any
-    ) -> pd.DataFrame:
-        """Predict all examined images, those that the protocol chooses with `options`: attacks and corruptions."""
-        dataset, chosen = self.audit.dataset, self.choose_attacked()
-        if len(chosen) == len(dataset):
-            return self.predict(examined, dataset, views=views, parts=parts, **options)
-        title = f"evaluating {examined.name} without attacks"
-        some = self.predict(examined, chosen, views=False, parts=parts / "attacked", **options)
-        whole = self.predict(examined, dataset, views=views, parts=parts / "unperturbed", title=title)
-        twice = (whole["attack"] == CLEAN) & whole["sample_id"].isin(chosen.sample_ids)
-        return pd.concat([whole[~twice], some], ignore_index=True)
-
     def predict_all(
-        self, examined: ModelUnderTest, **options: Any
+        self, examined: ModelUnderTest, *, parts: Path, views: bool = True, **options: Any
     ) -> tuple[pd.DataFrame, pd.DataFrame | None, list[Check]]:
-        """Return predictions of the examined and of clean validation images (None without any), or both from scores."""
+        """Return predictions of examined and of validation images (None without any), and checks of a table of scores.
+
+        `options` (attacks) and corruptions are for the images that the protocol chooses.
+        """
         subject, images, validation = self.audit.subject, self.audit.images, None
         if self.report.model is None:
             assert isinstance(subject, ExternalModel)
@@ -111,8 +101,16 @@ class _Predictor:
                 if images.validation is not None:
                     validation = match_scores(subject, images.validation, images.ambiguous_names)[0]
             return table, validation, checks
-        keep = AskedImages(self.parts / ASKED, len(self.choose_attacked()))
-        table = self.predict_some_attacked(examined, keep=keep, corruptions=self.audit.exam.corruptions, **options)
+        chosen = self.choose_attacked()
+        whole = len(chosen) == len(images.examined)
+        options |= {"keep": AskedImages(self.parts / ASKED, len(chosen)), "corruptions": self.audit.exam.corruptions}
+        options |= {"parts": parts if whole else parts / "attacked", "views": views and whole}
+        table = self.predict(examined, images.examined if whole else chosen, **options)
+        if not whole:
+            title = f"evaluating {examined.name} without attacks"
+            every = self.predict(examined, images.examined, views=views, parts=parts / "unperturbed", title=title)
+            twice = (every["attack"] == CLEAN) & every["sample_id"].isin(chosen.sample_ids)
+            table = pd.concat([every[~twice], table], ignore_index=True)
         if images.validation is not None:
             title, parallel = f"evaluating {examined.name} for its thresholds", self.audit.parallel
             validation = evaluation.predict(examined, images.validation, views=False, at_once=parallel, title=title)
@@ -207,7 +205,8 @@ def _attack_thresholds(
     targets = examined.classes[: 1 if count == 2 else count]  # both decisions of two classes are the same
     for index, name in enumerate(targets):
         runner = predictor.make_runner(attack_runner.decision(model, index, thresholds[name]), attacks)
-        options = {"carry_out": attack_runner.with_class_labels(runner, index), "views": False, "clean": False}
+        runner.target_class = index
+        options: dict[str, Any] = {"carry_out": runner, "views": False, "clean": False}
         title = f"attacks on {name} at its threshold ({index + 1} of {len(targets)})"
         options |= {"parts": predictor.parts / f"class{index}", "title": title}
         table = predictor.predict(examined, chosen, attacks, **options)
