@@ -19,7 +19,7 @@ from trustcxr import attacks
 from trustcxr.attacks.adaptive import AttackView, GradientTraits, adaptive, distil, wrong_share
 from trustcxr.attacks.base import is_misclassified
 from trustcxr.attacks.pgd import keep_worse, pgd
-from trustcxr.audit.audit_data import OneFinding, load_pixels
+from trustcxr.audit.audit_data import load_pixels
 from trustcxr.audit.declaration_check import predict_parts
 from trustcxr.audit.entry_checks import STRONGER, Check
 from trustcxr.audit.multilabel import Decision
@@ -184,7 +184,7 @@ def threshold_attacks(protocol: Sequence[AttackRecipe], *, gradients: bool) -> t
 
 def try_guards(
     runner: AttackRunner,
-    dataset: Dataset | OneFinding,
+    dataset: Dataset,
     table: pd.DataFrame,
     recipe: GuardRecipe,
     device: torch.device,
@@ -214,7 +214,7 @@ def try_guards(
     return guards
 
 
-def _find_right(rows: pd.DataFrame, dataset: Dataset | OneFinding) -> np.ndarray:
+def _find_right(rows: pd.DataFrame, dataset: Dataset) -> np.ndarray:
     """Return the images of the data that are right in all these predictions."""
     every = rows.assign(right=right(rows)).groupby("sample_id")["right"].all()
     return np.flatnonzero(every.reindex(dataset.sample_ids, fill_value=False).to_numpy(dtype=bool))
@@ -230,7 +230,7 @@ class _GuardTrial:
     """Attacks on some rows of a data set; `square` and `climb` return how many images they mislead."""
 
     runner: AttackRunner
-    dataset: Dataset | OneFinding
+    dataset: Dataset
     device: torch.device
 
     def square(self, rows: np.ndarray, epsilon: float, queries: int) -> int:

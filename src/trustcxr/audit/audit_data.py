@@ -148,39 +148,23 @@ class Audit:
         )
 
 
-class ImageRows:
+class ImageRows(Dataset):
     """Some images of a data set as a data set: the index of each in the whole, and its label."""
 
     def __init__(self, dataset: Dataset, rows: np.ndarray, labels: np.ndarray | None = None) -> None:
         self.whole, self.rows = dataset, rows
         self.labels = (dataset.labels[rows] if labels is None else labels).astype(np.int64)
         self.table = dataset.table.iloc[rows].reset_index(drop=True)
-        self.classes: tuple[str, ...] = dataset.classes
-        self.size, self.root = dataset.size, dataset.root
-        self.sample_ids, self.groups, self.splits = (
-            getattr(dataset, name)[rows] for name in ("sample_ids", "groups", "splits")
-        )
-        self.mask_kinds = dataset.mask_kinds
-
-    def __len__(self) -> int:
-        return len(self.rows)
+        self.classes, self.size, self.root, self.where = dataset.classes, dataset.size, dataset.root, dataset.where
+        self._store, self.bad_masks, self.image_sums = dataset._store, dataset.bad_masks, dataset.image_sums[rows]
 
     def batch(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """Return the images at `indices`: uint8 (B, 1, size, size)."""
         return self.whole.batch(self.rows[np.asarray(indices)])
 
-    @property
-    def image_sums(self) -> np.ndarray:
-        """Return a checksum of each image's pixels, str (N,)."""
-        return np.asarray(self.whole.image_sums[self.rows])
-
-    def masks(self, kind: str) -> "_Rows":
+    def masks(self, kind: str) -> Any:
         """Return the masks of a kind, (N, size, size), read on access."""
         return _Rows(self.whole.masks(kind), self.rows)
-
-    def has_mask(self, kind: str) -> np.ndarray:
-        """Return which images have a readable mask of that kind (it may be empty), bool (N,)."""
-        return np.asarray(self.whole.has_mask(kind)[self.rows])
 
 
 class _Rows:
@@ -223,7 +207,11 @@ def open_images(
     model with one sigmoid a finding to findings. A Dataset is examined as it is.
     """
     if isinstance(data, Dataset):
-        return _images_of(subject, data)
+        for what, own, own_of_model in (("size", data.size, subject.size), ("classes", data.classes, subject.classes)):
+            if own != own_of_model:
+                advice = f"Load it with {what}={own_of_model!r}"
+                raise UserError(f"{data.where}: its {what} {own} is not the model's. {advice}")
+        return AuditImages(data, listed=len(data) + len(data.skipped))
     renamed, refit = dict(labels or {}), False
     resize: str
     if isinstance(subject, Run):
@@ -271,14 +259,6 @@ def open_images(
     return AuditImages(examined, validation, surrogate, ambiguous, examines_validation, listed, in_split)
 
 
-def _images_of(subject: Subject, dataset: Dataset) -> AuditImages:
-    """Return a loaded data set as the images of an audit; UserError if its size or classes are not the model's."""
-    for what, own, wanted in (("size", dataset.size, subject.size), ("classes", dataset.classes, subject.classes)):
-        if own != wanted:
-            raise UserError(f"{dataset.where}: its {what} {own} is not the model's. Load it with {what}={wanted!r}")
-    return AuditImages(dataset, listed=len(dataset) + len(dataset.skipped))
-
-
 def first_images(dataset: Dataset, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Load images (N, 1, H, W) in [0, 1] and labels (N,) for the entry checks: the classes in turn."""
     labels = np.asarray(dataset.labels)
@@ -300,7 +280,7 @@ def first_by_hash(sample_ids: np.ndarray, labels: np.ndarray, count: int) -> np.
     return order[turns.argsort(kind="stable")][:count]
 
 
-def load_pixels(dataset: Dataset | OneFinding, rows: np.ndarray, device: torch.device) -> Tensor:
+def load_pixels(dataset: Dataset, rows: np.ndarray, device: torch.device) -> Tensor:
     """Load some images, (N, 1, H, W) in [0, 1]."""
     return to_pixels(torch.from_numpy(dataset.batch(rows)).to(device))
 

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import pandas as pd
 
 from trustcxr.errors import UserError
 from trustcxr.registry import VIEWS, WORST_CASE
@@ -11,9 +12,6 @@ from trustcxr.storage import atomic, layout
 from trustcxr.storage.prediction_table import CLEAN, check_table
 from trustcxr.storage.schemas import LEVEL, AuditDocument, AuditPair, PairRow, Share, read_audit
 from trustcxr.study.comparison import Key, figures
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 _ROUNDING = 1e-9  # of a radius
 
@@ -76,7 +74,7 @@ def compare_documents(audits: list[AuditDocument], folders: tuple[Path, Path], *
     )
 
 
-def _row(measure: str, one: "pd.DataFrame", other: "pd.DataFrame", resamples: int) -> PairRow:
+def _row(measure: str, one: pd.DataFrame, other: pd.DataFrame, resamples: int) -> PairRow:
     """Return the row of two tables of value and group of the same images, not corrected yet."""
     result = paired(one["value"], other["value"], one["group"], resamples=resamples)
     difference = Share(value=result.difference, ci=result.difference_ci)

@@ -113,7 +113,9 @@ def find_figures(at: Any, steps: Sequence[Step], path: str = "", n: int | None =
     step, rest = steps[0], steps[1:]
     if isinstance(at, list) and isinstance(step, dict):
         for entry in (entry for entry in at if _matches(entry, step)):
-            yield from find_figures(entry, rest, f"{path}[{_describe(entry, step)}]", n)
+            keys = [key for key in _ENTRY_KEYS if key in step or entry.get(key) not in (None, "", 0)]
+            selector = ", ".join(f"{key}={entry.get(key)}" for key in keys)  # with the keys that tell it apart
+            yield from find_figures(entry, rest, f"{path}[{selector}]", n)
     elif isinstance(at, dict) and isinstance(step, dict):
         for name in at:  # [*] of a mapping
             yield from find_figures(at[name], rest, f"{path}[{name}]", n)
@@ -131,12 +133,6 @@ def _matches(entry: Mapping[str, Any], selector: Selector) -> bool:
             if str(value) != text:
                 return False
     return True
-
-
-def _describe(entry: Mapping[str, Any], selector: Selector) -> str:
-    """Return the selector of one entry, with the keys that tell it apart."""
-    keys = [key for key in _ENTRY_KEYS if key in selector or entry.get(key) not in (None, "", 0)]
-    return ", ".join(f"{key}={entry.get(key)}" for key in keys)
 
 
 def _judge_one(document: AuditDocument, content: Mapping[str, Any], one: Criterion, out: Path) -> CriterionResult:

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from trustcxr import statistics
@@ -24,6 +26,7 @@ from trustcxr.statistics import Bootstrap, Floats, interval
 ENOUGH = 20  # images needed to notice a wrong order from scores alone: the test needs ten answers that become right
 RANGES = ((0.0, 1.0), (0.0, 255.0), (-1.0, 1.0), (-1024.0, 1024.0))
 INVERTED = ", as MONOCHROME1 images are inverted"
+_INVERTED_IMAGES = "the images themselves inverted, as MONOCHROME1 images are"
 # For classes, in accuracy and p-values:
 _GAIN, _P_VALUE = 0.10, 1e-3  # of another declaration, by McNemar's exact test
 _WEAK_GAIN, _WEAK_P_VALUE = 0.15, 1e-5  # the same, if it is right on less than halfway from chance to all
@@ -96,8 +99,6 @@ def _other_orders(
     classes: Sequence[str], answers: np.ndarray, truth: np.ndarray, before: str = "", table: str | None = None
 ) -> list[_Alternative]:
     """Return the order of the classes that makes most answers right, if it differs; `before` precedes its remedy."""
-    from scipy.optimize import linear_sum_assignment
-
     confusion = np.zeros((len(classes), len(classes)), int)
     np.add.at(confusion, (answers, truth), 1)
     order = linear_sum_assignment(confusion, maximize=True)[1]
@@ -130,7 +131,10 @@ def _compare(answers: np.ndarray, truth: np.ndarray, count: int, others: Iterabl
         p_value = _p_value(int((other_right & ~right).sum()), int((right & ~other_right).sum()))
         if weak:
             above = _p_value(int(other_right.sum()), int((~other_right).sum()), chance) < _WEAK_P_VALUE
-            sure = above and gain >= _WEAK_GAIN and p_value < _WEAK_P_VALUE and _each_gains(other, truth)
+            # Each output that moves must surely answer images of its new class rather than of its old one.
+            labels = [(truth[other.unordered == old], old, new) for old, new in other.moved]
+            each = [_p_value(int((part == new).sum()), int((part == old).sum())) for part, old, new in labels]
+            sure = above and gain >= _WEAK_GAIN and p_value < _WEAK_P_VALUE and all(p < _P_VALUE for p in each)
         else:
             sure = gain >= _GAIN and p_value < _P_VALUE
         if sure:
@@ -144,27 +148,35 @@ def _compare(answers: np.ndarray, truth: np.ndarray, count: int, others: Iterabl
 
 def _p_value(more: int, less: int, probability: float = 0.5) -> float:
     """Return the binomial p-value of `more` or more successes among `more + less`."""
-    from scipy.stats import binomtest
-
     return float(binomtest(more, more + less, probability, alternative="greater").pvalue) if more + less else 1.0
-
-
-def _each_gains(other: _Alternative, truth: np.ndarray) -> bool:
-    """Return whether each output that moves surely answered images of its new class rather than of its old one."""
-    labels = [(truth[other.unordered == k], k, new) for k, new in other.moved]
-    return all(_p_value(int((part == new).sum()), int((part == k).sum())) < _P_VALUE for part, k, new in labels)
 
 
 def _other_inputs(model: nn.Module, images: Tensor) -> Iterator[tuple[str, nn.Module, Tensor]]:
     """Yield other declarations of the input that make another input, the model with each, and its images."""
-    yield _inversion_text(model), model, 1 - images
-    if isinstance(model, WrappedModel):
-        inputs = [_ends(model), _ends(model).flip(0)]
-        for remedy, spec in _other_specs(model.input_spec):
-            other = with_input(model, spec)
-            if not any(torch.allclose(_ends(other), one, atol=1e-3) for one in inputs):
-                inputs.append(_ends(other))
-                yield remedy, other, images
+    if not isinstance(model, WrappedModel):
+        yield _INVERTED_IMAGES, model, 1 - images
+        return
+    spec, inputs = model.input_spec, [_ends(model), _ends(model).flip(0)]
+    without = " without mean and std" if spec.mean or spec.std else ""
+    black, white = (end.unique().tolist() for end in _ends(model))
+    same = len(black) == len(white) == 1  # for each channel
+    text = f"input.range: [{white[0]:.4g}, {black[0]:.4g}]{without}{INVERTED}"
+    yield text if same else _INVERTED_IMAGES, model, 1 - images
+    others = []
+    for other_spec in list_inputs(spec):
+        low, high = other_spec.range
+        text = f"input.range: [{low:g}, {high:g}]{without}{INVERTED if low > high else ''}"
+        if other_spec.mean is not None:
+            text = f"input.mean: {list(other_spec.mean)}, input.std: {list(other_spec.std or ())}"
+        others.append((text, other_spec))
+    if spec.mean and len(set(spec.mean)) > 1:
+        reverse = spec.model_copy(update={"mean": spec.mean[::-1], "std": spec.std[::-1] if spec.std else None})
+        others.append(("the channels in the other order: input.mean and input.std reversed", reverse))
+    for remedy, other_spec in others:
+        other = with_input(model, other_spec)
+        if not any(torch.allclose(_ends(other), one, atol=1e-3) for one in inputs):
+            inputs.append(_ends(other))
+            yield remedy, other, images
 
 
 def with_input(model: WrappedModel, spec: InputSpec) -> WrappedModel:
@@ -180,16 +192,6 @@ def _ends(model: WrappedModel) -> Tensor:
     return torch.stack((model.shift, model.scale + model.shift))
 
 
-def _inversion_text(model: nn.Module) -> str:
-    """Return the range to write for inverted images, if it is the same for each channel."""
-    if isinstance(model, WrappedModel):
-        black, white = (end.unique().tolist() for end in _ends(model))
-        if len(black) == len(white) == 1:
-            without = " without mean and std" if model.input_spec.mean or model.input_spec.std else ""
-            return f"input.range: [{white[0]:.4g}, {black[0]:.4g}]{without}{INVERTED}"
-    return "the images themselves inverted, as MONOCHROME1 images are"
-
-
 def list_inputs(spec: InputSpec) -> list[InputSpec]:
     """Return the usual declarations of the input, the likeliest first: mean and std, ranges, inverted ranges."""
 
@@ -200,20 +202,6 @@ def list_inputs(spec: InputSpec) -> list[InputSpec]:
     inputs += [changed(*ends) for ends in RANGES]  # [-1, 1] is mean 0.5 and std 0.5
     inputs += [changed(0.0, 1.0, *(numbers[::-1] for numbers in IMAGENET))] if spec.channels == 3 else []
     return inputs + [changed(high, low) for low, high in RANGES]
-
-
-def _other_specs(spec: InputSpec) -> Iterator[tuple[str, InputSpec]]:
-    """Yield the input declarations that are often confused with this one, each with what to write."""
-    without = " without mean and std" if spec.mean or spec.std else ""
-    for other in list_inputs(spec):
-        low, high = other.range
-        text = f"input.range: [{low:g}, {high:g}]{without}{INVERTED if low > high else ''}"
-        if other.mean is not None:
-            text = f"input.mean: {list(other.mean)}, input.std: {list(other.std or ())}"
-        yield text, other
-    if spec.mean and len(set(spec.mean)) > 1:
-        reverse = {"mean": spec.mean[::-1], "std": spec.std[::-1] if spec.std else None}
-        yield "the channels in the other order: input.mean and input.std reversed", spec.model_copy(update=reverse)
 
 
 def predict_parts(model: nn.Module, images: Tensor, draws: int = 1) -> Tensor:
@@ -266,8 +254,6 @@ def select_rows(truth: Floats, count: int) -> NDArray[np.intp]:
 
 def find_other_names(names: Sequence[str], answers: FindingAnswers, *, table: str | None = None) -> str | None:
     """Return the names to write if outputs surely belong to other findings, else None; `table`: the file of scores."""
-    from scipy.optimize import linear_sum_assignment
-
     findings = _testable_findings(answers.truth)
     if len(findings) < 2:
         return None

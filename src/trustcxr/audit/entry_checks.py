@@ -10,6 +10,7 @@ from unittest import mock
 
 import numpy as np
 import torch
+from scipy.stats import binomtest
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -134,9 +135,14 @@ def run_entry_checks(
             draws = STOCHASTIC_DRAWS if traits.random else 1
             result = check_declaration(original or subject.model, subject.classes, images, labels, draws=draws)
             checks.append(describe_declaration(result, len(images)))
+        text = "the same image has the same answer each time"
+        if traits.random:
+            text = f"its answers change from run to run: attacks average over {traits.draws} draws, and the answer "
+            text += f"that counts is the mean of {STOCHASTIC_DRAWS} draws, under worst-case the worst of "
+            text += f"{STOCHASTIC_DRAWS}"
         checks += [
             *_check_conversion(subject, gradients, len(images), difference),
-            _check_random(traits),
+            Check("same answer twice", not traits.random, text, grave=True),
             *([] if traits.random else _check_alone(model, few[:ALONE], sigmoids=sigmoids)),
             *([] if traits.random or sigmoids else [check_memory(right, images)]),
             *kind,
@@ -225,14 +231,6 @@ def _check_conversion(subject: Subject, gradients: bool, count: int, difference:
         yield Check("conversion", True, text)
 
 
-def _check_random(traits: GradientTraits) -> Check:
-    if not traits.random:
-        return Check("same answer twice", True, "the same image has the same answer each time", grave=True)
-    text = f"its answers change from run to run: attacks average over {traits.draws} draws, and the answer that counts "
-    text += f"is the mean of {STOCHASTIC_DRAWS} draws, under worst-case the worst of {STOCHASTIC_DRAWS}"
-    return Check("same answer twice", False, text, grave=True)
-
-
 def _check_alone(model: nn.Module, images: Tensor, *, sigmoids: bool) -> Iterator[Check]:
     """Check that an image has the same answer among others, among copies of itself, and alone."""
     if len(images) < 2:
@@ -258,8 +256,6 @@ def check_memory(right: Callable[[Tensor], Tensor], images: Tensor) -> Check:
     `right` returns which answers are right, (N, K). Each pixel is moved by a grey level, up or down at random, or the
     image by half a pixel. A model that knows these images by a table answers worse then.
     """
-    from scipy.stats import binomtest
-
     answers, falls = right(images), []
     before, accuracy = answers.float().sum(1), float(answers.float().mean())
     for name, moved in (("one grey level", move_greys(images)), ("half a pixel", move_half_pixel(images))):
@@ -313,32 +309,31 @@ def _check_kind(model: nn.Module, images: Tensor) -> tuple[list[Check], nn.Modul
         answers = model.answers(images)
     inside = bool(((answers >= 0) & (answers <= 1)).all())
     ends = f"{float(answers.min()):.3g} to {float(answers.max()):.3g}"
-    declared = model.output_spec.kind
+    passed: bool | None = False
+    kind, declared = model.output_spec.kind, model.output_spec.kind
     allowed = ROUNDED if declared == "probabilities" else 1e-3
     sums = inside and bool(((answers.sum(1) - 1).abs() < allowed).all()) and answers.shape[1] > 1
-
-    def result(passed: bool | None, text: str, kind: str | None = None) -> tuple[list[Check], nn.Module]:
-        return [Check("logits", passed, text)], model if kind is None else model.of_kind(kind)  # type: ignore[arg-type]
-
-    if inside and not sums and declared != "sigmoid":
-        if declared == "logits" and is_layer_output(model.net, model.prepare(images[:2])):
-            return result(True, "it answers with logits, which lie in [0, 1]: its last layer makes them")
+    if declared == "logits" and inside and not sums and is_layer_output(model.net, model.prepare(images[:2])):
+        passed, text = True, "it answers with logits, which lie in [0, 1]: its last layer makes them"
+    elif inside and not sums and declared != "sigmoid":
         text = "its answers lie in [0, 1] and do not sum to 1: each was taken as the sigmoid of its class, by its logit"
-        return result(False, text, "sigmoid")
-    if declared == "logits":
-        if not sums:
-            return result(True, "it answers with logits")
+        kind = "sigmoid"
+    elif declared == "logits" and sums:
         text = "it answers with probabilities, whose logarithm was taken: write output.kind: probabilities"
-        return result(False, text, "probabilities")
-    if not inside and declared == "sigmoid":
-        text = f"its answers, from {ends}, are no sigmoids: each was taken for the logit of its finding"
-        return result(None, text, "logits")
-    if not inside:
+        kind = "probabilities"
+    elif declared == "logits":
+        passed, text = True, "it answers with logits"
+    elif not inside and declared == "sigmoid":
+        passed, text = None, f"its answers, from {ends}, are no sigmoids: each was taken for the logit of its finding"
+        kind = "logits"
+    elif not inside:
         text = f"its answers, from {ends}, are no {declared} and were taken as logits: write output.kind: logits"
-        return result(False, text, "logits")
-    share = saturation(answers, declared)
-    text = f"it answers with {declared}, of which the logits were taken; {share:.1%} are 0 or 1 to rounding"
-    return result(share <= SATURATED, text)
+        kind = "logits"
+    else:
+        share = saturation(answers, declared)
+        text = f"it answers with {declared}, of which the logits were taken; {share:.1%} are 0 or 1 to rounding"
+        passed = share <= SATURATED
+    return [Check("logits", passed, text)], model if kind == declared else model.of_kind(kind)
 
 
 def check_kind(model: nn.Module, images: Tensor, name: str) -> None:

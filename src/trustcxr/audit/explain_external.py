@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from trustcxr.audit import measure, multilabel
-from trustcxr.audit.audit_data import Audit, AuditImages, OneFinding, check_out_folder, first_images, open_images
+from trustcxr.audit.audit_data import Audit, OneFinding, check_out_folder, first_images, open_images
 from trustcxr.audit.entry_checks import check_kind
 from trustcxr.audit.formats import ExternalModel
 from trustcxr.audit.formats.loading import ExportedNet, verify_conversion
@@ -84,21 +84,32 @@ def explain(
     _examined(subject, recipe.methods)
     check_out_folder(out, {"an audit": layout.AUDIT_FILE})
     images = open_images(subject, data, split, labels, listing)
-    audit, target = _select_target(subject, images, recipe.methods, finding)
-    subject, validation, whole = audit.subject, target.validation, images.validation
-    assert isinstance(subject, ExternalModel)
+    evaluate.find_annotated(images.examined)
+    shown, _ = first_images(images.examined, VERIFIED, subject.device)
+    subject, _ = verify_conversion(subject, shown)
+    examined = _examined(subject, recipe.methods)
+    assert isinstance(examined.model, WrappedModel)
+    check_kind(examined.model, shown, subject.name)
+    audit = Audit(subject, images, load_exam())
+    target = ExplainedFinding("", examined, images.examined, images.validation)
+    if is_multilabel(subject):
+        target = select_finding(audit, examined.model, finding)
+    validation, whole = target.validation, images.validation
     if validation is None or not len(select_annotated(validation, np.flatnonzero(validation.has_mask("infection")))):
         validation = whole = None  # without masks no threshold can be tuned
     key = f"{audit.key}, {target.name}" if target.name else audit.key
     with folder_lock(out):
         document = _start(audit, target, out, key)
-        left_out = find_left_out(subject, check_supported(subject, recipe.methods))
+        left_out = find_left_out(subject, examined.model)
         document.notes = [*target.notes, *images.examined.notes]
         if is_randomised(target.run.model, first_images(images.examined, 1, target.run.device)[0]):
             document.notes.append(f"{target.run.name} answers at random: each map is of one draw")
         document.notes += left_out.notes()
-        if target.name:
-            document.notes[1:1] = constant_note(target.name, target.images, document)
+        right, constant = document.clean.accuracy.value, document.clean.constant_answer
+        if target.name and right is not None and constant is not None and right <= constant:
+            state = multilabel.STATES[int(np.mean(target.images.labels) > 0.5)]
+            text = f"{target.name}: accuracy ({right:.1%}) is no better than that of a constant answer (always {state}"
+            document.notes.insert(1, f"{text}: {constant:.1%}), so its maps are not informative")
         untuned = [] if validation is not None else [f"no threshold is tuned: {images.why_no_threshold('masks')}"]
         for note in [*document.notes, *untuned]:
             log(note)
@@ -117,22 +128,6 @@ def explain(
         explain_run.add_tables(document, out, images=count, resamples=explain_run.RESAMPLES)
         atomic.write_json(out / layout.METRICS_FILE, document)
         return document
-
-
-def _select_target(
-    subject: ExternalModel, images: AuditImages, methods: Sequence[str], finding: str | None
-) -> tuple[Audit, ExplainedFinding]:
-    """Return the audit of the model on the images, and the answer to explain; the model is checked on some of them."""
-    evaluate.find_annotated(images.examined)
-    shown, _ = first_images(images.examined, VERIFIED, subject.device)
-    subject, _ = verify_conversion(subject, shown)
-    examined = _examined(subject, methods)
-    assert isinstance(examined.model, WrappedModel)
-    check_kind(examined.model, shown, subject.name)
-    audit = Audit(subject, images, load_exam())
-    if not is_multilabel(subject):
-        return audit, ExplainedFinding("", examined, images.examined, images.validation)
-    return audit, select_finding(audit, examined.model, finding)
 
 
 def _examined(subject: ExternalModel, methods: Sequence[str]) -> ModelUnderTest:
@@ -206,7 +201,17 @@ def select_finding(audit: Audit, model: WrappedModel, finding: str | None) -> Ex
     """Select a finding, by default the only one that images with a mask have; UserError if no image is known to."""
     subject, images = audit.subject, audit.images
     assert isinstance(subject, ExternalModel)
-    index = _only_masked(subject, images.examined) if finding is None else _index(subject, finding)
+    if finding is not None:
+        index = _index(subject, finding)
+    else:
+        labels = multilabel.labelled_findings(images.examined.table, subject.classes)
+        present = np.flatnonzero((labels[evaluate.find_annotated(images.examined)] == 1).any(0))
+        if len(present) != 1:
+            names = " and ".join(subject.classes[k] for k in present)
+            which = f"images with a mask have {names}" if names else "no image with a mask is known to have any"
+            which = f"has a sigmoid for each finding, and {which}"
+            raise UserError(f"{subject.name}: {which}: say which with --finding NAME")
+        index = int(present[0])
     name = subject.classes[index]
     examined = _labelled(images.examined, subject, index)
     if examined is None or not len(select_annotated(examined, np.arange(len(examined)))):
@@ -229,18 +234,6 @@ def select_finding(audit: Audit, model: WrappedModel, finding: str | None) -> Ex
     return ExplainedFinding(name, run, examined, validation, (note,))
 
 
-def constant_note(name: str, images: Dataset, document: RunDocument) -> list[str]:
-    """Return a note if the accuracy on clean images is no better than that of a constant answer."""
-    right, constant = document.clean.accuracy.value, document.clean.constant_answer
-    if right is None or constant is None or right > constant:
-        return []
-    state = multilabel.STATES[int(np.mean(images.labels) > 0.5)]
-    return [
-        f"{name}: accuracy ({right:.1%}) is no better than that of a constant answer (always {state}: {constant:.1%}), "
-        "so its maps are not informative"
-    ]
-
-
 def _index(subject: ExternalModel, finding: str) -> int:
     """Return the index of a finding; UserError if the model does not have it, or answers one class of several."""
     if subject.kind != "sigmoid":
@@ -251,19 +244,8 @@ def _index(subject: ExternalModel, finding: str) -> int:
     return lowered.index(finding.lower())
 
 
-def _only_masked(subject: ExternalModel, images: Dataset) -> int:
-    """Return the index of the only finding that images with a lesion mask have."""
-    labels = multilabel.labelled_findings(images.table, subject.classes)
-    present = np.flatnonzero((labels[evaluate.find_annotated(images)] == 1).any(0))
-    if len(present) == 1:
-        return int(present[0])
-    names = [subject.classes[index] for index in present]
-    which = f"images with a mask have {' and '.join(names)}" if names else "no image with a mask is known to have any"
-    raise UserError(f"{subject.name}: has a sigmoid for each finding, and {which}: say which with --finding NAME")
-
-
 def _labelled(images: Dataset, subject: ExternalModel, index: int) -> Dataset | None:
     """Return the images with a label of the finding as a data set; None without any."""
     labels = multilabel.labelled_findings(images.table, subject.classes)[:, index]
     rows = np.flatnonzero(np.isfinite(labels))
-    return OneFinding(images, rows, labels[rows]) if len(rows) else None  # type: ignore[return-value]
+    return OneFinding(images, rows, labels[rows]) if len(rows) else None

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from trustcxr.attacks import preserve_state
 from trustcxr.audit import formats
-from trustcxr.audit.formats import ExternalModel
 from trustcxr.audit.formats.onnx import OnnxNet
 from trustcxr.data.loader import to_pixels
 from trustcxr.data.phantom import CLASSES, render
@@ -60,7 +59,13 @@ def export(run: str | Path, kind: str, out: Path | None = None, *, data: Path | 
             trust_code=True,  # the file was written here
             on="cpu",
         )
-        largest = _largest_difference(loaded, external, temporary, images, kind)
+        with torch.no_grad(), preserve_state(loaded.model):
+            expected = loaded.model(images)
+        nets: list[Any] = [external.model, OnnxNet(temporary)] if kind == "onnx" else [external.model]
+        with torch.no_grad():
+            answers = [torch.stack([net(images), torch.cat([net(image[None]) for image in images])]) for net in nets]
+        # One by one and in a batch, relative to the largest or 1; NaN stays NaN.
+        largest = float((torch.stack(answers) - expected).abs().max()) / max(1.0, float(expected.abs().max()))
         if not largest <= ALLOWED:
             raise UserError(f"{out}: not written: its answers differ from the run's by {largest:.1e} on {description}")
     atomic.write_yaml(model_file, _model_file(loaded, out))
@@ -92,17 +97,6 @@ def _images(run: Run, data: Path | None) -> tuple[Tensor, str]:
     drawn = np.stack([render(CLASSES[k % len(CLASSES)], seed=k, size=size).image for k in range(IMAGES)])
     images = to_pixels(torch.from_numpy(drawn[:, None, : run.size, : run.size].copy()))
     return images, f"{len(images)} synthetic images"
-
-
-def _largest_difference(run: Run, external: ExternalModel, path: Path, images: Tensor, kind: str) -> float:
-    """Return the largest difference from the run's logits, relative to the largest or 1: one by one and in a batch."""
-    with torch.no_grad(), preserve_state(run.model):
-        expected = run.model(images)
-    scale = max(1.0, float(expected.abs().max()))
-    nets: list[Any] = [external.model, OnnxNet(path)] if kind == "onnx" else [external.model]
-    with torch.no_grad():
-        answers = [torch.stack([net(images), torch.cat([net(image[None]) for image in images])]) for net in nets]
-    return float((torch.stack(answers) - expected).abs().max()) / scale  # NaN stays NaN
 
 
 def _model_file(run: Run, out: Path) -> dict[str, object]:

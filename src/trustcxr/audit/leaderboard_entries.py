@@ -30,6 +30,10 @@ def add_entry(
     document = read_audit(audit / layout.AUDIT_FILE)
     if document.protocol is None:
         raise UserError(f"{audit}: audited with other options than a protocol's. Audit the model without them.")
+    plain = document.plain()  # without figures of single images, patients and folders of this machine
+    parts = {key: plain[key] for key in AUDIT_PARTS if key in plain}
+    parts["facts"] = {key: value for key, value in plain.get("facts", {}).items() if key in FACTS}
+    parts["model"] = {key: _hide_folder(key, value) for key, value in plain["model"].items()}
     entry = LeaderboardEntry(
         version=document.version,
         badge=make_badge(document.model.kind, reported=reported),
@@ -37,7 +41,7 @@ def add_entry(
         licence=licence,
         source=source,
         command=_describe_command(document, model_file),
-        audit=_shorten(document),
+        audit=AuditDocument.model_validate(parts),
     )
     if (results := read_image_results(audit, document)) is not None:
         entry.image_results = results
@@ -55,15 +59,6 @@ def add_entry(
             raise UserError(f"{path}: another entry of these bytes is there. Remove it first, if this one replaces it.")
     atomic.write_json(path, entry)
     return path
-
-
-def _shorten(document: AuditDocument) -> AuditDocument:
-    """Return an audit without figures of single images, without patients, and without folders of this machine."""
-    plain = document.plain()
-    parts = {key: plain[key] for key in AUDIT_PARTS if key in plain}
-    parts["facts"] = {key: value for key, value in plain.get("facts", {}).items() if key in FACTS}
-    parts["model"] = {key: _hide_folder(key, value) for key, value in plain["model"].items()}
-    return AuditDocument.model_validate(parts)
 
 
 def _hide_folder(key: str, value: object) -> object:

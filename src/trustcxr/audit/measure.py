@@ -75,11 +75,11 @@ class _Predictor:
         return ModelUnderTest(self.audit.subject.name, model, classes, self.audit.subject.device)
 
     def predict(
-        self, examined: ModelUnderTest, data: Dataset | ImageRows, attacks: Sequence[AttackRecipe] = (), **options: Any
+        self, examined: ModelUnderTest, data: Dataset, attacks: Sequence[AttackRecipe] = (), **options: Any
     ) -> pd.DataFrame:
         """Predict images in the protocol's batches."""
         options |= {"batch_size": self.audit.exam.batch_size, "at_once": self.audit.parallel}
-        return evaluation.predict(examined, data, attacks, **options)  # type: ignore[arg-type]
+        return evaluation.predict(examined, data, attacks, **options)
 
     def choose_attacked(self) -> ImageRows:
         """Return the examined images that the protocol attacks."""
@@ -141,8 +141,14 @@ def measure_classes(audit: Audit, report: EntryReport, shown: Tensor, parts: Pat
         examined, parts=parts, attacks=predictor.attacks, carry_out=runner
     )
     guards = Guards() if runner is None else try_guards(runner, audit.dataset, table, exam.guards, subject.device)
-    order = _check_class_order(audit, table)
-    checks += [order] if runner is None or order.remedied else []
+    clean = table[table["attack"] == CLEAN]  # all images notice a wrong order for a weak model too
+    if len(clean) >= declaration_check.ENOUGH:
+        answers, labels = logits_of(clean).argmax(1), clean["label"].to_numpy()
+        result = declaration_check.check_order(subject.classes, answers, labels, table=_score_file(audit))
+        checks += [describe_declaration(result, len(clean))] if runner is None or result.remedy else []
+    elif runner is None:
+        text = f"{len(clean)} images are too few to tell a wrong order of the classes"
+        checks.append(Check("declaration", None, text, grave=True))
     table, submitted = worst_with_submitted(table, audit.submitted, model, subject.device)
     table, divisions = _divide(audit, table, subject.classes)
     declared = subject.output.thresholds if isinstance(subject, ExternalModel) else None
@@ -161,17 +167,6 @@ def measure_classes(audit: Audit, report: EntryReport, shown: Tensor, parts: Pat
         guards=guards,
         bfloat16=any(predictor.bfloat16),
     )
-
-
-def _check_class_order(audit: Audit, table: pd.DataFrame) -> Check:
-    """Check the order of the classes on all images, which notice it for a weak model too."""
-    clean = table[table["attack"] == CLEAN]
-    if len(clean) < declaration_check.ENOUGH:
-        text = f"{len(clean)} images are too few to tell a wrong order of the classes"
-        return Check("declaration", None, text, grave=True)
-    answers, labels = logits_of(clean).argmax(1), clean["label"].to_numpy()
-    result = declaration_check.check_order(audit.subject.classes, answers, labels, table=_score_file(audit))
-    return describe_declaration(result, len(clean))
 
 
 def _score_file(audit: Audit) -> str | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.stats import binomtest
 
 from trustcxr.audit.audit_data import balanced_rows, load_pixels
 from trustcxr.audit.declaration_check import list_inputs, with_input
@@ -16,7 +17,6 @@ from trustcxr.audit.formats import ExternalModel, InputSpec, WrappedModel, load,
 from trustcxr.audit.formats.init_model_file import Draft, draft_model, format_draft
 from trustcxr.console import Progress
 from trustcxr.data import load_dataset
-from trustcxr.data.dataset import Dataset
 from trustcxr.errors import UserError
 from trustcxr.recipes.run_recipe import Listing, Splits
 from trustcxr.runs.test_data import manifest_of
@@ -63,7 +63,10 @@ def propose_declaration(
     manifest, splits = manifest_of(data, listing, None), Splits()
     split = split or next((name for name in (splits.val, splits.train) if name in manifest.splits), None)
     dataset = load_dataset(manifest, split, size=external.size, resize="squeeze", labels=labels or None)
-    rows = _one_per_patient(dataset)
+    order = np.random.default_rng(0).permutation(len(dataset.groups))
+    _, first = np.unique(np.asarray(dataset.groups)[order], return_index=True)  # one image of each patient
+    rows = np.sort(order[first])
+    rows = rows[balanced_rows(dataset.labels[rows], IMAGES)]
     images, truth = load_pixels(dataset, rows, external.device), np.asarray(dataset.labels)[rows]
     in_file = draft.range is not None  # told by the file itself
     declared = [external.input.model_copy(update={"range": draft.range})]
@@ -103,8 +106,6 @@ def try_readings(
 
 def paired_interval(first: np.ndarray, second: np.ndarray, level: float) -> tuple[float, float, float]:
     """Return the difference in accuracy of two declarations, and its exact interval given where they differ."""
-    from scipy.stats import binomtest
-
     more, less = int((first & ~second).sum()), int((second & ~first).sum())
     if more + less == 0:
         return 0.0, 0.0, 0.0
@@ -136,14 +137,6 @@ def _open(model: str | Path, trust_code: bool) -> tuple[Draft, ExternalModel]:
     return draft, external
 
 
-def _one_per_patient(dataset: Dataset) -> np.ndarray:
-    """Return rows of at most IMAGES images, no two of one patient, the classes in turn."""
-    order = np.random.default_rng(0).permutation(len(dataset.groups))
-    _, first = np.unique(np.asarray(dataset.groups)[order], return_index=True)
-    rows = np.sort(order[first])
-    return rows[balanced_rows(np.asarray(dataset.labels)[rows], IMAGES)]
-
-
 def _format_table(readings: Sequence[Reading], classes: Sequence[str]) -> list[str]:
     """Return a line for the best order of each input, and for the second best of all."""
     best = {_format_input(reading.input): reading for reading in reversed(readings)}
@@ -170,8 +163,6 @@ def _fill(
     draft: Draft, readings: Sequence[Reading], classes: Sequence[str], truth: np.ndarray, *, in_file: bool
 ) -> None:
     """Fill in the best declaration, with a question at what is not surely better than the next best."""
-    from scipy.stats import binomtest
-
     best, level = readings[0], 1 - (1 - _LEVEL) / len(readings)
     draft.classes = _names(best, classes, draft.outputs or len(classes))
     draft.range, draft.mean, draft.std = best.input.range, best.input.mean, best.input.std

@@ -235,7 +235,7 @@ def run(
         >>> print(*audit.table().condition.head(2))
         clean fgsm
     """
-    subject = _as_subject(model, data) if isinstance(model, nn.Module | Run) else model
+    subject = _as_subject(model, data) if isinstance(model, nn.Module) else model
     images = data if isinstance(data, Dataset) else Path(data)
     settings = {"protocol": protocol, "attacks": attacks, "epsilons": epsilons, **options}
     if out is not None:
@@ -249,13 +249,9 @@ def run(
         return audit(subject, images, Path(folder), **settings)
 
 
-def _as_subject(model: nn.Module | Run, data: str | Path | Dataset) -> Subject:
+def _as_subject(model: nn.Module, data: str | Path | Dataset) -> Subject:
     """Return a module as the subject of an audit; UserError if its classes or size are unknown."""
-    if isinstance(model, Run):
-        return model
-    dataset = data if isinstance(data, Dataset) else None
-    classes = getattr(model, "classes", None) or (dataset.classes if dataset else None)
-    size = getattr(model, "size", None) or (dataset.size if dataset else None)
+    classes, size = (getattr(model, key, None) or getattr(data, key, None) for key in ("classes", "size"))
     if classes is None or size is None:
         raise UserError(
             f"{type(model).__name__}: its classes or image size are unknown. Set model.classes and model.size, or "

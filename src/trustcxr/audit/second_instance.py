@@ -41,23 +41,22 @@ _SHARE = 0.01  # of the answers that may move further
 class AskedImages:
     """Writes a part of the images of an audit, with the logits that the first instance gave them, into a folder.
 
-    `decision`: index and logit threshold of the finding whose logits (B, 2) these are.
+    `decision`: index and logit threshold of the finding whose logits (B, 2) these are; -1 for those of all classes.
     """
 
     folder: Path
     total: int  # images of the data set
-    decision: tuple[int, float] | None = None
+    decision: tuple[int, float] = (-1, 0.0)
 
     def __call__(self, condition: Condition, rows: np.ndarray, pixels: Tensor, logits: np.ndarray) -> None:
         """Write an even part of a batch: `rows` of the data, pixels (B, 1, H, W), logits (B, C)."""
         name, chosen = condition[0], rows % -(-self.total // IMAGES) == 0
         if not chosen.any() or name in CORRUPTIONS or name in VIEWS:
             return
-        finding = "" if self.decision is None else f"-{self.decision[0]}"
-        path = self.folder / f"{name}-{condition[1]:g}-{rows[0]:06d}{finding}.npz"
+        path = self.folder / f"{name}-{condition[1]:g}-{rows[0]:06d}-{self.decision[0]}.npz"
         pixels_chosen = pixels.detach().cpu().numpy()[chosen]
         with atomic.atomic_write(path) as temporary:  # not compressed: perturbations are noise
-            np.savez(temporary, pixels=pixels_chosen, logits=logits[chosen], decision=self.decision or (-1, 0.0))
+            np.savez(temporary, pixels=pixels_chosen, logits=logits[chosen], decision=self.decision)
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,10 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from trustcxr import statistics
 from trustcxr.console import plural
@@ -13,9 +14,6 @@ from trustcxr.evaluation.calibration import debiased_error
 from trustcxr.statistics import Bootstrap, Bootstraps, holm, inside_against_outside, interval, is_rare
 from trustcxr.storage.prediction_table import right
 from trustcxr.storage.schemas import Division
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 SMALLEST = 20  # images of a group; smaller ones are merged
 MANY = 12  # values of a column; rarer ones are merged
@@ -31,19 +29,17 @@ _NUMBERS = 0.9  # share of numbers in a column that is cut into bands
 _BETWEEN = ": a gap would be one between classes"
 
 
-def columns_of(table: "pd.DataFrame", findings: Iterable[str] = ()) -> "pd.DataFrame":
+def columns_of(table: pd.DataFrame, findings: Iterable[str] = ()) -> pd.DataFrame:
     """Return the columns of a data set's table that divide its images, as text, named with PREFIX.
 
     Numbers with more than MANY values become bands: ages of 20 years, others quarters of the images. Columns of
     `findings` (in any case), with one value, with nearly unique values, or of `left_out` do not divide.
     """
-    import pandas as pd
-
     without, columns = left_out(table, findings), dividing_columns(table, findings)
     return pd.DataFrame({PREFIX + k: v for k, v in columns.items() if k not in without}, index=table.index)
 
 
-def left_out(table: "pd.DataFrame", findings: Iterable[str] = ()) -> dict[str, str]:
+def left_out(table: pd.DataFrame, findings: Iterable[str] = ()) -> dict[str, str]:
     """Return the columns that are no subgroups, and why: of masks, too many values, or each value within one class.
 
     Small groups may lie within one class by chance, unless there are as many as classes: they are not left out.
@@ -63,7 +59,7 @@ def left_out(table: "pd.DataFrame", findings: Iterable[str] = ()) -> dict[str, s
     return reasons
 
 
-def dividing_columns(table: "pd.DataFrame", findings: Iterable[str], *, single: bool = False) -> "dict[str, pd.Series]":
+def dividing_columns(table: pd.DataFrame, findings: Iterable[str], *, single: bool = False) -> dict[str, pd.Series]:
     """Return the values of every column that divides the images, as text and in bands, and sex crossed with age.
 
     `single`: also columns with one value, and without the crossed one.
@@ -93,7 +89,7 @@ def words_of(name: str) -> set[str]:
 
 
 def describe(
-    clean: "pd.DataFrame", classes: tuple[str, ...], *, without: Mapping[str, str] | None = None, resamples: int = 2000
+    clean: pd.DataFrame, classes: tuple[str, ...], *, without: Mapping[str, str] | None = None, resamples: int = 2000
 ) -> list[Division]:
     """Return the part `subgroups` of audit.json, from clean predictions with columns of `columns_of`.
 
@@ -123,12 +119,14 @@ def describe(
     return [Division.model_validate(division) for division in divisions]
 
 
-def _division(
-    clean: "pd.DataFrame", columns: Sequence[str], classes: tuple[str, ...], resamples: int
-) -> dict[str, Any]:
+def _division(clean: pd.DataFrame, columns: Sequence[str], classes: tuple[str, ...], resamples: int) -> dict[str, Any]:
     """Divide the images by equal columns; without groups if all are too small."""
     images = clean["image"] if "image" in clean else clean["sample_id"]
-    values, merged = _merged(clean[columns[0]].fillna(UNKNOWN).astype(str), images)
+    values = clean[columns[0]].fillna(UNKNOWN).astype(str)
+    sizes = values[~images.duplicated()].value_counts()
+    small = [str(name) for rank, (name, n) in enumerate(sizes.items()) if n < SMALLEST or rank >= MANY]
+    merged = {name: int(sizes[name]) for name in small if len(small) > 1}
+    values = values.where(~values.isin(list(merged)), OTHERS)
     samples, hits = Bootstraps(resamples=resamples), right(clean).astype(float)
     # Largest first, merged and unknown last.
     names = sorted(values.unique(), key=lambda name: (name in (OTHERS, UNKNOWN), -int((values == name).sum()), name))
@@ -152,7 +150,7 @@ def _eligible(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _group(
-    clean: "pd.DataFrame", name: str, inside: Any, hits: Any, classes: tuple[str, ...], samples: Bootstraps
+    clean: pd.DataFrame, name: str, inside: Any, hits: Any, classes: tuple[str, ...], samples: Bootstraps
 ) -> dict[str, Any]:
     part = clean[inside]
     row = {"name": name, "groups": int(part["group"].nunique())} | metrics.accuracy(part, samples).plain()
@@ -174,18 +172,8 @@ def _group(
     return row | {"gap": {"value": float(gaps[0]), "ci": ends}}
 
 
-def _merged(values: "pd.Series", images: "pd.Series") -> "tuple[pd.Series, dict[str, int]]":
-    """Merge the values that too few images have; return the merged ones with their sizes too."""
-    sizes = values[~images.duplicated()].value_counts()
-    small = [str(name) for rank, (name, n) in enumerate(sizes.items()) if n < SMALLEST or rank >= MANY]
-    small = small if len(small) > 1 else []
-    return values.where(~values.isin(small), OTHERS), {name: int(sizes[name]) for name in small}
-
-
-def _banded(name: str, values: "pd.Series") -> "pd.Series":
+def _banded(name: str, values: pd.Series) -> pd.Series:
     """Return numbers in bands and other text unchanged; empty text is UNKNOWN."""
-    import pandas as pd
-
     present, ages = values[values != ""], "age" in words_of(name)
     numbers, count = as_numbers(present), present.nunique()
     are_names = not ages and count > len(present) / 2 and (numbers.dropna() % 1 == 0).all()
@@ -199,10 +187,8 @@ def _banded(name: str, values: "pd.Series") -> "pd.Series":
     return bands.astype(object).reindex(values.index).fillna(UNKNOWN).astype(str)
 
 
-def as_numbers(values: "pd.Series") -> "pd.Series":
+def as_numbers(values: pd.Series) -> pd.Series:
     """Return numbers, or ages such as 045Y, as floats; NaN for other text."""
-    import pandas as pd
-
     text = values.fillna("").astype(str).str.strip()
     return pd.to_numeric(text.str.extract(r"^0*(\d+(?:\.\d+)?)Y?$")[0], errors="coerce")
 

@@ -65,18 +65,12 @@ def _reasons(document: AuditDocument) -> Iterator[str]:
             yield f"{check.check}{'' if check.passed is False else ' not checked'}: {check.text}"
     if document.clean.accuracy.value is None:
         yield "accuracy on clean images was not measured"
-    constant = [*_constant_reasons(document)]
-    yield from constant
-    yield from _gradient_reasons(document, constant=bool(constant))
-
-
-def _constant_reasons(document: AuditDocument) -> Iterator[str]:
-    """Yield a reason if the answers, of findings their AUROC, are not shown to be better than a constant answer."""
-    if not document.findings:
-        yield from (alarm.text for alarm in document.alarms if alarm.kind == CONSTANT)
+    constant = [alarm.text for alarm in document.alarms if alarm.kind == CONSTANT and not document.findings]
     intervals = [point.auroc.interval for point in document.operating_points if point.attack == CLEAN]
     if document.findings and intervals and all(pair is None or pair[0] <= 0.5 for pair in intervals):
-        yield "no finding is shown to be ranked better than by chance"
+        constant = ["no finding is shown to be ranked better than by chance"]
+    yield from constant
+    yield from _gradient_reasons(document, constant=bool(constant))
 
 
 def _gradient_reasons(document: AuditDocument, *, constant: bool) -> Iterator[str]:
@@ -142,15 +136,11 @@ def _robust(document: AuditDocument) -> Answer:
 
 def _worst_by_epsilon(document: AuditDocument) -> list[AttackResult]:
     """Return the attack that leaves least at each L-infinity epsilon up to EPSILON, the smallest epsilon first."""
-    worst: dict[float, AttackResult] = {}
-    for row in document.attacks:
-        value, epsilon = _share_of(document, row).value, row.epsilon
-        if value is None or not epsilon or epsilon > EPSILON + 1e-9 or not is_linf(row.attack):
-            continue
-        least = worst.get(epsilon)
-        if least is None or value <= (_share_of(document, least).value or 0.0):
-            worst[epsilon] = row
-    return [worst[epsilon] for epsilon in sorted(worst)]
+    rows = [row for row in document.attacks if row.epsilon and row.epsilon <= EPSILON + 1e-9 and is_linf(row.attack)]
+    values = [(_share_of(document, row).value, row) for row in rows]
+    descending = sorted(((value, row) for value, row in values if value is not None), key=lambda pair: -pair[0])
+    worst = {row.epsilon: row for _, row in descending}  # the last of each epsilon
+    return sorted(worst.values(), key=lambda row: row.epsilon or 0.0)
 
 
 def _stable(document: AuditDocument) -> Answer:
@@ -182,9 +172,8 @@ def _lungs(document: AuditDocument) -> Answer:
         return Answer("lungs", None, text, yes, no, measured=False)
     text = f"With the lungs hidden, accuracy is {_text(hidden.accuracy)} of {_images(hidden.n, document)}; "
     text += f"{COMMONEST} {_percent(hidden.constant_answer)}"
-    alone = [document.shortcuts[name] for name in LUNGS_ONLY if name in document.shortcuts]
-    alone = [view for view in alone if view.accuracy.interval is not None]
-    met: bool | None = None
+    views = [document.shortcuts[name] for name in LUNGS_ONLY if name in document.shortcuts]
+    alone, met = [view for view in views if view.accuracy.interval is not None], None
     if alone:
         best = max(alone, key=lambda view: view.accuracy.value or 0.0)
         text += f"; with the lungs alone it is {_text(best.accuracy)}"
