@@ -17,6 +17,7 @@ from trustcxr.audit.audit_data import Audit, open_images
 from trustcxr.audit.subject import load_subject
 from trustcxr.recipes.protocol import load_exam
 from trustcxr.report import leaderboard
+from trustcxr.runs.test_data import Source
 from trustcxr.storage.schemas import AuditDocument
 
 CLASSES = ("dark", "bright")
@@ -61,7 +62,7 @@ def listed(made: Path, tmp_path: Path) -> Path:
 def key(model: Path, data: Path, *, trust_code: bool = False) -> str:
     """What an audit of that model on those data would say that it examined."""
     subject = load_subject(model, trust_code=trust_code)
-    return Audit(subject, open_images(subject, data, None, None, None), load_exam()).key
+    return Audit(subject, open_images(subject, Source(data)), load_exam()).key
 
 
 CHANGES = {

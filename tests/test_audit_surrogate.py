@@ -18,6 +18,7 @@ from trustcxr.audit.audit_data import Audit, AuditImages, open_images
 from trustcxr.audit.subject import load_subject
 from trustcxr.evaluation import predictions
 from trustcxr.recipes.protocol import load_exam
+from trustcxr.runs.test_data import Source
 from trustcxr.storage import atomic
 
 SPLITS = {"Train": 20, "Val": 2, "Test": 8}  # images a class
@@ -53,7 +54,7 @@ def without_gradients(tmp_path: Path) -> Path:
 
 
 def opened(model: Path, data: Path, split: str | None = None) -> AuditImages:
-    return open_images(load_subject(model, trust_code=True), data, split, None, None)
+    return open_images(load_subject(model, trust_code=True), Source(data, split))
 
 
 def same_images(pixels: Tensor, others: np.ndarray) -> int:

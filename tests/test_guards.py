@@ -62,7 +62,7 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> Any:
             about = {"sample_id": dataset.sample_ids, "label": labels.numpy(), "attack": name, "epsilon": epsilon}
             pieces.append(pd.DataFrame(about).assign(logits=logits))
         table = pd.concat(pieces, ignore_index=True)
-        return try_guards(runner, dataset, table, RECIPE, torch.device("cpu"))  # type: ignore[arg-type]
+        return try_guards(runner, dataset, table, RECIPE)  # type: ignore[arg-type]
 
     return work
 

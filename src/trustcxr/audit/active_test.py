@@ -10,6 +10,7 @@ points are corners of a smaller ball: else all corners would be adversarial by t
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -29,6 +30,7 @@ _INSIDE = 0.9  # of the radius: the largest distance of clean points
 _RIDGES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)  # of the points' mean squared distance: the smoothest first
 _APART = 0.1  # required lead of the planted score (target 1) over the highest clean one (0); 1e-6 for the last ridge
 _THRESHOLD = 0.7  # of the way from the highest clean score to the adversarial one
+Features = Callable[[Tensor], Tensor]  # images (B, 1, H, W) -> (B, F)
 ENOUGH = 0.95  # share of planted examples that an attack must find
 
 
@@ -71,7 +73,8 @@ def active_test(
         random = torch.Generator().manual_seed(0)
         corners = _around(images, epsilon, 1, random, corner=True)[:, 0]
         pairs = zip(images, corners, strict=True)
-        fitted = [_fit(model, call, x, corner, epsilon, (count, draws), random) for x, corner in pairs]
+        features = partial(_features, model, call, draws)
+        fitted = [_fit(features, x, corner, epsilon, count, random) for x, corner in pairs]
         rows = [row for row, part in enumerate(fitted) if part is not None]
         if not rows:
             return None
@@ -212,7 +215,7 @@ def _around(images: Tensor, epsilon: float, count: int, random: torch.Generator,
     return round_inwards((images[:, None] + epsilon * noise.to(images)).clamp(0, 1), images[:, None])
 
 
-def _features(model: nn.Module, call: _Call, images: Tensor, draws: int) -> Tensor:
+def _features(model: nn.Module, call: _Call, draws: int, images: Tensor) -> Tensor:
     """Return the input of the last layer, (B, F), averaged over draws."""
     total = torch.zeros(())
     for _ in range(draws):
@@ -226,19 +229,12 @@ def _features(model: nn.Module, call: _Call, images: Tensor, draws: int) -> Tens
 
 
 def _fit(
-    model: nn.Module,
-    call: _Call,
-    image: Tensor,
-    corner: Tensor,
-    epsilon: float,
-    points: tuple[int, int],
-    random: torch.Generator,
+    measure: Features, image: Tensor, corner: Tensor, epsilon: float, count: int, random: torch.Generator
 ) -> tuple[Tensor, Tensor] | None:
-    """Fit weights (F,) and a bias that separate the corner from `points` (number, draws) inside; None if impossible."""
-    within = points[0] // 2
-    inside = _around(image[None], epsilon, points[0] - within, random, corner=False)[0]
-    corners = _around(image[None], _INSIDE * epsilon, within, random, corner=True)[0]
-    features = _features(model, call, torch.cat([image[None], inside, corners, corner[None]]), points[1])
+    """Fit weights (F,) and a bias that separate the corner from `count` points inside; None if impossible."""
+    inside = _around(image[None], epsilon, count - count // 2, random, corner=False)[0]
+    corners = _around(image[None], _INSIDE * epsilon, count // 2, random, corner=True)[0]
+    features = measure(torch.cat([image[None], inside, corners, corner[None]]))
     centre = features[:-1].mean(0)
     offsets = features - centre
     scale = offsets.norm(dim=1).mean().clamp(min=1e-12)

@@ -183,13 +183,7 @@ def threshold_attacks(protocol: Sequence[AttackRecipe], *, gradients: bool) -> t
 
 
 def try_guards(
-    runner: AttackRunner,
-    dataset: Dataset,
-    table: pd.DataFrame,
-    recipe: GuardRecipe,
-    device: torch.device,
-    *,
-    surrogate: bool = True,
+    runner: AttackRunner, dataset: Dataset, table: pd.DataFrame, recipe: GuardRecipe, *, surrogate: bool = True
 ) -> Guards:
     """Try the guards on images that are right in the predictions `table` under its attacks, one of them worst-case."""
     epsilon = float(table.loc[table["attack"] == WORST_CASE, "epsilon"].max())
@@ -198,7 +192,7 @@ def try_guards(
     within = (table["attack"].map(is_linf) & (table["epsilon"] > 0) & (table["epsilon"] <= epsilon)).to_numpy()
     attacked, clean = table[within], table[(table["attack"] == CLEAN).to_numpy()]
     unbroken = _find_right(attacked, dataset)
-    some, trial = _spread(unbroken, recipe.images), _GuardTrial(runner, dataset, device)
+    some, trial = _spread(unbroken, recipe.images), _GuardTrial(runner, dataset)
     guards = Guards(total=attacked["sample_id"].nunique(), left=len(unbroken))
     with Progress("attacks without gradients of the model", 3) as bar:
         guards.update(searched=len(some), by_square=trial.square(some, epsilon, recipe.queries))
@@ -231,7 +225,6 @@ class _GuardTrial:
 
     runner: AttackRunner
     dataset: Dataset
-    device: torch.device
 
     def square(self, rows: np.ndarray, epsilon: float, queries: int) -> int:
         return self._attack(rows, AttackRecipe(name="square", epsilons=(epsilon,), queries=queries))
@@ -263,8 +256,8 @@ class _GuardTrial:
         return self._count_wrong(perturbed, labels)
 
     def _load(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-        labels = torch.from_numpy(np.asarray(self.dataset.labels)[rows]).long()
-        return load_pixels(self.dataset, rows, self.device), labels.to(self.device)
+        labels, device = torch.from_numpy(np.asarray(self.dataset.labels)[rows]).long(), self.runner.images.device
+        return load_pixels(self.dataset, rows, device), labels.to(device)
 
     def _count_wrong(self, images: Tensor, labels: Tensor) -> int:
         draws = STOCHASTIC_DRAWS if self.runner.traits.random else 1

@@ -3,7 +3,7 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -32,9 +32,9 @@ from trustcxr.evaluation import predictions as evaluation
 from trustcxr.evaluation.trained_run import Run
 from trustcxr.recipes.evaluation_recipe import AttackRecipe
 from trustcxr.recipes.protocol import ExamRecipe
-from trustcxr.recipes.run_recipe import Listing, Splits
+from trustcxr.recipes.run_recipe import Splits
 from trustcxr.runs.provenance import data_hash
-from trustcxr.runs.test_data import log_reading, manifest_of, report_skipped
+from trustcxr.runs.test_data import Source, log_reading, manifest_of, report_skipped
 from trustcxr.storage import atomic, layout
 from trustcxr.storage.prediction_table import CLEAN
 from trustcxr.storage.schemas import AuditedData
@@ -93,12 +93,6 @@ class Audit:
     def parallel(self) -> bool:
         """Return whether several threads may query the model: not if it is foreign Python code."""
         return isinstance(self.subject, Run) or self.subject.origin.kind != "python"
-
-    @property
-    def load_surrogate_images(self) -> Callable[[], Tensor] | None:
-        """Return a function that loads the surrogate's training images; None if there are none."""
-        images = self.images.surrogate
-        return None if images is None else partial(load_pixels, images.whole, images.rows, self.subject.device)
 
     def attacks(self, *, gradients: bool) -> Sequence[AttackRecipe]:
         """Return the protocol's attacks on a model with gradients, or without."""
@@ -194,13 +188,7 @@ def check_out_folder(out: Path, further: Mapping[str, str]) -> None:
             raise UserError(f"{out}: holds {kind}; choose another --out")
 
 
-def open_images(
-    subject: Subject,
-    data: Path | Dataset,
-    split: str | None,
-    labels: Mapping[str, str | None] | None,
-    listing: Listing | None,
-) -> AuditImages:
+def open_images(subject: Subject, data: Source | Dataset) -> AuditImages:
     """Open the data in the model's size and classes: by default the test split if there is one, else all images.
 
     Data without splits that a run was trained on are split as in training. `labels` rename the data's classes, for a
@@ -212,21 +200,21 @@ def open_images(
                 advice = f"Load it with {what}={own_of_model!r}"
                 raise UserError(f"{data.where}: its {what} {own} is not the model's. {advice}")
         return AuditImages(data, listed=len(data) + len(data.skipped))
-    renamed, refit = dict(labels or {}), False
+    renamed, refit, listing = dict(data.labels or {}), False, data.listing
     resize: str
     if isinstance(subject, Run):
         recipe = subject.recipe.data
         resize, splits, renamed = recipe.resize, recipe.splits, renamed or dict(recipe.labels)
-        manifest, refit = manifest_of(data, listing, recipe.listing()), subject.recipe.training.refit
+        manifest, refit = manifest_of(data.data, listing, recipe.listing()), subject.recipe.training.refit
     else:
-        resize, splits, manifest = subject.input.resize, Splits(), manifest_of(data, listing, None)
+        resize, splits, manifest = subject.input.resize, Splits(), manifest_of(data.data, listing, None)
     classes: tuple[str, ...] | None = subject.classes
     if is_multilabel(subject):
         manifest = manifest.with_labels(renamed, classes=manifest.classes) if renamed else manifest
         classes, renamed = None, {}
     undivided = manifest.splits == (NO_SPLIT,)
     trained_here = undivided and isinstance(subject, Run) and training_data_name(subject) == manifest.root.name
-    wanted = split or (splits.test if splits.test in manifest.splits or trained_here else None)
+    wanted = data.split or (splits.test if splits.test in manifest.splits or trained_here else None)
 
     def has(other: str) -> bool:
         """Return whether the data have another split than the examined one."""
@@ -326,23 +314,21 @@ def read_submitted(path: Path, dataset: Dataset, findings: Sequence[str] = ()) -
     return SubmittedImages(path, by, epsilon, {key: image.float() for key, image in images.items()})
 
 
-def match_scores(
-    subject: ExternalModel, dataset: Dataset, ambiguous_names: frozenset[str] = frozenset()
-) -> tuple[pd.DataFrame, list[Check]]:
+def match_scores(subject: ExternalModel, dataset: Dataset, unclear: frozenset[str]) -> tuple[pd.DataFrame, list[Check]]:
     """Return a score table as clean predictions, and a check of how many images have a score; UserError if none has."""
     assert subject.predictions is not None
     images = evaluation.about_images(dataset)
     ids = (_shorten_path(name, dataset.root) for name in subject.predictions["sample_id"])
     scores = dict(zip(ids, subject.predictions["logits"], strict=True))
-    rows, logits, unclear = list[int](), [], 0
+    rows, logits, ambiguous = list[int](), [], 0
     for row, names in enumerate(_image_names(dataset.table)):
-        usable = (n for k, n in enumerate(names) if n in scores and (k < _UNIQUE or n not in ambiguous_names))
+        usable = (n for k, n in enumerate(names) if n in scores and (k < _UNIQUE or n not in unclear))
         if (name := next(usable, None)) is not None:
             rows.append(row)
             logits.append(scores[name])
         else:
-            unclear += any(name in scores for name in names)
-    remark = f"; {unclear} are named as several images are: give their ids or paths" if unclear else ""
+            ambiguous += any(name in scores for name in names)
+    remark = f"; {ambiguous} are named as several images are: give their ids or paths" if ambiguous else ""
     if not rows:
         where, example = subject.origin.path, images["sample_id"][0]
         raise UserError(f"{where}: no row is of an image in {dataset.where}; ids are such as {example}{remark}")

@@ -34,15 +34,20 @@ def compare_documents(audits: list[AuditDocument], folders: tuple[Path, Path], *
     _check_comparable(audits, folders)
     lost = [row for document in audits for row in document.attacks if row.accuracy.value is None]
     withdrawn = {f"{a.effort.name if a.attack == WORST_CASE else a.attack} accuracy @{a.epsilon:g}" for a in lost}
-    for document, path in zip(audits, (folder / layout.PREDICTIONS_FILE for folder in (first, second)), strict=True):
-        check_table(atomic.read_table(path), path, None if document.findings else len(document.classes))
+    paths = [folder / layout.PREDICTIONS_FILE for folder in folders]
+    predictions = [atomic.read_table(path) for path in paths]
+    for document, path, table in zip(audits, paths, predictions, strict=True):
+        check_table(table, path, None if document.findings else len(document.classes))
     tables = [figures(folder) for folder in (first, second)]
     ids = [table[Key(f"{CLEAN} accuracy")].index for table in tables]
     partly = any(document.data.partial or document.findings for document in audits)
     if len(ids[0].intersection(ids[1])) < (1 if partly else max(map(len, ids))):
         named = "images of one are named otherwise than in that of the other"
         raise UserError(f"{first} and {second}: {named}; audit both again")
-    each, rows = _decisions(audits, first), list[PairRow]()
+    judged = [[one.name for one in document.findings if one.judged] for document in audits]
+    clean = predictions[0][predictions[0]["attack"] == CLEAN].set_index("sample_id")
+    each = {name: clean.index[clean["finding"] == name] for name in judged[0] if name in judged[1]}  # ids of both
+    rows = list[PairRow]()
     both = [key for key in tables[0] if key in tables[1] and not key.method]
     by_lungs = {f"{view} accuracy" for view in VIEWS} if audits[0].data.other_lungs(audits[1].data) else set()
     other_lungs = [key.measure for key in both if key.measure in by_lungs]
@@ -80,17 +85,6 @@ def _row(measure: str, one: pd.DataFrame, other: pd.DataFrame, resamples: int) -
     difference = Share(value=result.difference, ci=result.difference_ci)
     same = {name: getattr(result, name) for name in ("first", "second", "p_value", "p_least", "n")}
     return PairRow(measure=measure, difference=difference, **same)
-
-
-def _decisions(audits: Sequence[AuditDocument], first: Path) -> dict[str, "pd.Index[str]"]:
-    """Return the sample ids of each finding that both audits evaluated; empty for classes."""
-    judged = [[one.name for one in document.findings if one.judged] for document in audits]
-    both = [name for name in judged[0] if name in judged[1]]
-    if not both:
-        return {}
-    table = atomic.read_table(first / layout.PREDICTIONS_FILE)
-    ids = table[table["attack"] == CLEAN].set_index("sample_id")["finding"]
-    return {name: ids.index[ids == name] for name in both}
 
 
 def attacked_more(audits: Sequence[AuditDocument], measure: str, findings: Iterable[str] = ()) -> int | None:

@@ -52,11 +52,6 @@ class Declared:
     weak: bool = False  # whether the better one is an order that is right on less than halfway from chance to all
     tried: str = "class order, range, mean and std, channel order or inversion"
 
-    @property
-    def passed(self) -> bool:
-        """Return whether nothing speaks against the declaration."""
-        return self.remedy is None and not self.at_chance
-
 
 class _Alternative(NamedTuple):
     """Another declaration: what to change, its answers (N,), outputs that move and their class, answers before that."""

@@ -215,7 +215,8 @@ def describe_declaration(result: Declared, count: int) -> Check:
         text += "the right model for these images?"
     else:
         text += f"; no other {result.tried} surely does better"
-    return Check("declaration", result.passed, text, grave=True, remedied=result.remedy is not None)
+    remedied = result.remedy is not None
+    return Check("declaration", not remedied and not result.at_chance, text, grave=True, remedied=remedied)
 
 
 def _check_conversion(subject: Subject, gradients: bool, count: int, difference: float | None) -> Iterator[Check]:

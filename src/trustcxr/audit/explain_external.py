@@ -38,6 +38,7 @@ from trustcxr.recipes.run_recipe import Listing
 from trustcxr.registry import SALIENCY, Method
 from trustcxr.runs import explain_run
 from trustcxr.runs.provenance import Results, data_hash
+from trustcxr.runs.test_data import Source
 from trustcxr.statistics import format_probability
 from trustcxr.storage import atomic, layout, schemas
 from trustcxr.storage.locks import folder_lock
@@ -83,7 +84,7 @@ def explain(
         _index(subject, finding)
     _examined(subject, recipe.methods)
     check_out_folder(out, {"an audit": layout.AUDIT_FILE})
-    images = open_images(subject, data, split, labels, listing)
+    images = open_images(subject, Source(data, split, labels, listing))
     evaluate.find_annotated(images.examined)
     shown, _ = first_images(images.examined, VERIFIED, subject.device)
     subject, _ = verify_conversion(subject, shown)

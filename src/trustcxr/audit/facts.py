@@ -37,12 +37,14 @@ def describe_facts(images: AuditImages, answered: int, findings: tuple[str, ...]
     """Return the facts of an audit now, on this machine. `answered`: images with predictions."""
     table = images.examined.table
     patients = table["patient"].dropna().astype(str)
+    counts = {name: int((table["class"] == name).sum()) for name in images.examined.classes}
     facts = schemas.AuditFacts(
         date=datetime.now(UTC).date().isoformat(),
         versions=layout.versions(),
         hardware=hardware(),
         patients=patients.nunique() if len(patients) else None,
         without_patient=len(table) - len(patients),
+        classes=counts,
         flow=_describe_flow(images, answered),
         characteristics=_describe_characteristics(images.examined, by_class=not findings),
     )
@@ -50,8 +52,6 @@ def describe_facts(images: AuditImages, answered: int, findings: tuple[str, ...]
         truth = multilabel.labelled_findings(table, findings)
         facts.classes = {name: int((truth[:, k] == 1).sum()) for k, name in enumerate(findings)}
         facts.labelled = {name: int(np.isfinite(truth[:, k]).sum()) for k, name in enumerate(findings)}
-    else:
-        facts.classes = {name: int((table["class"] == name).sum()) for name in images.examined.classes}
     return facts
 
 

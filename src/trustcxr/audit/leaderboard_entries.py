@@ -1,6 +1,5 @@
 """Write entries of a leaderboard from audits, and check a folder of entries."""
 
-from collections import defaultdict
 from pathlib import Path
 
 from trustcxr.errors import UserError
@@ -97,16 +96,20 @@ def check_entries(board: Path, models: Path | None = None) -> tuple[int, int, li
         if f"{path.parent.resolve().name}/{path.name}" != (expected := entries[path].file_name):
             faults.append(f"{path}: file name: it does not fit data, name and sha256. Rename it to {expected}.")
         faults += [f"{path}: {fault}" for fault in _list_faults(entries[path])]
-    faults += _find_duplicates(entries)
+    first: dict[tuple[object, ...], Path] = {}
+    for path, entry in entries.items():
+        data = entry.audit.data
+        key = entry.audit.model.sha256, entry.audit.protocol, data.files or data.fingerprint
+        if (earlier := first.setdefault(key, path)) != path:
+            faults.append(f"{path}: duplicate: the same model, images and protocol as {earlier}. Remove one of them.")
+    # An audit names a run's weights by their folder, other models by their file.
+    found = [path for path in sorted(models.rglob("*")) if path.is_file()] if models is not None else []
+    files = [(p.resolve().parent.name if p.name == layout.WEIGHTS_FILE else p.name, p) for p in found]
     matched = 0
-    if models is not None:
-        # An audit names a run's weights by their folder, other models by their file.
-        found = [path for path in sorted(models.rglob("*")) if path.is_file()]
-        files = [(p.resolve().parent.name if p.name == layout.WEIGHTS_FILE else p.name, p) for p in found]
-        for path, entry in entries.items():
-            matches, changed = _compare_model(entry, files)
-            matched += matches
-            faults += [f"{path}: {line}" for line in changed]
+    for path, entry in entries.items():
+        matches, changed = _compare_model(entry, files)
+        matched += matches
+        faults += [f"{path}: {line}" for line in changed]
     return len(paths), matched, faults
 
 
@@ -114,19 +117,6 @@ def _list_faults(entry: LeaderboardEntry) -> list[str]:
     name, protocols = entry.audit.protocol, list_exams()
     unknown = f"audit.protocol: {name!r} is unknown. Audit the model by one of {', '.join(protocols)}."
     return [*entry.faults] if name in protocols else [unknown, *entry.faults]
-
-
-def _find_duplicates(entries: dict[Path, LeaderboardEntry]) -> list[str]:
-    """Return a line for each entry that has the model, images and protocol of an earlier one."""
-    groups: dict[tuple[object, ...], list[Path]] = defaultdict(list)
-    for path, entry in entries.items():
-        data = entry.audit.data
-        groups[entry.audit.model.sha256, entry.audit.protocol, data.files or data.fingerprint].append(path)
-    return [
-        f"{path}: duplicate: the same model, images and protocol as {paths[0]}. Remove one of them."
-        for paths in groups.values()
-        for path in paths[1:]
-    ]
 
 
 def _compare_model(entry: LeaderboardEntry, files: list[tuple[str, Path]]) -> tuple[bool, list[str]]:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -123,8 +124,9 @@ class _Predictor:
         whole = traits is None
         traits = traits or probe_gradients(model, self.shown[:PROBED], random=self.report.random)
         self.bfloat16.append(traits.bfloat16)
-        load, gradients = self.audit.load_surrogate_images, self.report.gradients
-        runner = AttackRunner(model, traits, gradients, self.shown, whole_climb=whole, load_surrogate_images=load)
+        runner = AttackRunner(model, traits, self.report.gradients, self.shown, whole_climb=whole)
+        if (images := self.audit.images.surrogate) is not None:
+            runner.load_surrogate_images = partial(load_pixels, images.whole, images.rows, self.audit.subject.device)
         return runner.prepare(attacks)
 
 
@@ -140,7 +142,7 @@ def measure_classes(audit: Audit, report: EntryReport, shown: Tensor, parts: Pat
     table, validation, checks = predictor.predict_all(
         examined, parts=parts, attacks=predictor.attacks, carry_out=runner
     )
-    guards = Guards() if runner is None else try_guards(runner, audit.dataset, table, exam.guards, subject.device)
+    guards = Guards() if runner is None else try_guards(runner, audit.dataset, table, exam.guards)
     clean = table[table["attack"] == CLEAN]  # all images notice a wrong order for a weak model too
     if len(clean) >= declaration_check.ENOUGH:
         answers, labels = logits_of(clean).argmax(1), clean["label"].to_numpy()
@@ -378,7 +380,7 @@ def _attack_finding(
     table = predictor.predict(examined, data, attacks, clean=not attacks, **options)
     guards, few = audit.exam.guards, max(FEWEST_GUARDED, audit.exam.guards.images // len(names))
     guards = guards.model_copy(update={"images": min(few, guards.images)})
-    tried = try_guards(runner, data, table, guards, audit.subject.device, surrogate=surrogate)
+    tried = try_guards(runner, data, table, guards, surrogate=surrogate)
     return table[table["attack"] != CLEAN], evaluated, tried
 
 

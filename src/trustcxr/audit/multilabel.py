@@ -36,23 +36,19 @@ def labelled_findings(table: pd.DataFrame, findings: Sequence[str]) -> Floats:
     labels = np.full((len(table), len(findings)), np.nan)
     columns = {str(name).lower(): name for name in table.columns if str(name).lower() not in _NO_FINDINGS}
     named = [columns.get(name.lower()) for name in findings]
-    for k, column in enumerate(named):
+    classes = table["class"] if None in named else ()
+    parts = [[part.strip().lower() for part in str(name).split("|")] for name in classes]
+    strange = sorted({part for names in parts for part in names} - {name.lower() for name in findings} - {*NOTHING})
+    if strange and not any(named):
+        raise UserError(
+            f"{unknown('finding', strange[0], findings)}; say which of the model's findings the images of a class have "
+            f"(--label '{strange[0]}={findings[0]}'), or that they have none (--label '{strange[0]}=Normal')"
+        )
+    for k, (name, column) in enumerate(zip(findings, named, strict=True)):
         if column is not None:
             labels[:, k] = [_STATES.get(str(value).strip().lower(), math.nan) for value in table[column]]
-    if all(column is not None for column in named):
-        return labels
-    lowered = {name.lower() for name in findings}
-    parts = [[part.strip().lower() for part in str(name).split("|")] for name in table["class"]]
-    for part in sorted({part for names in parts for part in names}):
-        if part not in lowered and part not in NOTHING and not any(named):
-            raise UserError(
-                f"{unknown('finding', part, findings)}; say which of the model's findings the images of a class have "
-                f"(--label '{part}={findings[0]}'), or that they have none (--label '{part}=Normal')"
-            )
-    for k, name in enumerate(findings):
-        if named[k] is None:
-            present = np.array([name.lower() in names for names in parts])
-            labels[:, k] = present if present.any() else np.nan
+        elif any(present := [name.lower() in names for names in parts]):
+            labels[:, k] = present
     return labels
 
 
@@ -71,10 +67,7 @@ class Decision(nn.Module):
 
 
 def as_decisions(table: pd.DataFrame, name: str, index: int, threshold: float, labels: Mapping[str, float]) -> Any:
-    """Return one finding's rows of the predictions of all findings, with `labels` by sample id; NaN is left out.
-
-    Logits become 0 and the margin.
-    """
+    """Return one finding's rows of predictions, logits 0 and its margin, with `labels` by sample id, without NaN."""
     rows = table.assign(label=table["sample_id"].map(labels)).dropna(subset="label")
     pairs: Any = [np.array([0.0, float(row[index]) - cut(threshold)], dtype=np.float32) for row in rows["logits"]]
     return add_finding(rows.assign(logits=pairs, label=rows["label"].astype(int)), name, threshold)
@@ -110,10 +103,7 @@ def worst_scores(attacked: pd.DataFrame) -> pd.DataFrame:
 
 
 def threshold_of(
-    output: OutputSpec,
-    index: int,
-    validation: tuple[Floats, Floats] | None,
-    unchosen: str = "no validation image has an answer",
+    output: OutputSpec, index: int, validation: tuple[Floats, Floats] | None, unchosen: str = ""
 ) -> Threshold:
     """Return a finding's operating point: the model file's, else chosen on validation images, else 0.5.
 

@@ -68,15 +68,20 @@ def propose_declaration(
     rows = np.sort(order[first])
     rows = rows[balanced_rows(dataset.labels[rows], IMAGES)]
     images, truth = load_pixels(dataset, rows, external.device), np.asarray(dataset.labels)[rows]
-    in_file = draft.range is not None  # told by the file itself
-    declared = [external.input.model_copy(update={"range": draft.range})]
-    inputs = declared if in_file else list_inputs(external.input)
+    declared = [external.input.model_copy(update={"range": draft.range})]  # if the file itself tells its range
+    inputs = list_inputs(external.input) if draft.range is None else declared
     readings = try_readings(network, images, truth, len(dataset.classes), inputs)
     where = f"{len(rows)} images of {split}" if split else f"{len(rows)} images (do not audit on the same ones)"
     draft.remarks.append(f"tried on {where}, one of each patient: {len(readings)} declarations")
     draft.remarks.append("the best score is no proof of a declaration: ask the makers, or read their code")
-    draft.table = _format_table(readings, dataset.classes)
-    _fill(draft, readings, dataset.classes, truth, in_file=in_file)
+    best = {_format_input(reading.input): reading for reading in reversed(readings)}  # the best order of each input
+    draft.table = [
+        f"{one.accuracy:6.1%}  {_format_input(one.input):<46} "
+        f"{', '.join(_names(one, dataset.classes, max(one.outputs) + 1))}"
+        for one in readings
+        if one in readings[:2] or one is best[_format_input(one.input)]
+    ]
+    _fill(draft, readings, dataset.classes, truth)
     return format_draft(draft)
 
 
@@ -137,16 +142,6 @@ def _open(model: str | Path, trust_code: bool) -> tuple[Draft, ExternalModel]:
     return draft, external
 
 
-def _format_table(readings: Sequence[Reading], classes: Sequence[str]) -> list[str]:
-    """Return a line for the best order of each input, and for the second best of all."""
-    best = {_format_input(reading.input): reading for reading in reversed(readings)}
-    return [
-        f"{one.accuracy:6.1%}  {_format_input(one.input):<46} {', '.join(_names(one, classes, max(one.outputs) + 1))}"
-        for one in readings
-        if one in readings[:2] or one is best[_format_input(one.input)]
-    ]
-
-
 def _format_input(spec: InputSpec) -> str:
     if spec.mean is not None:
         return f"mean {list(spec.mean)}, std {list(spec.std or ())}"
@@ -159,11 +154,9 @@ def _names(reading: Reading, classes: Sequence[str], outputs: int) -> list[str]:
     return [of_output.get(k, f"class {k + 1}") for k in range(outputs)]
 
 
-def _fill(
-    draft: Draft, readings: Sequence[Reading], classes: Sequence[str], truth: np.ndarray, *, in_file: bool
-) -> None:
+def _fill(draft: Draft, readings: Sequence[Reading], classes: Sequence[str], truth: np.ndarray) -> None:
     """Fill in the best declaration, with a question at what is not surely better than the next best."""
-    best, level = readings[0], 1 - (1 - _LEVEL) / len(readings)
+    best, level, in_file = readings[0], 1 - (1 - _LEVEL) / len(readings), draft.range is not None
     draft.classes = _names(best, classes, draft.outputs or len(classes))
     draft.range, draft.mean, draft.std = best.input.range, best.input.mean, best.input.std
     for key, part, name in (("classes", "outputs", "order of the classes"), ("range", "input", "input")):

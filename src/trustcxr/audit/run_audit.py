@@ -24,7 +24,7 @@ from trustcxr.recipes.exams import NEWEST
 from trustcxr.recipes.protocol import ExamRecipe, load_exam
 from trustcxr.recipes.run_recipe import Listing
 from trustcxr.registry import BLACK_BOX, WORST_CASE
-from trustcxr.runs.test_data import check_out
+from trustcxr.runs.test_data import Source, check_out
 from trustcxr.storage import atomic, layout
 from trustcxr.storage.locks import LOCK_FILE, folder_lock
 from trustcxr.storage.memory import keep_freed_memory
@@ -69,7 +69,7 @@ def audit(
     check_out(out, data.root if isinstance(data, Dataset) else Path(data))
     check_out_folder(out, {"results of a run": layout.METRICS_FILE})
     layout.check_foreign(out, _WRITTEN, (layout.AUDIT_FILE, PARTS, LOCK_FILE))
-    images = open_images(subject, data, split, labels, listing)
+    images = open_images(subject, data if isinstance(data, Dataset) else Source(data, split, labels, listing))
     submitted = None if adversarial is None else _read_submitted(adversarial, subject, images.examined, exam)
     current = Audit(subject, images, exam, submitted)
     key, path = current.key, out / layout.AUDIT_FILE
@@ -154,7 +154,12 @@ def _compute(audit: Audit, out: Path, key: str, model: str | Path | Subject | No
         attacks = audit.attacks(gradients=report.gradients)
         document.facts.bfloat16 = [attack.entry.label for attack in attacks if attack.precision]
     document.failures = facts.find_failures(measured.table, multilabel.STATES if names else subject.classes)
-    checks = _merge_checks(report.checks, measured.checks)
+    entry, later = ([c for c in part if c.check != "declaration"] for part in (report.checks, measured.checks))
+    # The declaration is checked on all images, unless the entry checks found a remedy.
+    if any(check.remedied for check in report.checks) or len(later) == len(measured.checks):
+        checks = [*report.checks, *later]
+    else:
+        checks = [*entry, *measured.checks]
     learned_from = f"{len(shown)} of the images that are examined, since these data have no training images of other "
     learned_from += "patients"
     if (images := audit.images.surrogate) is not None:
@@ -189,14 +194,6 @@ def _withdraw(document: AuditDocument) -> None:
     document.masking = MaskingVerdict(masked=None, reasons=[f"withdrawn: {why}"], looked_for=[])
     document.alarms = [alarm for alarm in document.alarms if alarm.kind == CONSTANT]
     document.withdrawn = why
-
-
-def _merge_checks(entry: Sequence[Check], measured: Sequence[Check]) -> list[Check]:
-    """Join both: the declaration is checked on all images, unless the entry checks found a remedy."""
-    first, further = ([c for c in checks if c.check != "declaration"] for checks in (entry, measured))
-    if any(check.remedied for check in entry) or len(further) == len(measured):
-        return [*entry, *further]
-    return [*first, *measured]
 
 
 def run(

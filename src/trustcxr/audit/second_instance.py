@@ -59,28 +59,19 @@ class AskedImages:
             np.savez(temporary, pixels=pixels_chosen, logits=logits[chosen], decision=self.decision)
 
 
-@dataclass(frozen=True)
 class _StoredImages:
     """Images (N, 1, H, W) of an audit, the logits that they had, whether they are attacked, and their decisions."""
 
-    pixels: np.ndarray
-    logits: list[np.ndarray]
-    attacked: np.ndarray
-    decisions: np.ndarray
-
-    @classmethod
-    def load(cls, folder: Path) -> "_StoredImages":
+    def __init__(self, folder: Path) -> None:
         parts = []
         for path in sorted(folder.glob("[!.]*.npz")):  # a kill leaves files under temporary names, with a dot
             with np.load(path, allow_pickle=False) as file:
                 parts.append((not path.name.startswith(f"{CLEAN}-"), {key: file[key] for key in file.files}))
         counts = [len(part["logits"]) for _, part in parts]
-        return cls(
-            np.concatenate([part["pixels"] for _, part in parts]),
-            [row for _, part in parts for row in part["logits"]],
-            np.repeat([attacked for attacked, _ in parts], counts),
-            np.repeat([part["decision"] for _, part in parts], counts, axis=0),
-        )
+        self.pixels = np.concatenate([part["pixels"] for _, part in parts])
+        self.logits = [row for _, part in parts for row in part["logits"]]
+        self.attacked = np.repeat([attacked for attacked, _ in parts], counts)
+        self.decisions = np.repeat([part["decision"] for _, part in parts], counts, axis=0)
 
     def order(self) -> np.ndarray:
         """Return the order in which the second instance is asked: attacked images first, both shuffled."""
@@ -104,7 +95,7 @@ def judge_again(
     `model` is loaded anew in another process; a copy of a Python object (`copy_subject`) is asked in this one.
     `examined` is the model whose logits these are; `trust` allows the code of the model's maker to run.
     """
-    stored = _StoredImages.load(folder)
+    stored = _StoredImages(folder)
     if model is None:
         text = "the model cannot be copied, so no second instance could be asked"
         return Check(ANOTHER_ORDER, None, text, grave=True)
@@ -165,16 +156,6 @@ def _moved(stored: _StoredImages, answers: np.ndarray, rows: np.ndarray) -> np.n
     return np.array([np.abs(centred(new) - centred(old)).max() / typical for new, old in pairs])
 
 
-def takes_one(model: torch.nn.Module, subject: Subject) -> bool:
-    """Return whether the model takes a batch of one; some networks refuse it."""
-    try:
-        with torch.no_grad():
-            model(torch.zeros(1, 1, subject.size, subject.size, device=subject.device))
-    except Exception:  # whatever a foreign forward pass raises
-        return False
-    return True
-
-
 def answer_request(request: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """Load the model of a request, and return its logits in another order, and those of images one by one."""
     torch.set_num_threads(request["threads"])
@@ -191,14 +172,20 @@ def _ask(subject: Subject, request: Mapping[str, Any]) -> tuple[np.ndarray, np.n
         assert isinstance(model, WrappedModel)
         model = model.of_kind(request["kind"])
     assert model is not None
-    stored = _StoredImages.load(Path(request["folder"]))
+    stored = _StoredImages(Path(request["folder"]))
     order = stored.order()
 
     def ask(rows: np.ndarray) -> np.ndarray:
         with torch.no_grad():
             return model(torch.from_numpy(stored.pixels[rows]).to(subject.device)).float().cpu().numpy()
 
-    alone = [ask(order[[row]]) for row in range(min(ALONE, len(order)))] if takes_one(model, subject) else []
+    try:
+        with torch.no_grad():
+            model(torch.zeros(1, 1, subject.size, subject.size, device=subject.device))
+        count = min(ALONE, len(order))
+    except Exception:  # some networks refuse a batch of one, in many ways
+        count = 0
+    alone = [ask(order[[row]]) for row in range(count)]
     parts = [ask(order[start : start + _BATCH]) for start in range(0, len(order), _BATCH)]
     answers = np.empty((len(order), parts[0].shape[1]), np.float32)
     answers[order] = np.concatenate(parts)

@@ -197,7 +197,10 @@ def _text(division: dict[str, Any], tested: int, first: Mapping[bytes, str]) -> 
     """Describe a division in a sentence. `first`: the names of groups of the same images in earlier divisions."""
     rows = {row["name"]: row for row in division["groups"]}
     others = f", and exactly alike by {' and '.join(division['same_groups'])}" if division["same_groups"] else ""
-    text, merged = f"by {division['column']}{others}: ", _merged_text(division["merged"], bool(rows))
+    names = [f"{name} ({n})" for name, n in division["merged"].items()]
+    more, together = f" and {len(names) - 6} more" if len(names) > 6 else "", f", taken together as {OTHERS}"
+    merged = f"; too small to stand alone{together if rows else ''}: {', '.join(names[:6])}{more}" if names else ""
+    text = f"by {division['column']}{others}: "
     eligible = _eligible(division["groups"])
     if not division["worst"] and len(eligible) != 1:
         none = "no group of {} images is below all others" if eligible else "no two groups have {} images"
@@ -211,11 +214,3 @@ def _text(division: dict[str, Any], tested: int, first: Mapping[bytes, str]) -> 
     text += f"{row['gap']['value']:+.1%} [{low}, {high}] against all others, {'' if row['settled'] else 'not '}settled "
     text += f"(p {row['p_corrected']:.2g}, corrected for {plural(tested, 'comparison')})"
     return text + (f"; these are the images of {first[row['who']]}" if row["who"] in first else "") + merged
-
-
-def _merged_text(merged: dict[str, int], judged: bool) -> str:
-    """Name the groups that were too small, and say that they were merged if any group is evaluated."""
-    names = ", ".join(f"{name} ({n})" for name, n in list(merged.items())[:6])
-    more = f" and {len(merged) - 6} more" if len(merged) > 6 else ""
-    together = f", taken together as {OTHERS}" if judged else ""
-    return f"; too small to stand alone{together}: {names}{more}" if merged else ""
