@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from small_networks import SIDE, images_and_labels, trained
 from trustcxr import models
-from trustcxr.attacks.adaptive import AttackView
+from trustcxr.attacks.adaptive import AttackView, GradientTraits, probe_gradients
 from trustcxr.audit.active_test import active_test
 from trustcxr.audit.entry_checks import Check, EntryReport, check_kind, compare_black_box, run_entry_checks
 from trustcxr.audit.formats import load
@@ -325,13 +326,19 @@ def test_only_scores_pass_the_door_unattacked(radiographs: tuple[Tensor, Tensor]
     assert (found.traits, found.gradients) == (None, False)
 
 
+def unadapted(model: nn.Module, images: Tensor) -> GradientTraits:
+    """Return traits by which an attack takes the model as it is."""
+    traits = replace(probe_gradients(model, images), draws=1, scale=1.0)
+    return replace(traits, stopped={}, zero_gradients=0.0, broken_gradients=0.0)
+
+
 @pytest.mark.expensive("jpeg")
 @pytest.mark.parametrize("name", ["tanh(1000 logits)", "3 bits", "jpeg"])
 def test_the_active_test_does_not_believe_an_attack_that_a_liar_fools(
     name: str, radiographs: tuple[Tensor, Tensor]
 ) -> None:
     images, liar = radiographs[0][:4], PITFALLS[name](trained())
-    plain = active_test(liar, images, epsilon=0.03, variants=[AttackView(liar)])
+    plain = active_test(liar, images, epsilon=0.03, traits=unadapted(liar, images))
     assert plain is not None
     assert not plain.passed
     mended = active_test(liar, images, epsilon=0.03)
@@ -360,7 +367,7 @@ def test_examples_are_planted_in_a_model_of_one_finding_too(
         net.head.weight.copy_(head.weight[:1] - head.weight[1:2])
         net.head.bias.copy_(head.bias[:1] - head.bias[1:2])
     model = net.eval() if name is None else PITFALLS[name](net.eval())
-    plain = active_test(model, radiographs[0][:4], epsilon=0.03, variants=[AttackView(model)])
+    plain = active_test(model, radiographs[0][:4], epsilon=0.03, traits=unadapted(model, radiographs[0][:4]))
     mended = active_test(model, radiographs[0][:4], epsilon=0.03)
     assert plain is not None
     assert mended is not None

@@ -1,14 +1,13 @@
 """Test whether an attack finds adversarial examples that are sure to exist.
 
 Source: Zimmermann et al. 2022, "Increasing confidence in adversarial robustness evaluations". Points in the ball around
-an image are labelled clean and one corner adversarial. A new last layer separates them by the model's own features.
-
-It is the smoothest of a few that do: an interpolating one has local maxima, where strong attacks end. Half of the clean
-points are corners of a smaller ball: else all corners would be adversarial by their distance alone.
+an image are labelled clean and one corner adversarial. A new last layer separates them by the model's own features, the
+smoothest of a few: an interpolating one has local maxima, where strong attacks end. Half of the clean points are
+corners of a smaller ball: else all corners would be adversarial by their distance alone.
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -49,16 +48,11 @@ class Planted:
 
 
 def active_test(
-    model: nn.Module,
-    images: Tensor,
-    *,
-    epsilon: float,
-    traits: GradientTraits | None = None,
-    variants: Sequence[AttackView] | None = None,
+    model: nn.Module, images: Tensor, *, epsilon: float, traits: GradientTraits | None = None
 ) -> Planted | None:
     """Plant an adversarial example around each of `images` (B, 1, H, W), and search for them with PGD.
 
-    The attack handles the model by its `traits` (by default measured on these images), or attacks its views `variants`.
+    The attack handles the model by its `traits`, by default measured on these images.
     A last layer is a linear layer, convolution, einsum or sum that ends in a number for each class; None if torch sees
     none, or its features cannot separate the points.
     """
@@ -86,7 +80,7 @@ def active_test(
     if not bool(sure.any()):
         return None
     hits = torch.zeros(len(clean), dtype=torch.bool, device=clean.device)
-    for variant in variants or traits.variants(model):
+    for variant in traits.variants(model):
         for steps in (_FEW_STEPS, STEPS):
             missed = (sure & ~hits).nonzero()[:, 0]
             if len(missed):

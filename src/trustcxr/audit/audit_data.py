@@ -10,7 +10,7 @@ from functools import partial
 from hashlib import sha256
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -64,8 +64,7 @@ class AuditImages:
         return f"no validation image has {missing}"
 
 
-@dataclass(frozen=True)
-class SubmittedImages:
+class SubmittedImages(NamedTuple):
     """Adversarial images by sample id, their radius, and who submitted them."""
 
     path: Path

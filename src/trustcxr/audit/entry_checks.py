@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from types import FunctionType, MethodType
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import numpy as np
@@ -60,8 +60,7 @@ class Check:
     remedied: bool = False  # whether the text says what to write in the model file
 
 
-@dataclass(frozen=True)
-class Differences:
+class Differences(NamedTuple):
     """The median of loss gained over loss promised, and the share of images that gain more than by a random sign."""
 
     gained: float

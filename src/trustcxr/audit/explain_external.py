@@ -1,7 +1,6 @@
 """Measure the saliency maps of an external model on the images of its audit: `trustcxr explain` of a model file.
 
 Of a model with one sigmoid a finding, one finding is explained, as a model of two classes, on the images that have it.
-`present` means above its operating point, and probabilities are shifted so that they are 0.5 there.
 """
 
 from collections.abc import Mapping, Sequence

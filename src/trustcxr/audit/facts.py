@@ -170,8 +170,7 @@ def find_smallest_changes(
 ) -> list[schemas.SmallestChange]:
     """Find the smallest change that flips each of a few right answers, and write the images into `out`.
 
-    PGD searches it, so a smaller one may exist. `epsilon` is None if nothing up to HIGHEST flips the answer. Models of
-    several findings and models without gradients have no such images.
+    PGD searches it, so a smaller one may exist. `epsilon` is None if nothing up to HIGHEST flips the answer.
     """
     path = out / layout.SMALLEST_CHANGES_FILE
     path.unlink(missing_ok=True)

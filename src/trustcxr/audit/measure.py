@@ -156,19 +156,10 @@ def measure_classes(audit: Audit, report: EntryReport, shown: Tensor, parts: Pat
     declared = subject.output.thresholds if isinstance(subject, ExternalModel) else None
     thresholds = operating_points.choose(validation, subject.classes, declared)
     attacked = _attack_thresholds(predictor, examined, thresholds)
-    return Measured(
-        table,
-        validation,
-        describe(examined, table, resamples=exam.bootstrap),
-        operating_points.measure_classes(table, subject.classes, thresholds, aimed=attacked, resamples=exam.bootstrap),
-        divisions,
-        checks=checks,
-        submitted=submitted,
-        one_vs_rest=attacked,
-        images=int((table["attack"] == CLEAN).sum()),
-        guards=guards,
-        bfloat16=any(predictor.bfloat16),
-    )
+    figures, resamples = describe(examined, table, resamples=exam.bootstrap), exam.bootstrap
+    points = operating_points.measure_classes(table, subject.classes, thresholds, aimed=attacked, resamples=resamples)
+    counts: dict[str, Any] = {"images": len(clean), "guards": guards, "bfloat16": any(predictor.bfloat16)}
+    return Measured(table, validation, figures, points, divisions, [], checks, submitted, attacked, **counts)
 
 
 def _score_file(audit: Audit) -> str | None:

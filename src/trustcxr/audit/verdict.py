@@ -5,9 +5,9 @@ better than a constant answer. The limits of the answers about the model are exp
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from operator import itemgetter
+from typing import NamedTuple
 
 from trustcxr.audit.subgroups import OTHERS, SMALLEST
 from trustcxr.evaluation.gradient_masking import FAILING
@@ -25,8 +25,7 @@ COMMONEST = "always giving the commonest class would score"
 _OPEN = {False: "NOT MEASURED", True: "NOT SETTLED"}  # by whether there are figures
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """An answer about the model: `figures` is the sentence before the colon, `yes` and `no` are the words after it.
 
     `stands`: "no" holds although the measurement is not sound, since an attack broke right answers.
@@ -53,7 +52,8 @@ class Answer:
 def judge(document: AuditDocument, criteria: Iterable[Answer] = ()) -> Verdict:
     """Return the verdict of an audit with its entry checks; the answers to acceptance criteria come last."""
     reasons = list(dict.fromkeys(_reasons(document)))
-    answers = [*(answer(document) for answer in _ANSWERS), *criteria]
+    questions = (_accurate, _robust, _stable, _lungs, _subgroups, _calibrated)
+    answers = [*(answer(document) for answer in questions), *criteria]
     sound = not reasons
     return Verdict(sound=sound, reasons=reasons, model=[answer.statement(sound=sound) for answer in answers])
 
@@ -215,9 +215,6 @@ def _calibrated(document: AuditDocument) -> Answer:
     text = f"Stated confidence and accuracy differ by {_text(clean.ece)} on {_images(clean.n, document)}, beyond what "
     text += f"a calibrated model of as many images would have; at most {_percent(CALIBRATION_ERROR)} is allowed"
     return Answer("calibrated", met, text, yes, no)
-
-
-_ANSWERS: Sequence[Callable[[AuditDocument], Answer]] = (_accurate, _robust, _stable, _lungs, _subgroups, _calibrated)
 
 
 def _above(shares: Sequence[Share], bound: float) -> bool | None:
