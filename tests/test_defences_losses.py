@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from small_networks import SmallNet, images_and_labels
 from trustcxr import attacks, defences
 from trustcxr.defences import noise
-from trustcxr.defences.adversarial import _divergence, free, pgd, trades, weights_against
+from trustcxr.defences.adversarial import _divergence, free, pgd, trades
 
 EPSILON = 0.05
 
@@ -60,51 +60,6 @@ def test_one_step_from_a_start_even_over_the_ball_or_over_twice_it(
     assert torch.allclose(adversarial, expected, atol=1e-6)
     assert torch.allclose(loss, F.cross_entropy(twin(expected), labels), atol=1e-6)
     assert torch.allclose(logits, twin(expected), atol=1e-5)
-
-
-def moved_by_hand(model: nn.Module, images: Tensor, labels: Tensor, size: float) -> nn.Module:
-    """AWP as its paper writes it: a copy whose weights of more than one dimension climb, each by its own norm."""
-    proxy = copy.deepcopy(model)
-    F.cross_entropy(proxy(images), labels).backward()
-    moved = copy.deepcopy(model)
-    with torch.no_grad():
-        for own, seen in zip(moved.parameters(), proxy.parameters(), strict=True):
-            if own.ndim > 1:
-                own += size * own.norm() * seen.grad / (seen.grad.norm() + 1e-12)
-    return moved
-
-
-@pytest.mark.parametrize("name", ["fgsm", "fgsm-rs", "n-fgsm", "pgd"])
-def test_weights_are_attacked_beside_the_images(name: str, model: SmallNet, batch: tuple[Tensor, Tensor]) -> None:
-    images, labels = batch
-    twin = copy.deepcopy(model)
-    torch.manual_seed(3)
-    loss, _ = defences.get(name)(model, images, labels, epsilon=EPSILON, weight_perturbation=0.02)
-    torch.manual_seed(3)
-    seen = seen_by(plain := copy.deepcopy(twin))
-    unmoved, _ = defences.get(name)(plain, images, labels, epsilon=EPSILON)
-    moved = moved_by_hand(twin, seen[-1], labels, 0.02)
-    expected = F.cross_entropy(moved(seen[-1]), labels)
-    assert torch.allclose(loss, expected, atol=1e-5)
-    assert float(loss.detach()) > float(unmoved.detach()) + 1e-4, "the weights climbed"
-    loss.backward()
-    expected.backward()
-    for own, other in zip(model.parameters(), moved.parameters(), strict=True):
-        assert torch.allclose(own.grad, other.grad, atol=1e-5), "the gradient is that of the moved weights"
-    for own, other in zip(model.parameters(), twin.parameters(), strict=True):
-        assert torch.equal(own, other), "which are not the model's"
-
-
-def test_what_finds_the_weights_direction_leaves_batchnorm_alone(batch: tuple[Tensor, Tensor]) -> None:
-    images, labels = batch
-    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten()).train()
-    network.append(nn.Linear(4, 3))
-    before = {name: value.clone() for name, value in network.state_dict().items()}
-    learner = weights_against(network, images, labels, size=0.01)
-    for name, value in network.state_dict().items():
-        assert torch.equal(value, before[name]), name
-    learner(images)
-    assert not torch.equal(network[1].running_mean, before["1.running_mean"]), "the pass that is learnt from counts"
 
 
 @pytest.mark.parametrize("share", [0.0, 0.4])

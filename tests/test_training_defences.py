@@ -28,7 +28,7 @@ CHANGED = ["mixup", "cutout", "gaussian"]
 OPTIONS: dict[str, dict[str, Any]] = {
     "fgsm": {"ramp": 0.5, "clean_weight": 0.5, "attack_precision": "bf16"},
     "fgsm-rs": {"ramp": 0.8, "clean_weight": 0.3},
-    "n-fgsm": {"ramp": 0.5, "weight_perturbation": 0.01},
+    "n-fgsm": {"ramp": 0.5},
     "free": {"ramp": 0.5, "replays": 2},
     "pgd": {"steps": 2},
     "trades": {"steps": 1, "beta": 3.0},

@@ -13,7 +13,6 @@ from torch.utils.data import Dataset as TorchDataset
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset, JoinedDataset
 
-_BANDS = 5  # of spatial frequency, each with its gain from `spectrum`
 Batch = tuple[Tensor, Tensor, Tensor]  # images uint8 (B, 1, H, W), labels int64 (B,), rows of the data set int64 (B,)
 
 
@@ -148,15 +147,13 @@ def augment(
     brightness: float = 0.1,
     contrast: float = 0.1,
     flip: float = 0.0,
-    spectrum: float = 0.0,
     part: tuple[int, int] | None = None,
 ) -> Tensor:
     """Rotate (degrees), shift and scale (shares), and change brightness and contrast, at random for each image.
 
     `images` (B, C, H, W) float in [0, 1], as is the result; the outside is black. Channels after the first are masks,
-    which only move. `flip`: share of images mirrored left to right (default none: the heart has a side). `spectrum`
-    multiplies amplitudes of spatial frequencies, band by band, by exp(-spectrum) to exp(spectrum) (after Xu et al.
-    2021): another machine's sharpness. `part` (first, count): draw as for these rows of a batch of `count`.
+    which only move. `flip`: share of images mirrored left to right (default none: the heart has a side). `part`
+    (first, count): draw as for these rows of a batch of `count`.
     """
     first, count = part or (0, len(images))
     rows = slice(first, first + len(images))
@@ -177,19 +174,4 @@ def augment(
     gain, offset = (1 + draw(contrast)).to(images.dtype), draw(brightness).to(images.dtype)
     mean = moved.mean((1, 2, 3), keepdim=True)
     lit = ((moved - mean) * gain.view(-1, 1, 1, 1) + mean + offset.view(-1, 1, 1, 1)).clamp_(0, 1)
-    if spectrum:
-        lit = _change_sharpness(lit, spectrum * (torch.rand((count, _BANDS), generator=generator)[rows] * 2 - 1))
     return torch.cat([lit, masks], 1) if masks.shape[1] else lit
-
-
-def _change_sharpness(images: Tensor, logs: Tensor) -> Tensor:
-    """Multiply amplitudes by exp(logs), (B, bands), from one period a side to the finest detail."""
-    height, width = images.shape[-2:]
-    down, across = torch.fft.fftfreq(height, 1 / height), torch.fft.rfftfreq(width, 1 / width)
-    octave = torch.hypot(down[:, None], across).clamp(min=1).log2()
-    band = octave / octave.max() * (logs.shape[1] - 1)
-    before = band.floor().long().clamp(max=logs.shape[1] - 2)
-    rest = band - before
-    gain = (logs[:, before] * (1 - rest) + logs[:, before + 1] * rest).exp().to(images)[:, None]
-    gain[..., 0, 0] = 1.0  # the image's mean grey
-    return torch.fft.irfft2(torch.fft.rfft2(images) * gain, s=(height, width)).clamp(0, 1)

@@ -1,10 +1,9 @@
-"""Train on attacked images (fgsm, fgsm-rs, n-fgsm, free, pgd, trades) and on attacked weights.
+"""Train on attacked images (fgsm, fgsm-rs, n-fgsm, free, pgd, trades).
 
 Shared options:
     epsilon: radius, or a tensor of radii.
     clean_weight: loss = clean_weight * clean loss + (1 - clean_weight) * adversarial loss.
     attack_precision: "bf16" runs the attack's passes in bfloat16.
-    weight_perturbation: size of the move of `weights_against`; 0 for none.
     label_smoothing: of the cross-entropy.
 """
 
@@ -14,7 +13,6 @@ from contextlib import contextmanager
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from trustcxr import attacks
 from trustcxr.attacks.base import lowered, radii, uniform_start
@@ -36,12 +34,11 @@ def _trains_on(attack: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, Ten
         epsilon: Radius,
         clean_weight: float = 0.0,
         attack_precision: Precision = "same",
-        weight_perturbation: float = 0.0,
         label_smoothing: float = 0.0,
     ) -> tuple[Tensor, Tensor]:
         with _attacking(model, images, attack_precision):
             adversarial = attack(model, images, labels, epsilon)
-        return _shared(model, images, adversarial, labels, clean_weight, weight_perturbation, label_smoothing)
+        return _shared(model, images, adversarial, labels, clean_weight, label_smoothing)
 
     defence.__name__, defence.__doc__ = attack.__name__, attack.__doc__
     return defence
@@ -84,14 +81,13 @@ def pgd(
     steps: int = 3,
     clean_weight: float = 0.0,
     attack_precision: Precision = "same",
-    weight_perturbation: float = 0.0,
     label_smoothing: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """PGD adversarial training (Madry et al. 2018): `steps` gradients a step, from a random start."""
     seed = int(torch.randint(2**31, ()))
     with _attacking(model, images, attack_precision):
         adversarial = attacks.pgd(model, images, labels, epsilon=epsilon, steps=steps, seed=seed)
-    return _shared(model, images, adversarial, labels, clean_weight, weight_perturbation, label_smoothing)
+    return _shared(model, images, adversarial, labels, clean_weight, label_smoothing)
 
 
 def trades(
@@ -156,39 +152,15 @@ def _shared(
     adversarial: Tensor,
     labels: Tensor,
     clean_weight: float,
-    weight_perturbation: float,
-    label_smoothing: float = 0.0,
+    label_smoothing: float,
 ) -> tuple[Tensor, Tensor]:
     """Return the loss shared between adversarial and clean images, and the logits of the adversarial ones."""
-    learner: Callable[[Tensor], Tensor] = model
-    if weight_perturbation:
-        learner = weights_against(model, adversarial, labels, size=weight_perturbation)
-    logits = learner(adversarial)
+    logits = model(adversarial)
     loss = smoothed_cross_entropy(logits, labels, label_smoothing)
     if clean_weight > 0:
-        natural = smoothed_cross_entropy(learner(images), labels, label_smoothing)
+        natural = smoothed_cross_entropy(model(images), labels, label_smoothing)
         loss = clean_weight * natural + (1 - clean_weight) * loss
     return loss, logits
-
-
-def weights_against(model: nn.Module, images: Tensor, labels: Tensor, *, size: float) -> Callable[[Tensor], Tensor]:
-    """Return the model with each layer's weights moved up the loss on these images (AWP: Wu, Xia and Wang 2020).
-
-    Weights w of a layer move by size * ||w|| along their gradient; biases and BatchNorm stay. The result maps images
-    (B, 1, H, W) to logits (B, C), and its loss has gradients in the original weights. BatchNorm's statistics are
-    unchanged.
-    """
-    weights = {name: weight for name, weight in model.named_parameters() if weight.ndim > 1 and weight.requires_grad}
-    statistics = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    with torch.enable_grad():
-        loss = F.cross_entropy(functional_call(model, statistics, (images,)).float(), labels)
-        gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
-    moved = {
-        name: weight + size * weight.detach().norm() * gradient / gradient.norm().clamp(min=1e-12)
-        for (name, weight), gradient in zip(weights.items(), gradients, strict=True)
-        if gradient is not None
-    }
-    return lambda x: functional_call(model, moved, (x,))
 
 
 def _divergence(answer: Tensor, logits: Tensor) -> Tensor:

@@ -5,18 +5,17 @@ the model.
 
 Shared options:
     epsilon: the radius at this step. The box is not clipped to [0, 1]: slightly wider, at half the cost.
-    clean_weight, attack_share: shares of the loss on clean and on FGSM images (MTL-IBP; De Palma et al. 2024);
-        the rest is on the bound.
+    clean_weight: share of the loss on clean images; the rest is on the bound.
     regulariser: weight of the two regularisers of Shi et al. (2021), which ends when epsilon is fully grown.
     grown: epsilon as a share of its final value.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from trustcxr import attacks
 from trustcxr.certify import verify
 from trustcxr.certify.verify import Interval, intervals, last_margins
 from trustcxr.defences.base import Radius, smoothed_cross_entropy
@@ -31,7 +30,6 @@ def ibp(
     *,
     epsilon: Radius,
     clean_weight: float = 0.0,
-    attack_share: float = 0.0,
     regulariser: float = 0.0,
     grown: float = 1.0,
     label_smoothing: float = 0.0,
@@ -47,34 +45,13 @@ def ibp(
     if with_crown and grown < 1:
         rows = verify.margins(worst.shape[1], labels, worst)
         worst = grown * worst - (1 - grown) * verify.backward(layers, bounds, rows, verify.first_slopes(layers, bounds))
-    loss = (1 - clean_weight - attack_share) * smoothed_cross_entropy(worst, labels, label_smoothing)
+    loss = (1 - clean_weight) * smoothed_cross_entropy(worst, labels, label_smoothing)
     if clean_weight:
         loss = loss + clean_weight * smoothed_cross_entropy(model(images), labels, label_smoothing)
-    if attack_share:
-        adversarial = attacks.fgsm(model, images, labels, epsilon=epsilon)
-        loss = loss + attack_share * smoothed_cross_entropy(model(adversarial), labels, label_smoothing)
     return loss + regulariser * (1 - grown) * unevenness(layers, bounds), worst
 
 
-def crown_ibp(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    epsilon: Radius,
-    clean_weight: float = 0.0,
-    attack_share: float = 0.0,
-    regulariser: float = 0.0,
-    grown: float = 1.0,
-    label_smoothing: float = 0.0,
-) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of the worst logits within CROWN's bounds, then the intervals' (CROWN-IBP; Zhang et al. 2020).
-
-    Arguments as `ibp`.
-    """
-    weights = {"clean_weight": clean_weight, "attack_share": attack_share, "regulariser": regulariser}
-    options = weights | {"grown": grown, "label_smoothing": label_smoothing}
-    return ibp(model, images, labels, epsilon=epsilon, with_crown=True, **options)
+crown_ibp = partial(ibp, with_crown=True)
 
 
 def unevenness(layers: Sequence[verify.Layer], bounds: Sequence[Interval]) -> Tensor:

@@ -1,8 +1,7 @@
 """Guide explanations to the lesion masks during training (Rao et al., ICCV 2023).
 
-The explanation is one of ON: the evidence of an evidence network, Grad-CAM of a layer, or pixels times gradient, each
-of the label's class. Only training needs masks. A class without masks (Non-COVID here) is unguided, except that its
-evidence must lie in the lungs.
+The explanation is the evidence of an evidence network, or pixels times gradient, of the label's class. Only training
+needs masks. A class without masks (Non-COVID here) is unguided, except that its evidence must lie in the lungs.
 """
 
 from collections.abc import Iterator
@@ -16,26 +15,20 @@ from torch import Tensor, nn
 from trustcxr.data.lung_masks import has_lungs
 from trustcxr.defences.counterfactual_loss import LesionBatch
 from trustcxr.models.evidence_networks import EvidenceNet
-from trustcxr.models.feature_maps import arrangement, find_layer
-
-DEPTH = 1.0  # default weight of `_depth` in training
+from trustcxr.models.feature_maps import find_layer
 
 
 class Pass(NamedTuple):
-    """One forward pass: `source` of the map (head output, features or images), logits (B, C), kind of map, model."""
+    """One forward pass: `source` of the map (output of the head, or images), logits (B, C), kind of map."""
 
     source: Tensor
     logits: Tensor
     on: str
-    model: nn.Module
 
 
 @contextmanager
-def followed(model: nn.Module, on: str = "evidence", *, layer: int = -1, wanted: bool = True) -> Iterator[list[Pass]]:
-    """Record the training passes inside the context; none if not `wanted`. `layer`: of a CAM, as in `grad_cam`.
-
-    Raises UserError for a layer that the model does not have.
-    """
+def followed(model: nn.Module, on: str = "evidence", *, wanted: bool = True) -> Iterator[list[Pass]]:
+    """Record the training passes inside the context; none if not `wanted`."""
     passes: list[Pass] = []
     if not wanted:
         yield passes
@@ -52,32 +45,30 @@ def followed(model: nn.Module, on: str = "evidence", *, layer: int = -1, wanted:
         read[:] = [inputs[0].view_as(inputs[0]) if inputs[0].requires_grad else inputs[0].detach().requires_grad_(True)]
         return (read[0],)
 
-    def features(module: nn.Module, _: object, output: Tensor) -> None:
+    def evidence(module: nn.Module, _: object, output: Tensor) -> None:
         if learns(module):
             read[:] = [output]
 
     def answer(module: nn.Module, _: object, output: Tensor) -> None:
         if learns(module):
-            passes.append(Pass(read[0], output, on, module))
+            passes.append(Pass(read[0], output, on))
 
     with ExitStack() as hooks:
         hooks.enter_context(model.register_forward_hook(answer))
         if on == "gradients":
             hooks.enter_context(model.register_forward_pre_hook(images))
         else:
-            explained_layer = find_layer(model, layer if on == "cam" else "head")
-            hooks.enter_context(explained_layer.register_forward_hook(features))
+            hooks.enter_context(find_layer(model, "head").register_forward_hook(evidence))
         yield passes
 
 
-def guidance(forward_pass: Pass, batch: LesionBatch, *, loss: str = "energy", depth: float = 0.0) -> Tensor:
+def guidance(forward_pass: Pass, batch: LesionBatch) -> Tensor:
     """Return the distance of a pass's explanations from the lesions: a scalar with a gradient in the weights.
 
-    Rows of the pass beyond the batch are ignored. `loss` compares the positive part of each map with the mask: "energy"
-    is 1 minus its share inside, "l1" the mean distance of the map, scaled to peak 1 (both Rao et al. 2023). The gates
-    of evidence are also held to the lungs, by cross-entropy. `depth` weighs how far below 0 a map without a positive
-    part lies at the lesion, where both losses have no gradient and maps would vanish for good. It is a mean over the
-    images with a lesion (with lungs); for a part of a batch, its part of the whole batch's mean.
+    Rows of the pass beyond the batch are ignored. The distance is 1 minus the share of a map's positive part that lies
+    inside the mask; for a map without a positive part, where that has no gradient, also how far below 0 it lies there.
+    The gates of evidence are also held to the lungs, by cross-entropy. It is a mean over the images with a lesion (with
+    lungs); for a part of a batch, its part of the whole batch's mean.
     """
     ill, breathing = (None, None) if batch.shares is None else batch.shares
     if forward_pass.on == "evidence":
@@ -89,36 +80,19 @@ def guidance(forward_pass: Pass, batch: LesionBatch, *, loss: str = "energy", de
     else:
         maps, placed = explained(forward_pass, batch), forward_pass.logits.new_zeros(())
     inside = F.adaptive_avg_pool2d(batch.lesion, (maps.shape[-2], maps.shape[-1]))
-    apart = {"energy": _energy, "l1": _l1}[loss](maps, inside)
-    if depth:
-        apart = apart + depth * _depth(maps, inside)
-    return _mean_over(apart, batch.ill(), ill) + placed
+    return _mean_over(_energy(maps, inside) + _depth(maps, inside), batch.ill(), ill) + placed
 
 
 def explained(forward_pass: Pass, batch: LesionBatch) -> Tensor:
-    """Return the map of each image's label (B, 1, h, w), of any sign: Grad-CAM, or pixels times gradient.
-
-    It keeps the graph of its backward pass, so that a loss on the map reaches the weights.
-    """
+    """Return pixels times gradient for each image's label (B, 1, H, W), with a graph that reaches the weights."""
     score = forward_pass.logits[torch.arange(len(batch.labels), device=batch.labels.device), batch.labels].float().sum()
     (slope,) = torch.autograd.grad(score, forward_pass.source, create_graph=True)
-    read, slope = forward_pass.source[: len(batch.labels)].float(), slope[: len(batch.labels)].float()
-    if forward_pass.on == "gradients":
-        return read * slope
-    upright = arrangement(read, batch.pixels.shape[-2], batch.pixels.shape[-1], forward_pass.model)
-    weights = upright(slope).mean((2, 3), keepdim=True)
-    return (weights * upright(read)).sum(1, keepdim=True)
+    return forward_pass.source[: len(batch.labels)].float() * slope[: len(batch.labels)].float()
 
 
 def _energy(maps: Tensor, inside: Tensor) -> Tensor:
     maps = maps.clamp(min=0)
     return 1 - (maps * inside).sum((1, 2, 3)) / maps.sum((1, 2, 3)).clamp(min=1e-6)
-
-
-def _l1(maps: Tensor, inside: Tensor) -> Tensor:
-    maps = maps.clamp(min=0)
-    peak = maps.amax((1, 2, 3), keepdim=True).clamp(min=1e-6)
-    return (maps / peak - inside).abs().mean((1, 2, 3))
 
 
 def _depth(maps: Tensor, inside: Tensor) -> Tensor:

@@ -198,7 +198,7 @@ class RunRecipe(Strict):
         if self.data.add and not training.balanced:
             path = self.data.add[0].path
             raise ValueError(f"data.add: {path} has a share of each class, so draw evenly: set training.balanced: true")
-        if defence.attacks and not defence.epsilon and not defence.weight_perturbation:
+        if defence.attacks and not defence.epsilon:
             raise ValueError(f"{defence.name} at epsilon 0 attacks nothing; set a radius, such as 0.02, or drop it")
         if defence.regulariser and not defence.ramp:
             raise ValueError(f"regulariser: {defence.regulariser:g} does nothing alone; set defence.ramp, such as 0.5")
@@ -211,21 +211,17 @@ class RunRecipe(Strict):
             )
 
     def _check_bounds(self) -> None:
-        name, shown = self.defence.name, self.defence.clean_weight + self.defence.attack_share
-        if self.training.guidance and not shown:
+        name = self.defence.name
+        if self.training.guidance and not self.defence.clean_weight:
             raise ValueError(f"guidance is of answers; {name} asks for bounds alone; set defence.clean_weight too")
         if self.empty_lungs:
             raise ValueError(f"background: {self.background} shows images that {name} cannot bound; use full or swap")
 
     def _check_guidance(self) -> None:
         training, name = self.training, self.model.name
+        on_evidence = training.guidance_on == "evidence"
         if not training.guidance:
-            defaults = {"guidance_on": "evidence", "guidance_layer": -1, "guidance_loss": "energy"}
-            for key, usual in defaults.items():
-                if getattr(training, key) != usual:
-                    raise ValueError(f"{key}: {getattr(training, key)} does nothing without a weight; set guidance")
-            return
-        if training.guidance_on == "evidence" and not all(n.startswith("evidence") for n in networks(name.lower())):
-            raise ValueError(f"guidance_on: evidence needs an evidence network, unlike {name}; choose cam or gradients")
-        if training.guidance_layer != -1 and training.guidance_on != "cam":
-            raise ValueError(f"guidance_layer: {training.guidance_layer} goes with guidance_on: cam")
+            if not on_evidence:
+                raise ValueError(f"guidance_on: {training.guidance_on} does nothing without a weight; set guidance")
+        elif on_evidence and not all(n.startswith("evidence") for n in networks(name.lower())):
+            raise ValueError(f"guidance_on: evidence needs an evidence network, unlike {name}; choose gradients")

@@ -23,9 +23,6 @@ class Augment(Strict):
     brightness: float = Field(0.1, ge=0, le=0.5, description="added to the pixels, either way")
     contrast: float = Field(0.1, ge=0, le=0.9, description="share of the contrast, either way")
     flip: Fraction = Field(0.0, description="share of images mirrored left to right; the heart has a side")
-    spectrum: float = Field(
-        0.0, ge=0, le=3, description="logarithm of the largest gain of a band of spatial frequencies, either way"
-    )
 
 
 class CounterfactualRecipe(Strict):
@@ -73,16 +70,10 @@ class TrainingRecipe(Strict):
     guidance: float = Field(
         0.0, ge=0, description="weight of the loss that holds what explains an answer to the lesion masks"
     )
-    guidance_on: Literal["evidence", "cam", "gradients"] = Field(
+    guidance_on: Literal["evidence", "gradients"] = Field(
         "evidence",
-        description="with guidance: what explains it: the evidence of an evidence network, Grad-CAM, or the pixels "
-        "times the gradient in them",
-    )
-    guidance_layer: int = Field(
-        -1, le=-1, description="with guidance_on: cam: whose map; -1 the last, -2 the stage before, of twice the cells"
-    )
-    guidance_loss: Literal["energy", "l1"] = Field(
-        "energy", description="with guidance: the map's energy inside the mask, or its distance from the mask"
+        description="with guidance: what explains it: the evidence of an evidence network, or the pixels times the "
+        "gradient in them",
     )
     counterfactuals: CounterfactualRecipe = CounterfactualRecipe()
     augment: Augment = Augment()
@@ -99,11 +90,6 @@ class TrainingRecipe(Strict):
     def needs_lesions(self) -> bool:
         """Return True if training needs lesion masks."""
         return self.guidance > 0 or self.counterfactuals.share > 0
-
-    @property
-    def guides_a_layer(self) -> bool:
-        """Return True if guidance compares a layer's map with lesion masks."""
-        return self.guidance > 0 and self.guidance_on == "cam"
 
 
 # A part of a run's folder's name.
@@ -126,7 +112,6 @@ class DefenceRecipe(_Labelled):
     name: str = "standard"
     epsilon: Fraction = Field(0.02, description="L-infinity radius in pixel space")
     clean_weight: Fraction = Field(0.0, description="share of the loss that is on clean images")
-    attack_share: Fraction = Field(0.0, description="ibp and crown-ibp: share of the loss that is on FGSM's images")
     regulariser: float = Field(
         0.0,
         ge=0,
@@ -135,12 +120,6 @@ class DefenceRecipe(_Labelled):
     ramp: Fraction = Field(0.0, description="share of training over which epsilon grows from 0 to its value")
     attack_precision: Literal["same", "bf16"] = Field(
         "same", description="bf16: the attack's passes alone, of which only the gradient's sign is used"
-    )
-    weight_perturbation: float = Field(
-        0.0,
-        ge=0,
-        lt=1,
-        description="share of each layer's weights that these are moved by against the model in each step (AWP; 0.005)",
     )
     steps: int = Field(3, ge=1, le=100, description="pgd and trades: gradients of the attack in each training step")
     beta: float = Field(6.0, gt=0, description="trades: weight of the divergence beside the clean loss")
@@ -175,8 +154,6 @@ class DefenceRecipe(_Labelled):
                 if key in options and key not in uses and getattr(self, key) != field.default:
                     takes = f"it takes {', '.join(uses)}" if uses else "it takes no options"
                     raise ValueError(f"defence {self.name} does not use {key}; {takes}")
-        if self.clean_weight + self.attack_share > 1:
-            raise ValueError("clean_weight and attack_share are shares of one loss: together at most 1")
         return self
 
 

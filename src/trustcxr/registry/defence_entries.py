@@ -6,8 +6,8 @@ from typing import Literal
 from trustcxr.registry.base import by_name
 
 _PERTURBED = ("epsilon", "ramp", "attack_precision")
-_BOUNDED = ("epsilon", "ramp", "clean_weight", "attack_share", "regulariser")
-_WITH_CLEAN = (*_PERTURBED, "clean_weight", "weight_perturbation")
+_BOUNDED = ("epsilon", "ramp", "clean_weight", "regulariser")
+_WITH_CLEAN = (*_PERTURBED, "clean_weight")
 
 
 @dataclass(frozen=True)

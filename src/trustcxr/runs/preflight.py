@@ -26,15 +26,20 @@ def check_study(study: StudyRecipe, folder: Path, devices: int = 1) -> None:
 
     `folder`: the study's; weights of networks that are trained in it are not needed. `devices`: share each training.
     """
+    from trustcxr.certify import verify
+    from trustcxr.models import factory
+
     check_names(study, folder)
     check_devices(study, devices)
     for model in study.models:
-        _check_network(model, study.data.size, trained=_trained(study, model, folder))
+        factory.check_network(model.name, size=study.data.size, **model.options())
+        if model.weights != "none" and not _trained(study, model, folder):  # fetched into the cache, for the training
+            factory.build(model.name, classes=2, weights=model.weights, **model.options())
         for run in _runs_of(study, model):
             _check_methods(run, study.explanation.methods)
-            if run.defence.certifies or run.training.guides_a_layer:
+            if run.defence.certifies:
                 try:
-                    check_layers(run, _build(run))
+                    verify.layers(_build(run))
                 except UserError as problem:
                     raise UserError(f"{run.name}: {problem}") from None
 
@@ -64,25 +69,6 @@ def check_devices(study: StudyRecipe, devices: int) -> None:
             Devices(devices).check_recipe(run, run.training.batch_size)
 
 
-def check_run(run: RunRecipe) -> None:
-    """Raise UserError if the network, weights or defence of a single run are unknown or missing."""
-    from trustcxr import defences
-
-    defences.get(run.defence.name)
-    _check_network(run.model, run.data.size, trained=False)
-
-
-def _check_network(model: ModelRecipe, size: int, *, trained: bool) -> None:
-    from trustcxr.models import factory
-
-    factory.check_network(model.name, size=size, **model.options())
-    if trained:
-        return
-    _check_weights(model)
-    if model.weights != "none":  # fetched into the cache, for the training
-        factory.build(model.name, classes=2, weights=model.weights, **model.options())
-
-
 def _trained(study: StudyRecipe, model: ModelRecipe, folder: Path | None) -> bool:
     """Return whether all runs of a network are trained in a study's folder."""
     runs = [run for seed in study.seeds for run in _runs_of(study, model, seed)]
@@ -93,20 +79,6 @@ def _check_weights(model: ModelRecipe) -> None:
     if model.weights not in (names := ("imagenet", "none")) and not Path(model.weights).is_file():
         near = suggest_nearest(model.weights, names)
         raise UserError(f"weights of {model.name}: no such file '{model.weights}'; {near}or choose imagenet or none")
-
-
-def check_layers(run: RunRecipe, model: nn.Module) -> None:
-    """Raise UserError if a network lacks what its defence needs: layers with bounds, or the guided layer."""
-    from trustcxr.certify import verify
-    from trustcxr.models.feature_maps import find_layer
-
-    if run.defence.certifies:
-        verify.layers(model)
-    if run.training.guides_a_layer:
-        try:
-            find_layer(model, run.training.guidance_layer)
-        except UserError as problem:
-            raise UserError(f"training.guidance_layer: {problem}") from None
 
 
 def _build(run: RunRecipe) -> nn.Module:

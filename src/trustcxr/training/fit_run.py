@@ -202,32 +202,30 @@ def _network(
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
+def _masks(train: Dataset | JoinedDataset, recipe: RunRecipe, kind: str, needs: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the masks (N, H, W) of a kind, 0 without one, and which images have one (N,); `needs`: for the message."""
+    masks = train.masks(kind) if kind in train.mask_kinds else np.zeros((len(train), 0, 0))
+    has = np.array([bool(mask.any()) for mask in masks])
+    if not has.any():
+        raise UserError(f"{recipe.name}: {needs} masks, and no image of {train.where} has one")
+    return masks, has
+
+
 def _lungs(train: Dataset | JoinedDataset, recipe: RunRecipe) -> tuple[np.ndarray | None, int]:
-    """Return the lung masks (N, H, W) if training needs them, and the number of images without one."""
+    """Return the lung masks if training needs them, and the number of images without one."""
     if not recipe.needs_lungs:
         return None, 0
-    lungs = train.masks("lung") if "lung" in train.mask_kinds else np.zeros((len(train), 0, 0))
-    without = sum(not mask.any() for mask in lungs)
-    if without == len(train):
-        raise UserError(
-            f"{recipe.name}: background, guidance and counterfactuals need lung masks, and no image of {train.where} "
-            "has one"
-        )
-    if without:
+    lungs, has = _masks(train, recipe, "lung", "background, guidance and counterfactuals need lung")
+    if without := int((~has).sum()):
         log(f"{recipe.name}: {without} of {len(train)} training images have no lung mask; these stay unchanged")
     return lungs, without
 
 
 def _lesions(train: Dataset | JoinedDataset, recipe: RunRecipe) -> np.ndarray | None:
-    """Return the lesion masks (N, H, W) if training needs them; log the classes without any, which are unguided."""
+    """Return the lesion masks if training needs them; log the classes without any, which are unguided."""
     if not recipe.training.needs_lesions:
         return None
-    lesions = train.masks("infection") if "infection" in train.mask_kinds else np.zeros((len(train), 0, 0))
-    has = np.array([bool(mask.any()) for mask in lesions])
-    if not has.any():
-        raise UserError(
-            f"{recipe.name}: guidance and counterfactuals need lesion masks, and no image of {train.where} has one"
-        )
+    lesions, has = _masks(train, recipe, "infection", "guidance and counterfactuals need lesion")
     counts = {name: int(has[train.labels == k].sum()) for k, name in enumerate(train.classes)}
     some = ", ".join(f"{count} of {name}" for name, count in counts.items() if count)
     none = ", ".join(name for name, count in counts.items() if not count)

@@ -139,11 +139,29 @@ class TrainingStep(pl.LightningModule):
         whole: Whole,
     ) -> tuple[Tensor, Tensor]:
         """Return the loss on a part of a batch, and the number of correct predictions."""
+        training = self.recipe.training
+        guided = training.guidance > 0 and lesion_batch is not None
+        options = self.defence_options(part, None if lesion_batch is None else lesion_batch.edited)
+
+        def learn(learner: nn.Module) -> tuple[Tensor, Tensor]:
+            with_emptied: backgrounds.WithEmptiedLungs | None = None
+            passes = guidance.followed(learner, training.guidance_on, wanted=guided)
+            if len(emptied):
+                learner = with_emptied = backgrounds.WithEmptiedLungs(learner, emptied)
+            with passes as seen:
+                loss, logits = self.defence(learner, pixels, labels, **options)
+            if with_emptied is not None:
+                counts_for = len(emptied) / whole.emptied * whole.images / len(labels)  # a mean of all emptied images
+                loss = loss + counts_for * with_emptied.confusion_loss()
+            if seen and lesion_batch is not None:
+                loss = loss + training.guidance * guidance.guidance(seen[-1], lesion_batch)
+            return loss, logits
+
         # Each member of an ensemble learns on its own attack, so that members stay different.
         learners = [self.model]
         if isinstance(self.model, classifier.Classifier) and self.recipe.model.is_ensemble:
             learners = list(self.model.members())
-        learnt = [self._learn(learner, pixels, labels, lesion_batch, part, emptied, whole) for learner in learners]
+        learnt = [learn(learner) for learner in learners]
         logits = torch.stack([logits.detach() for _, logits in learnt]).mean(0)
         right = (logits.argmax(1) == labels).sum().float()
         return torch.stack([loss for loss, _ in learnt]).mean(), right
@@ -168,33 +186,6 @@ class TrainingStep(pl.LightningModule):
         """Clear the gradients, unless the batch has parts, whose gradients must stay."""
         if self.devices.parts == 1:
             optimizer.zero_grad()
-
-    def _learn(
-        self,
-        learner: nn.Module,
-        pixels: Tensor,
-        labels: Tensor,
-        lesion_batch: LesionBatch | None,
-        part: slice,
-        emptied: Tensor,
-        whole: Whole,
-    ) -> tuple[Tensor, Tensor]:
-        """Return the loss of one network on a batch or a part of it, and its logits."""
-        training, with_emptied = self.recipe.training, None
-        guided = training.guidance > 0 and lesion_batch is not None
-        watched = guidance.followed(learner, training.guidance_on, layer=training.guidance_layer, wanted=guided)
-        if len(emptied):
-            learner = with_emptied = backgrounds.WithEmptiedLungs(learner, emptied)
-        with watched as seen:
-            options = self.defence_options(part, None if lesion_batch is None else lesion_batch.edited)
-            loss, logits = self.defence(learner, pixels, labels, **options)
-        if with_emptied is not None:
-            counts_for = len(emptied) / whole.emptied * whole.images / len(labels)  # a mean of all emptied images
-            loss = loss + counts_for * with_emptied.confusion_loss()
-        if seen and lesion_batch is not None:
-            apart = guidance.guidance(seen[-1], lesion_batch, loss=training.guidance_loss, depth=guidance.DEPTH)
-            loss = loss + training.guidance * apart
-        return loss, logits
 
     def _counterfactual(self, lesion_batch: LesionBatch, healthy: int) -> LesionBatch:
         first = (self.recipe.seed + 1) * 1_000_033
