@@ -22,8 +22,8 @@ from trustcxr.runs import run_folder, training_data
 from trustcxr.runs.training_data import add_data, check_added
 from trustcxr.storage import atomic
 from trustcxr.storage.schemas import StudyDocument
+from trustcxr.study.cost import count_images
 from trustcxr.study.steps import StudyFolder
-from trustcxr.study.time_steps import count_images
 from trustcxr.training import fit_run
 
 LABELS = np.array([0] * 40 + [1] * 20 + [0] * 100 + [2] * 8)
@@ -245,7 +245,7 @@ def test_images_without_masks_are_counted_and_not_guided(folder: Path, joined: J
 def test_a_study_counts_and_loads_the_images_of_both(folder: Path, joined: JoinedDataset, tmp_path: Path) -> None:
     study = {"name": "two", "models": ["test_resnet"], "training": {"balanced": True}}
     study |= {"data": {"size": 32, "add": [{"path": "more", "share": 0.25}]}}
-    counts, _ = count_images(StudyRecipe.model_validate(study), folder / "first")
+    counts = count_images(StudyRecipe.model_validate(study), folder / "first")
     assert counts["train"] == 34
     assert sum(len(batch) for batch in ood.batches(joined)) == 34
     text = methods_text.write_methods(StudyDocument(recipe=study, data={"root_name": "first", "counts": COUNTS}), [])

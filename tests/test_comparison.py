@@ -1,5 +1,6 @@
 """Standard against robust over the same images."""
 
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from trustcxr.explain.methods import COMBINE, METHODS
 from trustcxr.recipes.evaluation_recipe import ExplanationRecipe
 from trustcxr.registry import HIGHER_IS_BETTER, Method
 from trustcxr.storage import atomic
-from trustcxr.storage.schemas import RunDocument
+from trustcxr.storage.schemas import Comparison, RunDocument, read_schema
 from trustcxr.study import comparison
 from trustcxr.study.comparison import Key
 
@@ -50,6 +51,11 @@ def make_run(
     return place
 
 
+def against(folders: list[Path], baselines: Container[str], *, resamples: int) -> list[Comparison]:
+    documents = {folder: read_schema(RunDocument, folder / "metrics.json") for folder in folders}
+    return comparison.standard_against_robust(documents, baselines, resamples=resamples)
+
+
 @pytest.fixture
 def right() -> dict[str, np.ndarray]:
     random = np.random.default_rng(0)
@@ -68,7 +74,7 @@ def by_coins(sums: np.ndarray) -> float:
 def test_every_measure_is_compared_over_the_same_images(tmp_path: Path, right: dict[str, np.ndarray]) -> None:
     base = make_run(tmp_path, "standard", rows("clean", 0, right["a"]), rows("fgsm", 0.02, right["b"], 1))
     robust = make_run(tmp_path, "fgsm", rows("fgsm", 0.02, right["c"], 1).sample(frac=1), rows("clean", 0, right["d"]))
-    compared = comparison.standard_against_robust([robust, base], BASELINES, resamples=300)
+    compared = against([robust, base], BASELINES, resamples=300)
     found = {row.measure: row.plain() for row in compared}
     assert set(found) == {"clean accuracy", "fgsm accuracy @0.02"}
     row = found["fgsm accuracy @0.02"]
@@ -87,7 +93,7 @@ def test_every_measure_is_compared_over_the_same_images(tmp_path: Path, right: d
 def test_only_shared_images_count(tmp_path: Path, right: dict[str, np.ndarray]) -> None:
     base = make_run(tmp_path, "standard", rows("clean", 0, right["a"]))
     robust = make_run(tmp_path, "fgsm", rows("clean", 0, right["b"], first=20))
-    (row,) = (r.plain() for r in comparison.standard_against_robust([base, robust], BASELINES, resamples=100))
+    (row,) = (r.plain() for r in against([base, robust], BASELINES, resamples=100))
     assert row["n"] == IMAGES - 20
     assert row["standard"] == pytest.approx(right["a"][20:].mean())
     assert row["robust"] == pytest.approx(right["b"][: IMAGES - 20].mean())
@@ -103,7 +109,7 @@ def test_runs_are_paired_by_model_and_seed(tmp_path: Path, right: dict[str, np.n
             ("fgsm", "resnet50", 0, "d"),  # its standard run is missing
         )
     ]
-    (row,) = (r.plain() for r in comparison.standard_against_robust(made, BASELINES, resamples=100))
+    (row,) = (r.plain() for r in against(made, BASELINES, resamples=100))
     assert (row["model"], row["seed"]) == ("vgg16", 1)
     assert row["standard"] == pytest.approx(right["b"].mean())
 
@@ -184,7 +190,7 @@ def compared(tmp_path: Path, before: np.ndarray, after: np.ndarray, measure: str
         make_run(tmp_path, defence, rows("clean", 0, wrong), saliency=saliency(values, "layercam", measure))
         for defence, values in (("standard", before), ("fgsm", after))
     ]
-    rows_of = comparison.standard_against_robust(made, BASELINES, resamples=300)
+    rows_of = against(made, BASELINES, resamples=300)
     (row,) = (r.plain() for r in rows_of if r.measure == measure)
     return row
 
@@ -234,7 +240,7 @@ def test_a_small_p_among_many_comparisons_settles_nothing(tmp_path: Path) -> Non
         make_run(tmp_path, defence, rows("clean", 0, wrong), saliency=table(values))
         for defence, values in (("standard", before), ("fgsm", after))
     ]
-    found = {r.measure: r.plain() for r in comparison.standard_against_robust(made, BASELINES, resamples=300)}
+    found = {r.measure: r.plain() for r in against(made, BASELINES, resamples=300)}
     row = found["infection_energy"]
     assert row["comparisons"] == len(more)  # of the saliency measures; accuracy is a family of its own
     assert row["p_value"] < 0.05 < row["p_corrected"]
@@ -252,13 +258,13 @@ def test_another_standard_run_is_compared_with_the_baseline_and_never_is_one(
     robust = make_run(tmp_path, "fgsm", rows("clean", 0, right["c"]))
     document = atomic.read_json(other / "metrics.json")
     atomic.write_json(other / "metrics.json", document | {"defence": "standard"} | also)
-    first, second = comparison.standard_against_robust([other, robust, base], BASELINES, resamples=100)
+    first, second = against([other, robust, base], BASELINES, resamples=100)
     assert [(row.defence, row.label, row.background) for row in (first, second)] == [
         ("standard", also.get("label", ""), also.get("background", "full")),
         ("fgsm", "", "full"),
     ]
     assert first.standard == second.standard == pytest.approx(right["a"].mean())
-    assert comparison.standard_against_robust([other, robust], BASELINES, resamples=100) == []
+    assert against([other, robust], BASELINES, resamples=100) == []
 
 
 def test_controls_are_not_compared(tmp_path: Path) -> None:
@@ -275,7 +281,7 @@ def test_controls_are_not_compared(tmp_path: Path) -> None:
     clean = rows("clean", 0.0, np.ones(IMAGES, dtype=bool))
     folder = make_run(tmp_path, "fgsm", clean, saliency=pd.concat(tables))
     standard = make_run(tmp_path, "standard", clean, saliency=pd.concat(tables))
-    methods = {row.method for row in comparison.standard_against_robust([standard, folder], BASELINES, resamples=100)}
+    methods = {row.method for row in against([standard, folder], BASELINES, resamples=100)}
     looking = {"layercam@gate", "layercam-smooth@gate", "gradcam", "integrated-gradients"}
     assert methods == {None, *looking}, "controls are compared with nothing"
 
@@ -288,7 +294,7 @@ def test_a_map_of_one_cell_is_not_compared(tmp_path: Path) -> None:
     standard, robust = (
         make_run(tmp_path, name, clean, saliency=pd.concat([*asked, one_cell])) for name in ("standard", "fgsm")
     )
-    methods = {row.method for row in comparison.standard_against_robust([standard, robust], BASELINES, resamples=100)}
+    methods = {row.method for row in against([standard, robust], BASELINES, resamples=100)}
     assert methods == {None, "gradcam"}, "a map of one cell is the same everywhere: there is nothing to compare"
 
 
@@ -321,10 +327,10 @@ def test_maps_at_a_gate_are_compared_between_gated_runs_alone(tmp_path: Path) ->
         return folder
 
     bare, behind = run("a", "standard", "full"), run("b", "fgsm", "gate")
-    methods = {row.method for row in comparison.standard_against_robust([bare, behind], BASELINES, resamples=100)}
+    methods = {row.method for row in against([bare, behind], BASELINES, resamples=100)}
     assert methods == {None, "gradcam"}
     gated = run("c", "standard", "gate")
-    both = comparison.standard_against_robust([gated, run("e", "fgsm", "gate")], BASELINES, resamples=100)
+    both = against([gated, run("e", "fgsm", "gate")], BASELINES, resamples=100)
     assert {row.method for row in both} == {None, "layercam@gate", "layercam-smooth@gate", "gradcam"}
 
 
@@ -337,7 +343,7 @@ def test_a_hit_rate_that_its_cells_do_not_allow_is_not_compared(tmp_path: Path) 
         tables.append(saliency(np.full(IMAGES, ceiling), "gradcam", "pointing_ceiling"))
         table = pd.concat(tables).assign(cells="2 x 2", chance=0.1)
         folders = [make_run(tmp_path / f"{ceiling}", name, clean, saliency=table) for name in ("standard", "fgsm")]
-        found = comparison.standard_against_robust(folders, BASELINES, resamples=100)
+        found = against(folders, BASELINES, resamples=100)
         assert {row.measure for row in found if row.method} == measures
 
 
@@ -351,7 +357,7 @@ def test_worst_cases_of_unequal_effort_are_not_compared(tmp_path: Path, right: d
         make_run(tmp_path, "fgsm", clean, worst("b", 30, 300)),
         make_run(tmp_path, "pgd", clean, worst("b", 50, 1000)),
     ]
-    compared = comparison.standard_against_robust(made, BASELINES, resamples=50)
+    compared = against(made, BASELINES, resamples=50)
     measures = {(row.defence, row.measure) for row in compared}
     assert ("fgsm", "worst-case-30/300 accuracy @0.02") in measures
     assert {measure for defence, measure in measures if defence == "pgd"} == {"clean accuracy"}
@@ -359,7 +365,7 @@ def test_worst_cases_of_unequal_effort_are_not_compared(tmp_path: Path, right: d
 
 
 def test_guided_training_is_another_one_than_unguided_training() -> None:
-    ways = [{}, {"guidance": 0.5, "guidance_on": "cam"}]
+    ways = [{}, {"guidance": 0.5, "guidance_on": "gradients"}]
     abouts = [About.trained(recipe("fgsm", seed=seed, **way)) for way in ways for seed in (0, 1)]
     assert [about.label for about in abouts] == ["", "", "guided", "guided"]
     clean = [{"n": 9, "accuracy": {"value": value}} for value in (0.2, 0.4, 0.6, 0.8)]

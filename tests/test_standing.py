@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-import re
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -14,9 +13,10 @@ import pytest
 from small_runs import recipe as small_run
 from test_cli import complaint, run
 from test_engines import small
+from trustcxr import registry
+from trustcxr.data.phantom import write_files
 from trustcxr.recipes.study_recipe import StudyRecipe, load_study, with_seeds, with_tracker
 from trustcxr.storage import atomic, layout, locks
-from trustcxr.storage.schemas import CostDocument, WayCost
 from trustcxr.study import cost, status, steps
 from trustcxr.study.engines import Task, failures
 
@@ -115,9 +115,9 @@ def test_the_epoch_and_the_time_left_come_from_epochs_that_were_measured(begun: 
     printed = run("status", begun).stdout
     assert "time left: unknown until" in " ".join(printed.split())
     assert f"--out {begun}` estimates it" in " ".join(printed.split())
-    with cost.record_time(robust, "explain"):
+    with status.record_time(robust, "explain"):
         pass
-    assert list(cost.read_seconds(robust)) == ["explain"]
+    assert list(status.read_seconds(robust)) == ["explain"]
 
 
 def test_a_folder_that_is_no_study_is_one_line(begun: Path) -> None:
@@ -136,20 +136,17 @@ def test_epochs_with_a_refit_are_those_of_both_trainings(tmp_path: Path) -> None
     assert (found.epoch, found.epochs) == (4, 6)
 
 
-def test_robust_runs_of_networks_that_are_not_chosen_yet_cost_between_the_cheapest_and_the_most_expensive() -> None:
+def test_robust_runs_of_networks_that_are_not_chosen_yet_cost_at_most_the_most_expensive() -> None:
     networks = [{"name": name, "weights": "none"} for name in ("test_resnet", "resnet10t")]
     recipe: StudyRecipe = small(models=networks)  # type: ignore[assignment]
     found = status.plan_runs(recipe, None)
-    ways = {
-        cost.kind(one): WayCost(step=seconds, batch=12, forward=1.0, gradient=1.0)
-        for one, seconds in zip((*found.certain, *found.open), (1.0, 2.0, 10.0, 40.0), strict=True)
+    seconds = {
+        status.kind(one): dict.fromkeys(layout.STEP_FILES, each)
+        for one, each in zip((*found.certain, *found.open), (1.0, 2.0, 10.0, 40.0), strict=True)
     }
-    plan = status.plan(recipe, None, CostDocument(ways=ways, counts={"train": 24, "val": 0, "test": 6}))
-    # Two steps an epoch and one epoch. Of a test image: clean and three attacks; their gradients, and one beside.
-    assert [one.seconds["train"] for one in plan.runs] == [2.0, 4.0, 20.0, 80.0]
-    assert {one.seconds["test"] for one in plan.runs} == {6 * ((1 + 3) + (1 + 2 + 2))}
-    left = [one.left or 0.0 for one in plan.runs]
-    assert (plan.least, plan.most) == (sum(left[:3]), sum(left[:2]) + left[3])
+    plan = status.plan(recipe, None, seconds)
+    assert [one.left for one in plan.runs] == [5.0, 10.0, 50.0, 200.0]
+    assert plan.most == 5 + 10 + 200
     assert [one.state for one in plan.runs] == ["waiting", "waiting", "if chosen", "if chosen"]
 
 
@@ -158,7 +155,7 @@ def test_a_dry_run_of_another_recipe_is_refused_and_of_a_tracked_study_is_not(be
     atomic.write_yaml(asked, atomic.section(content, "recipe"))
     followed = with_tracker(status.read_recipe(begun), track="mlflow", tracking_uri="http://lab:5000")
     atomic.write_yaml(begun / layout.STUDY_FILE, content | {"recipe": followed.model_dump(mode="json")})
-    words = ("study", asked, "--dry-run", "--no-measure", "--out", begun)
+    words = ("study", asked, "--dry-run", "--out", begun)
     printed = run(*words).stdout
     assert "unknown" not in printed.split("tiny:")[1]
     assert [line.split("  ")[-1].strip() for line in printed.splitlines() if ROBUST in line] == ["explain, describe"]
@@ -170,16 +167,15 @@ def test_seeds_are_the_recipes_own_and_then_those_after() -> None:
     assert with_seeds(load_study("demo"), 3).seeds == (0, 1, 2)
     assert with_seeds(small(seeds=[7, 3]), 4).seeds == (7, 3, 8, 9)  # type: ignore[arg-type]
     assert "--seeds 0: expected 1 or more" in complaint("study", "demo", "--seeds", 0, "--dry-run")
-    listed = json.loads(run("study", "demo", "--seeds", 2, "--dry-run", "--no-measure", "--json").stdout)
+    listed = json.loads(run("study", "demo", "--seeds", 2, "--dry-run", "--json").stdout)
     assert [one["seed"] for one in listed["runs"]] == [0, 1] * 4
 
 
 def test_a_dry_run_of_the_paper_lists_its_runs_without_data() -> None:
-    done = run("study", "paper", "--dry-run", "--no-measure")
+    done = run("study", "paper", "--dry-run")
     assert done.stdout.count("if chosen") == 21
     assert "validation will choose 6 networks" in done.stdout
     assert "say --data PATH" in complaint("study", "paper")
-    assert "--no-measure is an option of --dry-run" in complaint("study", "paper", "--no-measure")
     assert "s3://bucket/images: a dry run downloads nothing" in complaint(
         "study", "demo", "--dry-run", "--data", "s3://bucket/images"
     )
@@ -187,18 +183,22 @@ def test_a_dry_run_of_the_paper_lists_its_runs_without_data() -> None:
 
 def test_a_dry_run_that_only_lists_refuses_what_nobody_knows(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("name: bad\nmodels: [resnet18]\ndefences: [fgms]\n")
-    assert "did you mean fgsm" in complaint("study", tmp_path / "bad.yaml", "--dry-run", "--no-measure")
+    assert "did you mean fgsm" in complaint("study", tmp_path / "bad.yaml", "--dry-run")
 
 
 @pytest.mark.slow
-def test_a_dry_run_times_each_network_and_logs_each_at_once(capsys: pytest.CaptureFixture[str]) -> None:
-    plan = status.dry_run(small(), None, None)  # type: ignore[arg-type]
-    assert plan.costs is not None
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1 + len(plan.costs.ways) == 1 + 4
-    assert all(re.fullmatch(r"\[\d/4\] timing \S+, about \d+ .* left", line) for line in lines[2:])
-    for way in plan.costs.ways.values():
-        assert (way.step or 0) > (way.forward or 0) > 0
-        assert (way.gradient or 0) > (way.forward or 0)
-    assert plan.least is not None
-    assert 0 < plan.least < (plan.most or 0)
+def test_a_dry_run_times_each_network_and_keeps_the_estimate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe: StudyRecipe = small()  # type: ignore[assignment]
+    images = write_files.write(tmp_path / "images", {"Train": 6, "Val": 3, "Test": 2}, size=32)
+    monkeypatch.setattr(cost, "_time_passes", lambda run: (3.0, 1.0, 2.0))
+    plan = cost.dry_run(recipe, images, tmp_path / "study")
+    assert "18 train, 9 val, 6 test, 4 annotated" in capsys.readouterr().err
+    # Of a test image: clean, its views and three attacks; the gradients of these, and one beside.
+    assert plan.runs[0].seconds["train"] == 18 * 3 + 9
+    assert plan.runs[0].seconds["test"] == 6 * ((1 + len(registry.VIEWS) + 3) + 2 * (1 + 2 + 2))
+    assert status.plan(recipe, tmp_path / "study").most == plan.most
+    monkeypatch.undo()
+    seconds = cost.estimate(recipe, status.plan_runs(recipe, None).certain[:1], images)
+    assert all(second > 0 for steps in seconds.values() for second in steps.values())

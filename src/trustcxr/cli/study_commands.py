@@ -15,8 +15,7 @@ from trustcxr.storage import layout
 from trustcxr.version import NOTICE
 
 if TYPE_CHECKING:
-    from trustcxr.recipes.study_recipe import StudyRecipe
-    from trustcxr.storage.schemas import StudyDocument
+    from trustcxr.storage.schemas import StudyDocument, StudyPlan
 
 study_app = Typer()
 Jobs = Annotated[int | None, Option("--jobs", help="Concurrent runs. Default: 1; on a cluster, as many as fit.")]
@@ -54,18 +53,17 @@ def study(
     check: Annotated[bool, Option(help="First check the data, for the report.")] = True,
     seeds: Annotated[int | None, Option(help="Number of seeds of every run, counted from the recipe's.")] = None,
     track: Track = None,
-    dry_run: Annotated[bool, Option("--dry-run", help="List the runs, their state and cost; train nothing.")] = False,
-    measure: Annotated[bool, Option("--measure/--no-measure", help="For --dry-run: time each network.")] = True,
+    dry_run: Annotated[
+        bool, Option("--dry-run", help="List the runs and their state, with --data also their time; train nothing.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Run a study: train, select on validation, train robustly, test, explain, report. Start it again to resume.
 
-    To see the cost before anything is trained: trustcxr study paper --dry-run
+    To see the cost before anything is trained: trustcxr study paper --data FOLDER --dry-run
     """
     from trustcxr.recipes.study_recipe import load_study, with_seeds, with_tracker
 
-    if not measure and not dry_run:
-        raise UserError("--no-measure is an option of --dry-run. Add --dry-run, or leave it out.")
     chosen = load_study(recipe) if seeds is None else with_seeds(load_study(recipe), seeds)
     chosen = with_tracker(chosen, **parse_tracker(track))
     from trustcxr.study import engines
@@ -74,7 +72,10 @@ def study(
     options = engines.EngineOptions(jobs, engines.Needs(cpus, gpus), ray_address, sbatch, devices)
     chosen_engine = engines.get(engine, options=options)
     if dry_run:
-        return _dry_run(chosen, data, out, json=json, devices=devices, measured=measure)
+        from trustcxr.study import cost
+
+        plan = cost.dry_run(chosen, data, out, devices=devices)
+        return _show_plan(plan, f"{plan.study}: {chosen.title}", json=json)
     if data is None or out is None:
         missing = "--data PATH" if data is None else "--out DIR"
         raise UserError(f"study {recipe}: say {missing}; see trustcxr study --help")
@@ -86,35 +87,23 @@ def study(
     return _finish_study(whole.run(), out, json=json)
 
 
-def _dry_run(
-    recipe: "StudyRecipe", data: Path | None, out: Path | None, *, json: bool, devices: int, measured: bool
-) -> None:
-    from trustcxr import report
-    from trustcxr.report import status_text
-    from trustcxr.study import status as study_status
-
-    plan = study_status.dry_run(recipe, data, out, devices=devices, measured=measured)
-    if json:
-        return print_json(plan)
-    report.print_rows(f"{plan.study}: {recipe.title}", status_text.list_costs(plan))
-    return _print_lines(
-        (*(status_text.describe_timing(plan.costs) if plan.costs else ()), *status_text.describe_status(plan))
-    )
-
-
 @study_app.command(epilog="Example: trustcxr status out/quick")
 def status(
     study: Annotated[Path, Argument(metavar="STUDY", help="Folder of a study; it may be running.")], json: Json = False
 ) -> None:
     """Show which runs of a study are done, running or failed, and the time left."""
-    from trustcxr import report
-    from trustcxr.report import status_text
     from trustcxr.study import status as study_status
 
-    plan = study_status.status(study)
+    _show_plan(study_status.status(study), str(study), json=json)
+
+
+def _show_plan(plan: "StudyPlan", title: str, *, json: bool) -> None:
+    from trustcxr import report
+    from trustcxr.report import status_text
+
     if json:
         return print_json(plan)
-    report.print_rows(str(study), status_text.list_states(plan))
+    report.print_rows(title, status_text.list_states(plan))
     return _print_lines(status_text.describe_status(plan))
 
 

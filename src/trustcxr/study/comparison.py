@@ -3,7 +3,7 @@
 from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -13,9 +13,12 @@ from trustcxr.explain.saliency_summary import average_changes, cells_of, describ
 from trustcxr.registry import BASELINE_MAPS, HIGHER_IS_BETTER, LOWER_IS_BETTER, Method, format_attack
 from trustcxr.statistics import holm, paired
 from trustcxr.storage import atomic
-from trustcxr.storage.layout import METRICS_FILE, PREDICTIONS_FILE, SALIENCY_FILE
+from trustcxr.storage.layout import PREDICTIONS_FILE, SALIENCY_FILE
 from trustcxr.storage.prediction_table import CLEAN, efforts_of, logits_of
-from trustcxr.storage.schemas import LEVEL, Comparison, OverSeeds, RunDocument, SeedFigure, Share, read_schema
+from trustcxr.storage.schemas import LEVEL, Comparison, OverSeeds, RunDocument, SeedFigure, Share
+
+_ENERGY = "infection_energy"
+_NAMES = ("model", "defence", "label", "background", "split")  # what runs of one training share
 
 
 class Key(NamedTuple):
@@ -25,24 +28,26 @@ class Key(NamedTuple):
     method: str = ""
 
 
+def describe_together(runs: Mapping[Path, RunDocument], baselines: Container[str], *, resamples: int) -> dict[str, Any]:
+    """Return what study.json says of all runs together: comparisons, spread over seeds, alarms."""
+    return {
+        "comparisons": standard_against_robust(runs, baselines, resamples=resamples),
+        "over_seeds": over_seeds(list(runs.values())),
+        "alarms": [alarm.model_copy(update={"run": run.run}) for run in runs.values() for alarm in run.alarms],
+    }
+
+
 def standard_against_robust(
-    folders: list[Path], baselines: Container[str], *, resamples: int = 2000
+    runs: Mapping[Path, RunDocument], baselines: Container[str], *, resamples: int = 2000
 ) -> list[Comparison]:
     """Compare every other run of a study with the baseline of its model and seed, measure by measure.
 
     A row has the means, their difference with its bootstrap interval over groups, the share of images improved, the
     p-value, and the verdict in words. P-values are corrected (Holm 1979) for all comparisons of accuracy, or of
-    saliency. `baselines`: names of the runs that the recipe trains without any of its defences. Maps at a lung gate are
-    compared between gated runs alone. A hit rate is not compared if a map has too few cells.
+    saliency. `runs`: folders and documents. `baselines`: names of the runs that the recipe trains without any of its
+    defences. Maps at a lung gate are compared between gated runs alone. A hit rate is not compared if a map has too few
+    cells.
     """
-    documents = {folder: read_schema(RunDocument, folder / METRICS_FILE) for folder in folders}
-    return compare_documents(documents, baselines, resamples=resamples)
-
-
-def compare_documents(
-    runs: Mapping[Path, RunDocument], baselines: Container[str], *, resamples: int = 2000
-) -> list[Comparison]:
-    """Compare runs as `standard_against_robust`, from their folders and documents."""
     standard = {(run.model, run.seed): folder for folder, run in runs.items() if folder.name in baselines}
     rows, tables = [], {folder: figures(folder) for folder in runs}
     for folder, document in runs.items():
@@ -168,58 +173,45 @@ def _saliency(table: pd.DataFrame) -> dict[Key, pd.DataFrame]:
     return tables
 
 
-ENERGY = "infection_energy"
-
-
 def over_seeds(runs: Sequence[RunDocument]) -> list[OverSeeds]:
     """Return mean and spread of each figure, for every network and training with more than one seed."""
     groups: dict[tuple[str, ...], list[RunDocument]] = {}
     for run in runs:
         training = run.run.removesuffix(f"-s{run.seed}")
-        groups.setdefault((run.model, run.defence, run.label, run.background, run.split, training), []).append(run)
-    spreads = []
-    for (model, defence, label, background, split, _), several in groups.items():
-        seeds = [run.seed for run in several if run.seed is not None]
-        if len(seeds) > 1:
-            names = {"model": model, "defence": defence, "label": label, "background": background, "split": split}
-            values = [dict(_figures(run)) for run in several]
-            shared = [key for key in values[0] if all(key in other for other in values)]
-            spread = [_figure(key, [other[key] for other in values]) for key in shared]
-            spreads.append(OverSeeds(**names, seeds=seeds, figures=spread))
-    return spreads
+        groups.setdefault((*(getattr(run, name) for name in _NAMES), training), []).append(run)
+    return [_spread(several) for several in groups.values() if sum(run.seed is not None for run in several) > 1]
 
 
-def _figure(key: tuple[str, str], values: list[float]) -> SeedFigure:
-    measure, method = key
-    return SeedFigure(
-        measure=measure,
-        method=method or None,
-        mean=fmean(values),
-        deviation=stdev(values),
-        lowest=min(values),
-        highest=max(values),
-        n=len(values),
+def _spread(runs: list[RunDocument]) -> OverSeeds:
+    values = [_figures(run) for run in runs]
+    each = {key: [of_run[key] for of_run in values] for key in values[0] if all(key in of_run for of_run in values)}
+    return OverSeeds(
+        **{name: getattr(runs[0], name) for name in _NAMES},
+        seeds=[run.seed for run in runs if run.seed is not None],
+        figures=[
+            SeedFigure(
+                measure=key.measure,
+                method=key.method or None,
+                mean=fmean(of_seeds),
+                deviation=stdev(of_seeds),
+                lowest=min(of_seeds),
+                highest=max(of_seeds),
+                n=len(of_seeds),
+            )
+            for key, of_seeds in each.items()
+        ],
     )
 
 
-def _figures(run: RunDocument) -> Iterator[tuple[tuple[str, str], float]]:
-    """Yield (measure, saliency method) and value; of an attack the lowest accuracy of any number of steps."""
-    clean = run.clean
-    yield from _named(f"{CLEAN} accuracy", clean.accuracy.value)
-    lowest: dict[str, float] = {}
+def _figures(run: RunDocument) -> dict[Key, float]:
+    """Return each figure that was measured; of an attack the lowest accuracy of any number of steps."""
+    clean, lowest = run.clean, dict[Key, float]()
     for attack in run.attacks:
-        if attack.accuracy.value is not None:
+        if (value := attack.accuracy.value) is not None:
             worst = attack.attack == registry.WORST_CASE  # only equal efforts share a row
-            name = f"{attack.effort.name if worst else attack.attack} accuracy @{attack.epsilon:g}"
-            lowest[name] = min(attack.accuracy.value, lowest.get(name, 1.0))
-    for name, value in lowest.items():
-        yield from _named(name, value)
-    for name, share in (("f1_macro", clean.f1_macro), ("auroc_macro", clean.auroc_macro), ("ece", clean.ece)):
-        yield from _named(name, share.value)
-    for method, saliency in run.saliency.items():
-        yield from _named(ENERGY, saliency.figure(ENERGY).value, method)
-
-
-def _named(measure: str, value: float | None, method: str = "") -> Iterator[tuple[tuple[str, str], float]]:
-    if value is not None:
-        yield (measure, method), value
+            key = Key(f"{attack.effort.name if worst else attack.attack} accuracy @{attack.epsilon:g}")
+            lowest[key] = min(value, lowest.get(key, 1.0))
+    figures = {Key(f"{CLEAN} accuracy"): clean.accuracy.value, **lowest, Key("f1_macro"): clean.f1_macro.value}
+    figures |= {Key("auroc_macro"): clean.auroc_macro.value, Key("ece"): clean.ece.value}
+    figures |= {Key(_ENERGY, method): saliency.figure(_ENERGY).value for method, saliency in run.saliency.items()}
+    return {key: value for key, value in figures.items() if value is not None}

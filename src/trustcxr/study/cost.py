@@ -1,164 +1,178 @@
-"""Estimate the seconds of each step of a run: the time of one pass, multiplied by the passes of the recipe.
+"""Plan a study without training, and estimate its time: the time of a pass of each network, times the passes."""
 
-A step that this study has done for the same network and defence counts as measured. Otherwise the times are those of
-`study --dry-run`: one training step, one forward pass and one gradient of each network.
-"""
-
-import math
-import statistics
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
 
+import numpy as np
+import torch
+
+from trustcxr import attacks
+from trustcxr.console import log, track
+from trustcxr.data import remote
+from trustcxr.data.layouts import read_manifest
+from trustcxr.data.manifest import NO_SPLIT
 from trustcxr.errors import UserError
-from trustcxr.recipes.evaluation_recipe import AttackRecipe, EvaluationRecipe, ExplanationRecipe
+from trustcxr.evaluation.trained_run import device
+from trustcxr.models import factory
+from trustcxr.recipes import study_recipe
+from trustcxr.recipes.evaluation_recipe import EvaluationRecipe, ExplanationRecipe
 from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.recipes.study_recipe import StudyRecipe
 from trustcxr.recipes.training_recipe import MONITOR_IMAGES, MONITOR_STEPS
-from trustcxr.registry import CORRUPTIONS, DEFENCES, VIEWS, WORST_CASE, Method
-from trustcxr.storage import atomic, layout, schemas
-from trustcxr.storage.schemas import CostDocument, RunPlan, WayCost
+from trustcxr.registry import CORRUPTIONS, PLAIN_STEP, VIEWS, WORST_CASE, Method
+from trustcxr.runs import preflight
+from trustcxr.runs.training_data import read_added
+from trustcxr.storage import layout
+from trustcxr.storage.os_errors import shell_quote
+from trustcxr.storage.schemas import StudyPlan
+from trustcxr.study import status
+from trustcxr.training.environment import autocast_dtype
+from trustcxr.training.step import TrainingStep, replays
 
-COSTS = "costs"  # the key in a study's timings.json of what a dry run timed
-
-
-class Passes(NamedTuple):
-    """Passes of one image through a network, without and with its gradient."""
-
-    forward: float = 0.0
-    gradient: float = 0.0
-
-    def seconds(self, way: WayCost) -> float:
-        """Multiply the passes by the time of each."""
-        return self.forward * (way.forward or 0.0) + self.gradient * (way.gradient or 0.0)
-
-
-# Counted once on the shipped recipes; a CAM reads all layers and methods in one forward pass.
-_MAP = {"integrated-gradients": Passes(0, 32), "smoothgrad": Passes(0, 16), "occlusion": Passes(225, 0)}
+_TIMED = 8  # images of a timed pass on a processor; a GPU has a whole batch
 _CLIMBS = {WORST_CASE: 4, "fab": 2}  # gradients a step, of attacks that take more than one
-_LESION_EFFECT = Passes(20, 1)  # of each annotated image
-_SAMPLE, _SAMPLE_METHOD = Passes(0, 25), Passes(70, 0)  # of each sampled image, and of each method there
 
 
-@contextmanager
-def record_time(folder: Path, step: str) -> Iterator[None]:
-    """Record how long a step of a run takes, unless it was done already or fails."""
-    before, began = (folder / layout.STEP_FILES[step]).is_file(), time.monotonic()
-    yield
-    if not before:
-        add_timings(folder, **{step: round(time.monotonic() - began, 2)})
+def dry_run(recipe: StudyRecipe, data: Path | None, out: Path | None, *, devices: int = 1) -> StudyPlan:
+    """Return the plan of a study without training, decoding or fetching anything.
+
+    What is done in `out` counts. With `data` each network is timed now, some seconds each; `out` keeps the estimate for
+    `status`. Raises UserError for unknown names, and if `devices` cannot share each training.
+    """
+    begun = out if out is not None and (out / layout.STUDY_FILE).is_file() else None
+    if begun is not None:
+        _check_same_study(begun, recipe)
+    preflight.check_names(recipe, begun)
+    if devices != 1:
+        preflight.check_devices(recipe, devices)
+    if data is None:
+        return status.plan(recipe, out)
+    runs = status.plan_runs(recipe, None)
+    seconds = estimate(recipe, [*runs.certain, *runs.open], data)
+    if out is not None:
+        status.add_timings(out, **{status.ESTIMATE: seconds})
+    return status.plan(recipe, out, seconds)
 
 
-def read_timings(folder: Path) -> dict[str, object]:
-    """Return timings.json of a study or run; empty if it is missing or damaged."""
-    with suppress(UserError):
-        return atomic.read_document(folder / layout.TIMINGS_FILE)
-    return {}
+def _check_same_study(begun: Path, recipe: StudyRecipe) -> None:
+    before = status.read_recipe(begun)
+    study_recipe.check_seeds(before, recipe, begun)
+    if (
+        study_recipe.without_tracker(before) != study_recipe.without_tracker(recipe)
+        and not study_recipe.adds_seeds(before, recipe)
+        and not study_recipe.removed_models(before, recipe)
+    ):
+        raise UserError(
+            f"{begun}: holds a study of another recipe. Choose another --out, or see "
+            f"trustcxr status {shell_quote(begun)}"
+        )
 
 
-def add_timings(folder: Path, **timings: object) -> None:
-    """Add keys to timings.json of a study or run."""
-    atomic.write_json(folder / layout.TIMINGS_FILE, read_timings(folder) | timings)
+def estimate(recipe: StudyRecipe, runs: Iterable[RunRecipe], data: Path) -> status.Seconds:
+    """Estimate the most seconds of each step, by network and defence, from passes of noise with random weights.
 
-
-def read_costs(study: Path) -> CostDocument | None:
-    """Return what a dry run timed; None if there was none, or its record is damaged."""
-    costs = atomic.section(read_timings(study), COSTS)
-    with suppress(UserError):
-        return schemas.parse(CostDocument, costs, study / layout.TIMINGS_FILE) if costs else None
-    return None
-
-
-def read_seconds(folder: Path) -> dict[str, float]:
-    """Return the recorded seconds of each step of a run, or of a study in all."""
-    timings = read_timings(folder).items()
-    return {name: float(seconds) for name, seconds in timings if isinstance(seconds, int | float)}
-
-
-def kind(run: RunRecipe) -> str:
-    """Name a network and its way of training, whatever the seed."""
-    return f"{run.model.called}-{run.trained_how}".lower()
-
-
-def most_epochs(run: RunRecipe) -> int:
-    """Return the most epochs of a run; with a refit those of both trainings."""
-    return run.training.epochs * (2 if run.training.refit else 1)
-
-
-class Times:
-    """Seconds of each step, by network and defence: as this study measured them, else as a dry run estimates them."""
-
-    def __init__(self, recipe: StudyRecipe, costs: CostDocument | None) -> None:
-        self.recipe, self.costs = recipe, costs
-        self.epochs: dict[str, list[float]] = {}
-        self.steps: dict[str, dict[str, float]] = {}
-
-    def add(self, run: RunRecipe, epochs: list[float], folder: Path) -> None:
-        """Add the seconds of the epochs and steps that a run has done."""
-        self.epochs.setdefault(kind(run), []).extend(epochs)
-        self.steps.setdefault(kind(run), {}).update(read_seconds(folder))
-
-    def left(self, plan: RunPlan, run: RunRecipe) -> dict[str, float | None]:
-        """Return the most seconds of each step that is not done; None without an estimate."""
-        seconds: dict[str, float] = self._estimate(run) | self.steps.get(kind(run), {})
-        if epochs := self.epochs.get(kind(run)):
-            seconds["train"] = most_epochs(run) * statistics.mean(epochs)
-        if "train" in seconds:
-            seconds["train"] *= max(1 - (plan.epoch or 0) / most_epochs(run), 0.0)
-        steps = list(layout.STEP_FILES)
-        return {step: seconds.get(step) for step in steps[steps.index(plan.step) :]}
-
-    def _estimate(self, run: RunRecipe) -> dict[str, float]:
-        """Return the most seconds of each step by a dry run; empty if it did not time this network and defence."""
-        way = self.costs.ways.get(kind(run)) if self.costs is not None else None
-        if self.costs is None or way is None:
-            return {}
-        counts, options = self.costs.counts, self.recipe.explanation
-        train, val, annotated = (counts.get(role, 0) for role in ("train", "val", "annotated"))
-        drawn = min(annotated, options.sample)
-        return {
-            "train": most_epochs(run) * _epoch(run, way, train, val),
-            "validate": val * (way.forward or 0.0),
-            "test": counts.get("test", 0) * _test_passes(self.recipe.evaluation, masks=annotated > 0).seconds(way),
-            "explain": annotated * _explain_passes(options).seconds(way)
-            + drawn * (_SAMPLE.seconds(way) + len(options.methods) * _SAMPLE_METHOD.seconds(way))
-            + counts.get("annotated_val", 0) * _map_passes(options).seconds(way),
-            "describe": (train + val) * (way.forward or 0.0),  # statistics of the training images
+    Training may stop early, and an attack at an image that it has broken. The training of a lung segmenter, bounds,
+    proofs and what the processor does beside the network come on top.
+    """
+    counts, kinds, seconds = count_images(recipe, data), {status.kind(run): run for run in runs}, status.Seconds()
+    for name, run in track(kinds.items(), "timing each network and defence", len(kinds)):
+        step, forward, gradient = _time_passes(run)
+        train, val, annotated = counts["train"], counts["val"], counts["annotated"]
+        epoch = (train + val * run.training.refit) * replays(run) * step + val * forward
+        if run.defence.attacks and not run.defence.certifies:
+            epoch += min(MONITOR_IMAGES, val) * (2 * forward + (MONITOR_STEPS + 1) * gradient)
+        seconds[name] = {
+            "train": status.most_epochs(run) * epoch,
+            "validate": val * forward,
+            "test": counts["test"] * _test_image(recipe.evaluation, annotated > 0, forward, gradient),
+            "explain": _explain_images(recipe.explanation, annotated, forward, gradient),
+            "describe": (train + val) * forward,  # statistics of the training images
         }
+    return seconds
 
 
-def _epoch(run: RunRecipe, way: WayCost, train: int, val: int) -> float:
-    """Return the seconds of one epoch and of the validation after it."""
-    replays = run.defence.replays if "replays" in DEFENCES[run.defence.name].options else 1
-    steps = max(math.floor((train + val * run.training.refit) / run.training.batch_size), 1) * replays
-    validation = val * (way.forward or 0.0)
-    if run.defence.attacks and not run.defence.certifies:
-        validation += min(MONITOR_IMAGES, val) * Passes(2, MONITOR_STEPS + 1).seconds(way)
-    return steps * (way.step or 0.0) + validation
+def _test_image(options: EvaluationRecipe, masks: bool, forward: float, gradient: float) -> float:
+    """Return the seconds of one test image: clean, corrupted, without the lungs, and under every attack to its end."""
+    conditions = 1 + len(VIEWS) * masks + (len(options.corruptions.conditions()) if options.corruptions else 0)
+    total = conditions * forward + gradient
+    for attack in options.attacks:
+        climb = 0 if attack.entry.steps == "search" else (attack.steps or 1) * (attack.restarts or 1)
+        once = (1 + (attack.queries or 0)) * forward + climb * _CLIMBS.get(attack.name, 1) * gradient
+        total += len(attack.epsilons) * once
+    return total
 
 
-def _test_passes(options: EvaluationRecipe, *, masks: bool) -> Passes:
-    """Count the passes of one test image: clean, corrupted, without the lungs, and under every attack to its end."""
-    forward = 1 + len(VIEWS) * masks + (len(options.corruptions.conditions()) if options.corruptions else 0)
-    attacked = [_attack_passes(attack) for attack in options.attacks for _ in attack.epsilons]
-    return Passes(forward + sum(one.forward for one in attacked), 1 + sum(one.gradient for one in attacked))
+def _explain_images(options: ExplanationRecipe, annotated: int, forward: float, gradient: float) -> float:
+    """Return the seconds of the maps, their measures and the lesion effect; passes were counted on shipped recipes."""
+    slow = {"integrated-gradients": 32 * gradient, "smoothgrad": 16 * gradient, "occlusion": 225 * forward}
+    maps = forward + sum(slow.get(Method.parse(name).base, 0.0) for name in options.methods)
+    times = 3 + len(CORRUPTIONS if options.corruptions == "all" else options.corruptions)  # clean, FGSM, on validation
+    sampled = 25 * gradient + 70 * len(options.methods) * forward
+    return annotated * (times * maps + 20 * forward + gradient) + min(annotated, options.sample) * sampled
 
 
-def _attack_passes(attack: AttackRecipe) -> Passes:
-    climb = 0 if attack.entry.steps == "search" else (attack.steps or 1) * (attack.restarts or 1)
-    return Passes(1 + (attack.queries or 0), climb * _CLIMBS.get(attack.name, 1))
+def _time_passes(run: RunRecipe) -> tuple[float, float, float]:
+    """Return the seconds of an image in a training step, in a forward pass, and with the gradient in its pixels."""
+    on, size, batch = device(), run.data.size, run.training.batch_size
+    count = batch if on.type == "cuda" else min(batch, _TIMED)
+    training = run.training.model_copy(update={"batch_size": count})
+    masks = np.zeros((count, size, size), np.uint8)
+    masks[:, size // 4 : size // 2, size // 4 : size // 2] = 1
+    module = TrainingStep(
+        factory.build(run.model.name, classes=3, weights="none", **run.network_options()),
+        run.model_copy(update={"training": training}),
+        classes=3,
+        steps_per_epoch=100,
+        lungs=np.ones_like(masks) if run.needs_lungs else None,
+        lesions=masks if training.needs_lesions else None,
+        healthy=0 if training.counterfactuals.share else None,
+    ).to(on, memory_format=torch.channels_last)
+    optimiser = module.configure_optimizers()["optimizer"]
+    noise = torch.randint(0, 256, (count, 1, size, size), dtype=torch.uint8, device=on)
+    images, labels = noise / 255, (torch.arange(count) % 3).to(on)
+    lower = autocast_dtype(training.precision, on.type)
+
+    def step() -> None:
+        optimiser.zero_grad()
+        with torch.autocast(on.type, lower or torch.bfloat16, enabled=lower is not None):
+            loss = module.training_step((noise, labels, torch.arange(count)), 0)
+        loss.backward()
+        optimiser.step()
+
+    def seconds(work: Callable[[], object]) -> float:
+        work()  # the first time takes longer: memory, choice of kernels
+        began = time.perf_counter()
+        work()
+        if on.type == "cuda":
+            torch.cuda.synchronize()
+        return (time.perf_counter() - began) / count
+
+    stepped, model = seconds(step), module.model.eval()
+    with torch.inference_mode():
+        forward = seconds(lambda: model(images))
+    return stepped, forward, seconds(lambda: attacks.get(PLAIN_STEP)(model, images, labels, epsilon=0.01))
 
 
-def _map_passes(options: ExplanationRecipe) -> Passes:
-    """Count the passes of the maps of one image by all methods."""
-    slow = [_MAP[base] for name in options.methods if (base := Method.parse(name).base) in _MAP]
-    return Passes(1 + sum(one.forward for one in slow), sum(one.gradient for one in slow))
-
-
-def _explain_passes(options: ExplanationRecipe) -> Passes:
-    """Count the passes of one annotated image: its maps clean, under FGSM and corrupted, and the lesion effect."""
-    maps = _map_passes(options)
-    times = 2 + len(CORRUPTIONS if options.corruptions == "all" else options.corruptions)
-    return Passes(times * maps.forward + _LESION_EFFECT.forward, times * maps.gradient + _LESION_EFFECT.gradient)
+def count_images(recipe: StudyRecipe, data: Path) -> dict[str, int]:
+    """Count the images of each role, and the test images with masks, without reading one."""
+    if remote.is_address(data):
+        where = remote.resolve_address(data)
+        raise UserError(f"{where}: a dry run downloads nothing. Leave --data out, or name a folder of this machine")
+    names, manifest = recipe.data.splits, read_manifest(data, **recipe.data.listing())
+    if recipe.data.labels:
+        manifest = manifest.with_labels(recipe.data.labels)
+    if manifest.splits == (NO_SPLIT,):
+        manifest = manifest.with_splits(seed=0)
+    counts = {}
+    for role, split in (("train", names.train), ("val", names.val), ("test", names.test)):
+        rows = manifest.table[manifest.table["split"] == split]
+        if rows.empty:
+            raise manifest.missing_split(split)
+        counts[role] = len(rows)
+    masks = (int(rows[f"{name}_mask"].notna().sum()) for name in ("infection", "lung"))
+    counts["annotated"] = next(filter(None, masks), 0)
+    for added in recipe.data.add:
+        counts["train"] += int((read_added(added, manifest.root).table["split"] == added.split).sum())
+    log(f"images in {manifest.root.name}: " + ", ".join(f"{count:,} {role}" for role, count in counts.items()))
+    return counts

@@ -29,7 +29,7 @@ from trustcxr.runs.test_data import check_out, report_skipped
 from trustcxr.runs.training_data import add_data, check_added
 from trustcxr.storage import atomic, layout, schemas
 from trustcxr.storage.locks import folder_lock
-from trustcxr.study import comparison, cost, status
+from trustcxr.study import comparison, status
 from trustcxr.study.engines import Engine, Failure, Task, failures
 from trustcxr.study.selection import left_out, ranked
 from trustcxr.study.steps import carry_out
@@ -200,11 +200,11 @@ class Study:
     def _count_time(self) -> None:
         """Add the seconds since the last call to timings.json, so that a study that is cut off does not lose them."""
         now = time.monotonic()
-        cost.add_timings(self.folder, seconds=round(self._seconds() + now - self._clock, 1))
+        status.add_timings(self.folder, seconds=round(self._seconds() + now - self._clock, 1))
         self._clock = now
 
     def _seconds(self) -> float:
-        return cost.read_seconds(self.folder).get("seconds", 0.0)
+        return status.read_seconds(self.folder).get("seconds", 0.0)
 
     def _run_folder(self, run: RunRecipe) -> Path:
         return self.folder / "runs" / run.name
@@ -243,11 +243,11 @@ class Study:
     def _document(
         self, runs: list[RunRecipe], ranking: list[schemas.Ranked], datasets: dict[str, Dataset], seconds: float
     ) -> schemas.StudyDocument:
-        folders, recipe = [self._run_folder(run) for run in runs], self.recipe
+        recipe, documents = self.recipe, dict[Path, schemas.RunDocument]()
         baselines = {run.name for run in runs if run.defence == DefenceRecipe()}
-        tested = [schemas.read_schema(schemas.RunDocument, folder / layout.METRICS_FILE) for folder in folders]
-        for document, folder in zip(tested, folders, strict=True):
-            document.training = schemas.read_schema(schemas.TrainingDocument, folder / layout.TRAINING_FILE)
+        for folder in map(self._run_folder, runs):
+            documents[folder] = schemas.read_schema(schemas.RunDocument, folder / layout.METRICS_FILE)
+            documents[folder].training = schemas.read_schema(schemas.TrainingDocument, folder / layout.TRAINING_FILE)
         return schemas.StudyDocument(
             version=schemas.VERSION,
             study=recipe.name,
@@ -272,10 +272,8 @@ class Study:
                     for name, reason in atomic.section(layout.read_study(self.folder), LEFT_OUT).items()
                 ],
             ),
-            runs=tested,
-            over_seeds=comparison.over_seeds(tested),
-            comparisons=comparison.standard_against_robust(folders, baselines, resamples=recipe.evaluation.bootstrap),
-            alarms=[alarm.model_copy(update={"run": run.run}) for run in tested for alarm in run.alarms],
+            runs=list(documents.values()),
+            **comparison.describe_together(documents, baselines, resamples=recipe.evaluation.bootstrap),
             failures=[schemas.FailedRun(run=failure.name, reason=failure.reason) for failure in self.failures],
         )
 

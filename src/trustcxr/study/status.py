@@ -1,7 +1,9 @@
 """Report which runs of a study are done, running or failed, and the time left, from the files in its folder alone."""
 
 import csv
+import statistics
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -9,18 +11,16 @@ from pathlib import Path
 
 from trustcxr.console import log, plural
 from trustcxr.errors import UserError
-from trustcxr.recipes import study_recipe
 from trustcxr.recipes.parsing import validate
 from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.recipes.study_recipe import StudyRecipe, run_recipe
 from trustcxr.recipes.training_recipe import DefenceRecipe
 from trustcxr.storage import atomic, layout, locks, schemas
-from trustcxr.storage.os_errors import shell_quote
-from trustcxr.storage.schemas import CostDocument, RunPlan, StudyDocument, StudyPlan
-from trustcxr.study import cost
+from trustcxr.storage.schemas import RunPlan, StudyDocument, StudyPlan
 from trustcxr.study.engines import failures
 from trustcxr.version import NOTICE
 
+ESTIMATE = "estimate"  # the key in a study's timings.json of what a dry run estimated
 EVERY = 120.0  # seconds between two lines of progress
 
 
@@ -71,6 +71,50 @@ def _read_choice(recipe: StudyRecipe, study: Path | None, standard: list[RunReci
     return {row.model for row in ranked(recipe.selection, pairs, names) if row.chosen}
 
 
+Seconds = dict[str, dict[str, float]]  # of each step, by the kind of run
+
+
+@contextmanager
+def record_time(folder: Path, step: str) -> Iterator[None]:
+    """Record how long a step of a run takes, unless it was done already or fails."""
+    before, began = (folder / layout.STEP_FILES[step]).is_file(), time.monotonic()
+    yield
+    if not before:
+        add_timings(folder, **{step: round(time.monotonic() - began, 2)})
+
+
+def _read_timings(folder: Path) -> dict[str, object]:
+    """Return timings.json of a study or run; empty if it is missing or damaged."""
+    with suppress(UserError):
+        return atomic.read_document(folder / layout.TIMINGS_FILE)
+    return {}
+
+
+def add_timings(folder: Path, **timings: object) -> None:
+    """Add keys to timings.json of a study or run."""
+    atomic.write_json(folder / layout.TIMINGS_FILE, _read_timings(folder) | timings)
+
+
+def read_seconds(folder: Path) -> dict[str, float]:
+    """Return the recorded seconds of each step of a run, or of a study in all."""
+    return _numbers(_read_timings(folder))
+
+
+def _numbers(content: object) -> dict[str, float]:
+    values = content.items() if isinstance(content, dict) else ()
+    return {str(name): float(seconds) for name, seconds in values if isinstance(seconds, int | float)}
+
+
+def kind(run: RunRecipe) -> str:
+    """Name a network and its way of training, whatever the seed."""
+    return f"{run.model.called}-{run.trained_how}".lower()
+
+
+def most_epochs(run: RunRecipe) -> int:
+    """Return the most epochs of a run; with a refit those of both trainings."""
+    return run.training.epochs * (2 if run.training.refit else 1)
+
+
 def read_state(run: RunRecipe, folder: Path) -> RunPlan:
     """Return how far a run is: its step, its epoch, who works on it, and why it failed."""
     plan = RunPlan(
@@ -81,7 +125,7 @@ def read_state(run: RunRecipe, folder: Path) -> RunPlan:
         state="waiting",
         step="",
         epoch=len(_epoch_times(folder)),
-        epochs=cost.most_epochs(run),
+        epochs=most_epochs(run),
         holder="",
         reason="",
         seconds={},
@@ -113,22 +157,25 @@ def status(study: Path) -> StudyPlan:
     return plan(read_recipe(study), study)
 
 
-def plan(recipe: StudyRecipe, study: Path | None, measured: CostDocument | None = None) -> StudyPlan:
-    """Return every run of a recipe with its state and the seconds left; `study` is its folder, if there is one."""
-    runs = plan_runs(recipe, study)
-    if measured is None and study is not None:
-        measured = cost.read_costs(study)
+def plan(recipe: StudyRecipe, study: Path | None, estimate: Seconds | None = None) -> StudyPlan:
+    """Return every run of a recipe with its state and the seconds left; `study` is its folder, if there is one.
+
+    Seconds are those that the study measured for the same network and defence, else those of an `estimate`, by default
+    that of its last dry run.
+    """
+    runs, seconds, epochs = plan_runs(recipe, study), Seconds(), dict[str, list[float]]()
+    if study is not None and estimate is None:
+        estimate = {name: _numbers(steps) for name, steps in atomic.section(_read_timings(study), ESTIMATE).items()}
     folders = {run.name: (study or Path("nowhere")) / "runs" / run.name for run in (*runs.certain, *runs.open)}
-    times = cost.Times(recipe, measured)
     for run in (*runs.certain, *runs.open):
-        times.add(run, _epoch_times(folders[run.name]), folders[run.name])
+        epochs.setdefault(kind(run), []).extend(_epoch_times(folders[run.name]))
+        seconds.setdefault(kind(run), dict((estimate or {}).get(kind(run), {}))).update(read_seconds(folders[run.name]))
     certain, candidates = ([read_state(run, folders[run.name]) for run in part] for part in (runs.certain, runs.open))
     for one, run in zip((*certain, *candidates), (*runs.certain, *runs.open), strict=True):
         if one.state != "done":
-            one.seconds = times.left(one, run)
+            one.seconds = _seconds_left(one, run, seconds[kind(run)], epochs[kind(run)])
     for one in candidates:
         one.state = "if chosen"
-    least, most = _sum_left(certain, candidates, runs.to_choose)
     return StudyPlan(
         study=recipe.name,
         folder="" if study is None else str(study),
@@ -137,64 +184,30 @@ def plan(recipe: StudyRecipe, study: Path | None, measured: CostDocument | None 
         at_once=sum(one.state == "running" for one in certain),
         to_choose=runs.to_choose,
         runs=[*certain, *candidates],
-        least=least,
-        most=most,
-        costs=measured,
+        most=_sum_left(certain, candidates, runs.to_choose),
     )
 
 
-def _sum_left(certain: list[RunPlan], candidates: list[RunPlan], to_choose: int) -> tuple[float | None, float | None]:
-    """Sum the seconds left with the cheapest and with the most expensive choice; None if a run has no estimate."""
+def _seconds_left(
+    plan: RunPlan, run: RunRecipe, seconds: dict[str, float], epochs: list[float]
+) -> dict[str, float | None]:
+    """Return the most seconds of each step that is not done; None without a time. `epochs`: the measured ones."""
+    train = most_epochs(run) * statistics.mean(epochs) if epochs else seconds.get("train")
+    if train is not None:
+        seconds = seconds | {"train": train * max(1 - (plan.epoch or 0) / most_epochs(run), 0.0)}
+    steps = list(layout.STEP_FILES)
+    return {step: seconds.get(step) for step in steps[steps.index(plan.step) :]}
+
+
+def _sum_left(certain: list[RunPlan], candidates: list[RunPlan], to_choose: int) -> float | None:
+    """Sum the seconds left with the most expensive choice; None if a run has no time."""
     sure = [one.left for one in certain if one.state != "done"]
-    if None in [*sure, *(one.left for one in candidates)]:
-        return None, None
     by_model = dict.fromkeys((one.model for one in candidates), 0.0)
     for one in candidates:
         by_model[one.model] += one.left or 0.0
-    order, base = sorted(by_model.values()), sum(part or 0.0 for part in sure)
-    return base + sum(order[:to_choose]), base + sum(order[len(order) - to_choose :])
-
-
-def dry_run(
-    recipe: StudyRecipe, data: Path | None, out: Path | None, *, devices: int = 1, measured: bool = True
-) -> StudyPlan:
-    """Return the plan of a study without training, decoding or fetching anything.
-
-    What is done in `out` counts. `measured`: time each network now, some seconds each, and keep the result in `out` for
-    `status`. Raises UserError for unknown names, and if `devices` cannot share each training.
-    """
-    from trustcxr.runs import preflight
-
-    begun = out if out is not None and (out / layout.STUDY_FILE).is_file() else None
-    if begun is not None:
-        _check_same_study(begun, recipe)
-    preflight.check_names(recipe, begun)
-    if devices != 1:
-        preflight.check_devices(recipe, devices)
-    if not measured:
-        return plan(recipe, begun or out)
-    log("timing each network and defence, some seconds each")
-    from trustcxr.study import time_steps
-
-    runs = plan_runs(recipe, None)
-    document = time_steps.measure(recipe, [*runs.certain, *runs.open], data)
-    if out is not None:
-        cost.add_timings(out, **{cost.COSTS: document})
-    return plan(recipe, begun or out, document)
-
-
-def _check_same_study(begun: Path, recipe: StudyRecipe) -> None:
-    before = read_recipe(begun)
-    study_recipe.check_seeds(before, recipe, begun)
-    if (
-        study_recipe.without_tracker(before) != study_recipe.without_tracker(recipe)
-        and not study_recipe.adds_seeds(before, recipe)
-        and not study_recipe.removed_models(before, recipe)
-    ):
-        raise UserError(
-            f"{begun}: holds a study of another recipe. Choose another --out, or see "
-            f"trustcxr status {shell_quote(begun)}"
-        )
+    if None in [*sure, *(one.left for one in candidates)]:
+        return None
+    return sum(part or 0.0 for part in sure) + sum(sorted(by_model.values(), reverse=True)[:to_choose])
 
 
 @contextmanager
@@ -226,6 +239,6 @@ def line(plan: StudyPlan) -> str:
     later = f", before validation chooses {plural(plan.to_choose, 'network')}" if plan.to_choose else ""
     parts = [f"{sum(one.state == 'done' for one in runs)} of {len(runs)} runs done{later}"]
     parts += [f"{one.run}: {one.at}" for one in runs if one.state == "running"]
-    if plan.ends:
-        parts.append(f"at most {' to '.join(plan.ends)} left")
+    if plan.time_left:
+        parts.append(f"at most {plan.time_left} left")
     return f"{plan.study}: " + "; ".join(parts)

@@ -22,7 +22,7 @@ from trustcxr.runs.training_data import add_data
 from trustcxr.storage import atomic, layout, locks
 from trustcxr.storage.layout import DATA_FILE, STUDY_FILE
 from trustcxr.storage.locks import folder_lock
-from trustcxr.study import cost
+from trustcxr.study import status
 from trustcxr.study.engines import Failure, Task, failures
 from trustcxr.training.devices import Devices
 from trustcxr.training.environment import use_threads
@@ -89,7 +89,7 @@ def _carry_out(task: Task) -> None:
     folder = failures.failure_folder(task)
     if locks.was_killed(folder):
         log(f"{run.name}: the previous process was killed (out of memory?). With --jobs 2 only that run is lost")
-    with use_threads(study.threads), folder_lock(folder, patience=_PATIENCE), cost.record_time(folder, task.step):
+    with use_threads(study.threads), folder_lock(folder, patience=_PATIENCE), status.record_time(folder, task.step):
         STEPS[task.step](study, run, RunFolder(folder))
 
 

@@ -126,14 +126,8 @@ class _Verification:
         for part, path in _other_tables(run, folder).items():
             if stored.get(part) and not self._is_there(path, f"{file}: {part}"):
                 left_out |= {part, "alarms"} if part == "saliency" else {part}
-        computed = atomic.plain(document)
-        for content in (stored := dict(stored), computed):
-            content["alarms"] = [one for one in _records(content.get("alarms")) if one.get("kind") != _OF_IMAGES]
-        self._compare(
-            file,
-            {key: value for key, value in stored.items() if key not in left_out},
-            {key: value for key, value in computed.items() if key not in left_out},
-        )
+        both = [_without_image_alarms(content) for content in (stored, atomic.plain(document))]
+        self._compare(file, *({k: part for k, part in content.items() if k not in left_out} for content in both))
         self.result.files += ": " not in file
 
     def _compare(self, file: str, stored: object, computed: object, at: str = "") -> None:
@@ -180,20 +174,17 @@ class _Verification:
                 f"{layout.STUDY_RESULTS}: comparisons, spread over seeds, ranking and alarms: of all runs together"
             )
             return
-        at = {self.folder / "runs" / name: document for name, document in computed.items()}
-        alarms = [alarm.model_copy(update={"run": run.run}) for run in computed.values() for alarm in run.alarms]
+        documents = {self.folder / "runs" / name: document for name, document in computed.items()}
         plain = [run for run in status.plan_runs(self.recipe, None).certain if run.defence == DefenceRecipe()]
-        resamples, baselines = self.recipe.evaluation.bootstrap, {run.name for run in plain}
-        again: dict[str, object] = {
-            "comparisons": comparison.compare_documents(at, baselines, resamples=resamples),
-            "over_seeds": comparison.over_seeds(list(computed.values())),
-            "alarms": [alarm for alarm in alarms if alarm.kind != _OF_IMAGES],
-            "ranking": self._ranking(plain),
-        }
-        stored = {key: self.stored.get(key) for key in ("comparisons", "over_seeds")}
-        stored["alarms"] = [one for one in _records(self.stored.get("alarms")) if one.get("kind") != _OF_IMAGES]
-        stored["ranking"] = atomic.section(self.stored, "selection").get("ranking")
-        self._compare(layout.STUDY_RESULTS, stored, again)
+        baselines, resamples = {run.name for run in plain}, self.recipe.evaluation.bootstrap
+        again = atomic.plain(comparison.describe_together(documents, baselines, resamples=resamples))
+        stored = {key: self.stored.get(key) for key in again}
+        ranking = atomic.section(self.stored, "selection").get("ranking")
+        self._compare(
+            layout.STUDY_RESULTS,
+            _without_image_alarms(stored) | {"ranking": ranking},
+            _without_image_alarms(again) | {"ranking": self._ranking(plain)},
+        )
 
     def _ranking(self, baselines: list[RunRecipe]) -> list[schemas.Ranked]:
         """Rank the networks by validation, as the study did; none if a missing one could be chosen."""
@@ -329,6 +320,10 @@ def _name(entry: object, index: int) -> str:
     if not isinstance(entry, dict):
         return str(index)
     return " ".join(str(entry[k]) for k in _TELL_APART if isinstance(entry.get(k), str | int | float)) or str(index)
+
+
+def _without_image_alarms(content: Mapping[str, Any]) -> dict[str, Any]:
+    return {**content, "alarms": [one for one in _records(content.get("alarms")) if one.get("kind") != _OF_IMAGES]}
 
 
 def _records(content: object) -> list[dict[str, Any]]:

@@ -4,7 +4,6 @@ from typing import Any, Literal
 
 from trustcxr.console import format_duration
 from trustcxr.storage.schemas.document import Document, Number, Share
-from trustcxr.storage.schemas.study_document import Hardware
 
 UNWRITTEN = ("no heatmap: ", "no DICOM answer: ")  # prefixes of errors of the disk
 
@@ -139,31 +138,6 @@ class VerifiedDocument(Document):
 State = Literal["done", "running", "failed", "waiting", "if chosen"]
 
 
-class WayCost(Document):
-    """Measured seconds of one network and defence.
-
-    `step`: one training step on `batch` images, timed with `timed` of them. `forward` and `gradient`: one image,
-    without and with the gradient in its pixels.
-    """
-
-    step: Number = None
-    batch: int | None = None
-    timed: int | None = None
-    forward: Number = None
-    gradient: Number = None
-
-
-class CostDocument(Document):
-    """Times of every network and defence on one machine; `counts`: images by role, and those with masks."""
-
-    measured: str = ""
-    hardware: Hardware = Hardware()
-    size: int | None = None
-    counts: dict[str, int] = {}
-    ways: dict[str, WayCost] = {}
-    notes: list[str] = []
-
-
 class RunPlan(Document):
     """A run of a study. `seconds`: the most that each remaining step takes (None: unknown). `epoch`: finished ones."""
 
@@ -199,9 +173,9 @@ class RunPlan(Document):
 
 
 class StudyPlan(Document):
-    """Every run of a study. `least` and `most`: seconds left with the cheapest and most expensive choice of networks.
+    """Every run of a study. `most`: seconds left with the most expensive choice; None if a run has no estimate.
 
-    Both are None if a run has no estimate. `to_choose`: networks that validation will choose. `at_once`: running runs.
+    `to_choose`: networks that validation will choose. `at_once`: running runs.
     """
 
     study: str = ""
@@ -211,14 +185,9 @@ class StudyPlan(Document):
     at_once: int = 0
     to_choose: int = 0
     runs: list[RunPlan] = []
-    least: Number = None
     most: Number = None
-    costs: CostDocument | None = None
 
     @property
-    def ends(self) -> list[str]:
-        """The least and the most time left as text, one if they are equal; none if a run has no estimate."""
-        if self.least is None or self.most is None:
-            return []
-        times = (format_duration(seconds / max(self.at_once, 1)) for seconds in (self.least, self.most))
-        return list(dict.fromkeys(times))
+    def time_left(self) -> str:
+        """The time left as text; empty if a run has no estimate."""
+        return "" if self.most is None else format_duration(self.most / max(self.at_once, 1))
