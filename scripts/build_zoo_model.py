@@ -20,7 +20,7 @@ from trustcxr.evaluation import hub, trained_models
 from trustcxr.evaluation.trained_run import load_run
 from trustcxr.recipes.parsing import validate
 from trustcxr.recipes.run_recipe import RunRecipe
-from trustcxr.runs import fit_ood, run_folder
+from trustcxr.runs import run_folder
 from trustcxr.storage import atomic, layout
 from trustcxr.storage.schemas import AuditDocument, CertifiedResult, ZooAudit, ZooEntry, ZooFigure, ZooInput
 from trustcxr.storage.schemas.zoo_entry import CERTIFIED
@@ -43,7 +43,7 @@ def build(name: str, data: Path, out: Path, *, description: Path | None = None) 
     hub.stage(trained, packed)
     _pack_weights(packed)
     # All that follows is of the weights in float16.
-    fit_ood.fit(packed, data)
+    run_folder.fit_ood(packed, data)
     measure = run_folder.certify if recipe.defence.certifies else run_folder.evaluate
     figures, folder = measure(packed, data)
     atomic.write_json(packed / layout.METRICS_FILE, figures)

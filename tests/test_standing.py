@@ -160,7 +160,7 @@ def test_a_dry_run_of_another_recipe_is_refused_and_of_a_tracked_study_is_not(be
     assert "unknown" not in printed.split("tiny:")[1]
     assert [line.split("  ")[-1].strip() for line in printed.splitlines() if ROBUST in line] == ["explain, describe"]
     atomic.write_yaml(asked, atomic.section(content, "recipe") | {"seeds": [5]})
-    assert "holds a study of another recipe" in complaint(*words)
+    assert "holds another study: recipe.seeds was [0], is [5]" in complaint(*words)
 
 
 def test_seeds_are_the_recipes_own_and_then_those_after() -> None:
@@ -194,7 +194,7 @@ def test_a_dry_run_times_each_network_and_keeps_the_estimate(
     images = write_files.write(tmp_path / "images", {"Train": 6, "Val": 3, "Test": 2}, size=32)
     monkeypatch.setattr(cost, "_time_passes", lambda run: (3.0, 1.0, 2.0))
     plan = cost.dry_run(recipe, images, tmp_path / "study")
-    assert "18 train, 9 val, 6 test, 4 annotated" in capsys.readouterr().err
+    assert "18 train, 9 val, 6 test, 6 annotated" in capsys.readouterr().err
     # Of a test image: clean, its views and three attacks; the gradients of these, and one beside.
     assert plan.runs[0].seconds["train"] == 18 * 3 + 9
     assert plan.runs[0].seconds["test"] == 6 * ((1 + len(registry.VIEWS) + 3) + 2 * (1 + 2 + 2))

@@ -188,9 +188,7 @@ def test_a_run_says_what_it_took_also_over_a_cut(
     fit_run.fit(recipe(), *images, tmp_path)
     content = atomic.read_yaml(tmp_path / "run.yaml")
     training = schemas.read_schema(TrainingDocument, tmp_path / "training.json")
-    assert content["took"] == {"seconds": training.seconds, "processor_seconds": training.processor_seconds}
     history = atomic.read_table(tmp_path / "history.csv")
     assert training.seconds == pytest.approx(history["seconds"].iloc[-1])
-    assert (training.processor_seconds or 0) > 0
     assert sys.platform == "win32" or content["segments"][-1]["hardware"]["system"]  # type: ignore[index]
     assert run("report", tmp_path, expect=2).stderr, "not tested, so no page"

@@ -55,7 +55,7 @@ def test_documents_are_compared_figure_by_figure() -> None:
         ("d", None, 4),
     ]
     changed = [{"attack": "fgsm", "x": 4}]
-    assert [one.key for one in differences({"b": changed}, {"b": said["b"]})] == ["b (how many)", "b[fgsm].x"]
+    assert list(differences({"b": changed}, {"b": said["b"]})) == [("b[fgsm].x", 4, 2), ("b[pgd]", None, "2 figures")]
     assert count_figures({"a": [1, 2, {"b": None}], "c": False}) == 3
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from trustcxr.evaluation.trained_run import Run
     from trustcxr.recipes.run_recipe import Listing
-    from trustcxr.runs.from_cli import DefenceOptions
+    from trustcxr.runs.run_folder import DefenceOptions
 
 Folder = str | Path
 

@@ -326,9 +326,9 @@ def fit_ood(
     images that it rejects is printed. A study fits it by itself.
     """
     from trustcxr.report.terminal import describe_ood_fit
-    from trustcxr.runs import fit_ood
+    from trustcxr.runs import run_folder
 
-    document = fit_ood.fit(run, data, **options.parse_data(label, column, images))
+    document = run_folder.fit_ood(run, data, **options.parse_data(label, column, images))
     if json:
         return print_json(document)
     return print(f"{describe_ood_fit(document)}\nwritten to {run}\n{NOTICE}")

@@ -1,6 +1,6 @@
 """Define the recipe of a study; load recipes, also those of the package (shipped/), and format them with comments."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
@@ -75,6 +75,11 @@ def run_recipe(study: StudyRecipe, model: ModelRecipe, defence: DefenceRecipe, s
     training = validate(TrainingRecipe, merged, f"training of {model.called}, {defence.called}")
     content = {"model": model, "defence": defence, "seed": seed, "data": study.data, "training": training}
     return validate(RunRecipe, content, f"{model.called}, {defence.called}")
+
+
+def list_runs(study: StudyRecipe, defences: Sequence[DefenceRecipe] = (DefenceRecipe(),)) -> list[RunRecipe]:
+    """Return the runs of every network and seed with each of these defences, by default the standard ones."""
+    return [run_recipe(study, m, defence, seed) for defence in defences for m in study.models for seed in study.seeds]
 
 
 def with_seeds(study: StudyRecipe, count: int) -> StudyRecipe:

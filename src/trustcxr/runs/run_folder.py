@@ -5,13 +5,14 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import pandas as pd
+import torch
 
 from trustcxr.certify import verify
 from trustcxr.certify.verify import Effort
-from trustcxr.console import log
+from trustcxr.console import log, plural
 from trustcxr.data import fingerprints, load_dataset
 from trustcxr.data.dataset import Dataset, JoinedDataset
 from trustcxr.errors import UserError
@@ -20,22 +21,21 @@ from trustcxr.evaluation import predictions as evaluation
 from trustcxr.evaluation.planted_shortcuts import audit
 from trustcxr.evaluation.trained_run import Run, load_before_refit, load_run
 from trustcxr.explain import evaluate as scores
-from trustcxr.recipes.evaluation_recipe import EvaluationRecipe, ExplanationRecipe
-from trustcxr.recipes.parsing import validate
-from trustcxr.recipes.run_recipe import Listing, RunRecipe, Splits
+from trustcxr.explain import ood
+from trustcxr.recipes.evaluation_recipe import CorruptionsRecipe, EvaluationRecipe, ExplanationRecipe
+from trustcxr.recipes.parsing import assign, validate
+from trustcxr.recipes.run_recipe import RunRecipe, Splits, check_splits, check_unused
 from trustcxr.registry import HEADLINE_ATTACKS, USUAL_ATTACKS
 from trustcxr.runs import explain_run, preflight, repair
 from trustcxr.runs import test_data as tested
-from trustcxr.runs.from_cli import corruptions_recipe, recipe
 from trustcxr.runs.provenance import Results, data_hash, hash_of, read_hash
 from trustcxr.runs.test_data import Source, report_skipped
 from trustcxr.runs.training_data import add_data, check_added
+from trustcxr.statistics import Bootstrap, share_interval
 from trustcxr.storage import atomic, layout, prediction_table, schemas
 from trustcxr.storage.evaluations import own_figures
 from trustcxr.storage.locks import folder_lock
-from trustcxr.storage.schemas import Alarm, RunDocument, TrainingDocument
-
-__all__ = ["RunFolder", "certify", "evaluate", "explain", "recipe", "report_skipped", "train"]
+from trustcxr.storage.schemas import Alarm, OodDocument, RunDocument, Share, TrainingDocument
 
 MEASURED = (layout.PREDICTIONS_FILE, layout.SALIENCY_FILE, layout.LESIONS_FILE, layout.CERTIFIED_FILE)
 
@@ -200,6 +200,53 @@ def _surrogate(folder: str | None) -> str | None:
 # --- commands --------------------------------------------------------------------------------------------------------
 
 
+class DefenceOptions(TypedDict):
+    """Options of a defence."""
+
+    name: str
+    epsilon: NotRequired[float]
+    ramp: NotRequired[float]
+    clean_weight: NotRequired[float]
+
+
+def recipe(
+    *,
+    model: str,
+    weights: str,
+    defence: DefenceOptions,
+    size: int,
+    seed: int,
+    training: Mapping[str, object],
+    data: Mapping[str, object] | None = None,
+    options: Sequence[str] = (),
+) -> RunRecipe:
+    """Build the recipe of a run; `options`, such as "defence.beta=3", override other arguments.
+
+    Raises UserError for an invalid value, and for a key without effect.
+    """
+    from trustcxr import attacks, defences
+    from trustcxr.models import factory
+
+    if "epsilon" in defence:
+        attacks.check_epsilon(defence["epsilon"])
+    content = {
+        "model": {"name": model, "weights": weights},
+        "defence": defence,
+        "seed": seed,
+        "data": {"size": size, **(data or {})},
+        "training": training,
+    }
+    run = validate(RunRecipe, assign(content, options), "options")
+    factory.architectures(run.model.name)
+    defences.get(run.defence.name)
+    check_splits(run.data.splits)
+    try:
+        check_unused([run.training])
+    except UserError as problem:
+        raise UserError(f"options: {problem}") from None
+    return run
+
+
 def train(
     run: RunRecipe, data: Path, folder: Path, *, devices: int = 1, nodes: int = 1, strategy: str = "ddp"
 ) -> TrainingDocument:
@@ -243,7 +290,6 @@ def evaluate(
     folder: Path,
     data: Path,
     *,
-    split: str | None = None,
     attacks: Sequence[str] | None = None,
     epsilons: Sequence[float] | None = None,
     steps: int | None = None,
@@ -253,24 +299,23 @@ def evaluate(
     corruptions: Sequence[str] | None = None,
     severities: Sequence[int] | None = None,
     shortcuts: bool = False,
-    labels: Mapping[str, str | None] | None = None,
-    listing: Listing | None = None,
     out: Path | None = None,
+    **reading: Any,
 ) -> tuple[RunDocument, Path]:
     """Measure predictions and metrics of a run on a data set; return metrics.json and its folder.
 
     The folder is one in the run's evaluations/, by data and options, or `out`; a current one is not measured again.
     `sweep` adds the epsilons of a curve. `corruptions`: names, or "all". `shortcuts`: also render synthetic images with
     each planted shortcut removed or moved to another class. On external data the document has the drop from the
-    internal test set, if that was evaluated.
+    internal test set, if that was evaluated. `reading`: split, labels and listing, of `Source`.
     """
     tested.check_out(out, Path(data))
     radii = [*(evaluation.SWEEP if sweep else ()), *(epsilons or (() if sweep else (0.02,)))]
     conditions = evaluation.conditions(
         attacks or USUAL_ATTACKS, radii, steps=steps, queries=queries, surrogate=surrogate
     )
-    options = EvaluationRecipe(attacks=conditions, corruptions=corruptions_recipe(corruptions, severities))
-    tested_run = _TestedRun.load(folder, Source(data, split, labels, listing))
+    options = EvaluationRecipe(attacks=conditions, corruptions=_corruptions_recipe(corruptions, severities))
+    tested_run = _TestedRun.load(folder, Source(data, **reading))
     with tested_run.open_results(hash_of(evaluate=prediction_options(options), shortcuts=shortcuts), out) as work:
         return _test(tested_run, work, options, shortcuts=shortcuts), work.out
 
@@ -281,9 +326,7 @@ def certify(
     *,
     epsilons: Sequence[float] | None = None,
     effort: Effort | None = None,
-    split: str | None = None,
-    labels: Mapping[str, str | None] | None = None,
-    listing: Listing | None = None,
+    **reading: Any,
 ) -> tuple[RunDocument, Path]:
     """Prove which answers of a run cannot change within epsilon; return metrics.json and its folder, as `evaluate`.
 
@@ -296,7 +339,7 @@ def certify(
         raise UserError("epsilon 0: no pixel may change, so there is nothing to prove; give one above 0")
     run = load_run(folder)
     verify.layers(run.model)  # fails before the images are read
-    tested_run = _TestedRun.load(run, Source(data, split, labels, listing))
+    tested_run = _TestedRun.load(run, Source(data, **reading))
     with tested_run.open_results(hash_of(certify=radii, effort=asdict(effort or Effort()))) as steps:
         steps.prove(tested_run.images, radii, effort=effort)
         options = EvaluationRecipe(attacks=evaluation.conditions(HEADLINE_ATTACKS, radii))
@@ -308,10 +351,8 @@ def explain(
     data: Path,
     *,
     options: Mapping[str, Any] | None = None,
-    split: str | None = None,
-    labels: Mapping[str, str | None] | None = None,
-    listing: Listing | None = None,
     out: Path | None = None,
+    **reading: Any,
 ) -> tuple[RunDocument, Path]:
     """Measure saliency of a run on a data set; return metrics.json and its folder, as `evaluate`.
 
@@ -321,7 +362,7 @@ def explain(
     tested.check_out(out, Path(data))
     recipe = validate(ExplanationRecipe, dict(options or {}), "options")
     scores.check_options(recipe)
-    run, source = load_run(folder), Source(data, split, labels, listing)
+    run, source = load_run(folder), Source(data, **reading)
     scores.check_methods(run, recipe.methods)
     tested_run = _TestedRun.load(run, source)
     images = tested_run.images
@@ -331,6 +372,50 @@ def explain(
         steps.test(images, EvaluationRecipe(attacks=()))
         steps.explain(images, recipe, val, train=tested.training_of(run, source, images))
         return _describe(tested_run, steps), steps.out
+
+
+def fit_ood(folder: Path, data: Path, **reading: Any) -> OodDocument:
+    """Fit the detector of unlike images on training images, and count its false alarms on test images.
+
+    The threshold is set on validation images. `reading`: labels and listing, of `Source`. Writes ood.safetensors into
+    the run's folder. Raises UserError if the data are not those of the run, or the run is a trained model of the
+    package.
+    """
+    if name := trained_models.name_of(folder):
+        raise UserError(f"{name}: comes with the statistics of its training images. It needs no fit-ood.")
+    run, source = load_run(folder), Source(data, **reading)
+    splits = run.recipe.data.splits
+    train, val, test = (tested.load(run, source, split) for split in (splits.train, splits.val, splits.test))
+    if not tested.trained_on(run, train):
+        raise UserError(f"{data}: {run.name} was not trained on these images; give the data that it was trained on")
+    images = add_data(train, run.recipe.data)
+    log(f"fitting on {plural(len(images), 'image')}")
+    with folder_lock(folder):
+        detector = ood.fit(run, images, val)
+        ood.save(detector, folder)
+    scores = torch.cat([detector.score(run, images) for images in ood.batches(test)])
+    alarms, bootstrap = (scores > detector.threshold).double(), Bootstrap.over(test.groups)
+    low, high = share_interval(bootstrap, bootstrap.means(alarms.numpy()))
+    return OodDocument(
+        run=run.name,
+        accepted=ood.ACCEPTED,
+        threshold=detector.threshold,
+        false_alarms=Share(value=float(alarms.mean()), ci=(low, high)),
+        trained=len(images),
+        validated=len(val),
+        tested=len(test),
+    )
+
+
+def _corruptions_recipe(names: Sequence[str] | None, severities: Sequence[int] | None) -> CorruptionsRecipe | None:
+    """Build a recipe of corruptions: all of them without `names`; None if both arguments are empty."""
+    if not names and not severities:
+        return None
+    content = {
+        "names": "all" if not names or "all" in names else list(names),
+        "severities": list(severities or CorruptionsRecipe().severities),
+    }
+    return validate(CorruptionsRecipe, content, "--corruption and --severity")
 
 
 @dataclass(frozen=True)

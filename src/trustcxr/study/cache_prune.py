@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -34,7 +35,7 @@ def prune(
     if not (math.isfinite(older_than) and older_than >= 0):
         raise UserError(f"older than {older_than:g} days: must be a number of days, 0 or more")
     stores = cache_folder(cache) / "stores"
-    entries = [*_stores(stores), *_unfinished(stores), *(one for folder in folders for one in _checkpoints(folder))]
+    entries = [*_stores(stores), *(one for folder in folders for one in _checkpoints(folder))]
     for one in entries:
         if one.days < older_than and one.kind != "finished checkpoint":
             one.why = f"used within {older_than:g} days"
@@ -50,25 +51,23 @@ def prune(
 
 
 def _stores(folder: Path) -> Iterator[Prunable]:
-    for store in sorted(path for path in folder.glob("*") if path.is_dir() and not path.suffix):
-        yield _prunable(store, "store", _describe_store(store))
-
-
-def _unfinished(folder: Path) -> Iterator[Prunable]:
-    """Yield stores whose building or removal was cut off."""
-    for store in sorted((*folder.glob(f"*{_BUILDING}"), *folder.glob(f"*{_REMOVING}"))):
-        user = ""
-        try:
-            with _lock(store).acquire(timeout=0):
-                pass
-        except Timeout:
-            user = _DECODING
-        yield _prunable(store, "unfinished store", "decoding that was cut off", user)
+    """Yield stores, then those whose building or removal was cut off."""
+    for store in sorted(filter(Path.is_dir, folder.glob("*")), key=lambda path: (path.suffix != "", path)):
+        if not store.suffix:
+            yield _prunable(store, "store", _describe_store(store))
+        elif store.suffix in (_BUILDING, _REMOVING):
+            user = ""
+            try:
+                with _lock(store):
+                    pass
+            except Timeout:
+                user = _DECODING
+            yield _prunable(store, "unfinished store", "decoding that was cut off", user)
 
 
 def _lock(store: Path) -> FileLock:
-    """Return the lock that `data.cache` takes to build a store."""
-    return FileLock(store.with_name(store.name.partition(".")[0] + ".lock"))
+    """Return the lock that `data.cache` takes to build a store, without waiting for it."""
+    return FileLock(store.with_name(store.name.partition(".")[0] + ".lock"), timeout=0)
 
 
 def _describe_store(store: Path) -> str:
@@ -92,7 +91,7 @@ def _checkpoints(folder: Path) -> Iterator[Prunable]:
                 yield _prunable(checkpoint, kind, what, locks.holder(run) or "")
 
 
-def _prunable(path: Path, kind: str, what: str, user: str = "") -> Prunable:
+def _prunable(path: Path, kind: Any, what: str, user: str = "") -> Prunable:
     sizes, used = [], path.stat().st_mtime
     for file in path.rglob("*"):
         with suppress(FileNotFoundError):  # a running training replaces its checkpoint
@@ -100,28 +99,24 @@ def _prunable(path: Path, kind: str, what: str, user: str = "") -> Prunable:
             sizes.append(min(facts.st_size, facts.st_blocks * 512) if hasattr(facts, "st_blocks") else facts.st_size)
             used = max(used, facts.st_mtime)
     days = max(time.time() - used, 0.0) / 86400
-    values = {"kind": kind, "path": str(path), "what": what, "bytes": sum(sizes), "days": round(days, 2)}
-    return Prunable.model_validate(values | {"user": user, "why": "", "removed": False})
+    return Prunable(
+        kind=kind, path=str(path), what=what, bytes=sum(sizes), days=round(days, 2), user=user, why="", removed=False
+    )
 
 
 def _remove(one: Prunable) -> bool:
     """Remove a folder under the lock that its users take; False if another process holds the lock."""
     path = Path(one.path)
+    run = path.parent.parent if path.parent.name == layout.BEFORE_REFIT else path.parent
     with writing(path):
         try:
-            if "checkpoint" in one.kind:
-                run = path.parent.parent if path.parent.name == layout.BEFORE_REFIT else path.parent
-                with locks.folder_lock(run):
-                    shutil.rmtree(path)
-            else:
-                with _lock(path).acquire(timeout=0):
-                    if one.kind == "store":
-                        path = path.rename(path.with_name(f"{path.name}{_REMOVING}"))
-                    shutil.rmtree(path)
+            with locks.folder_lock(run) if "checkpoint" in one.kind else _lock(path):
+                if one.kind == "store":
+                    path = path.rename(path.with_name(f"{path.name}{_REMOVING}"))
+                shutil.rmtree(path)
+                return True
         except UserError as problem:
             one.user = str(problem)
-            return False
         except Timeout:
             one.user = _DECODING
-            return False
-    return True
+    return False

@@ -1,4 +1,4 @@
-"""Compare robust with standard runs on the same images, corrected for several comparisons, and over seeds."""
+"""Rank networks by validation; compare robust with standard runs on the same images, and runs over seeds."""
 
 from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,13 +9,15 @@ import numpy as np
 import pandas as pd
 
 from trustcxr import registry
+from trustcxr.evaluation import metrics
 from trustcxr.explain.saliency_summary import average_changes, cells_of, describe_ceiling, means_over_severities
+from trustcxr.recipes.study_recipe import StudyRecipe, list_runs
 from trustcxr.registry import BASELINE_MAPS, HIGHER_IS_BETTER, LOWER_IS_BETTER, Method, format_attack
 from trustcxr.statistics import holm, paired
 from trustcxr.storage import atomic
-from trustcxr.storage.layout import PREDICTIONS_FILE, SALIENCY_FILE
+from trustcxr.storage.layout import PREDICTIONS_FILE, RUN_FILE, SALIENCY_FILE, VALIDATION_FILE
 from trustcxr.storage.prediction_table import CLEAN, efforts_of, logits_of
-from trustcxr.storage.schemas import LEVEL, Comparison, OverSeeds, RunDocument, SeedFigure, Share
+from trustcxr.storage.schemas import LEVEL, Comparison, OverSeeds, Ranked, RunDocument, SeedFigure, Share
 
 _ENERGY = "infection_energy"
 _NAMES = ("model", "defence", "label", "background", "split")  # what runs of one training share
@@ -28,30 +30,51 @@ class Key(NamedTuple):
     method: str = ""
 
 
-def describe_together(runs: Mapping[Path, RunDocument], baselines: Container[str], *, resamples: int) -> dict[str, Any]:
+def ranked(recipe: StudyRecipe, study: Path, *, resamples: int = 100) -> list[Ranked]:
+    """Return each network of a study by its mean over seeds on validation, best first, and whether it is chosen.
+
+    Ties are in the order of names. Returns none if a run without validation figures could be the best.
+    """
+    runs, select = [(run, study / "runs" / run.name) for run in list_runs(recipe)], recipe.selection
+    trained = [(run, folder) for run, folder in runs if (folder / VALIDATION_FILE).is_file()]
+    if not trained or (trained != runs and select.count < len(recipe.models)):
+        return []
+    names = atomic.read_yaml(trained[0][1] / RUN_FILE).get("classes")
+    classes = tuple(map(str, names if isinstance(names, list) else ()))
+    values: dict[str, list[float]] = {}
+    for run, folder in trained:
+        table = atomic.read_table(folder / VALIDATION_FILE)
+        labels, logits = table["label"].to_numpy(), logits_of(table)
+        figures = metrics.classification(logits, labels, table["group"], classes, resamples=resamples)
+        values.setdefault(run.model.called, []).append(float(getattr(figures, select.by).value or 0.0))
+    order = sorted(((float(np.mean(v)), name) for name, v in values.items()), key=lambda pair: (-pair[0], pair[1]))
+    return [Ranked(model=name, value=value, chosen=i < select.count) for i, (value, name) in enumerate(order)]
+
+
+def describe_together(runs: Mapping[Path, RunDocument], standard: Container[str], *, resamples: int) -> dict[str, Any]:
     """Return what study.json says of all runs together: comparisons, spread over seeds, alarms."""
     return {
-        "comparisons": standard_against_robust(runs, baselines, resamples=resamples),
+        "comparisons": standard_against_robust(runs, standard, resamples=resamples),
         "over_seeds": over_seeds(list(runs.values())),
         "alarms": [alarm.model_copy(update={"run": run.run}) for run in runs.values() for alarm in run.alarms],
     }
 
 
 def standard_against_robust(
-    runs: Mapping[Path, RunDocument], baselines: Container[str], *, resamples: int = 2000
+    runs: Mapping[Path, RunDocument], standard: Container[str], *, resamples: int = 2000
 ) -> list[Comparison]:
     """Compare every other run of a study with the baseline of its model and seed, measure by measure.
 
     A row has the means, their difference with its bootstrap interval over groups, the share of images improved, the
     p-value, and the verdict in words. P-values are corrected (Holm 1979) for all comparisons of accuracy, or of
-    saliency. `runs`: folders and documents. `baselines`: names of the runs that the recipe trains without any of its
+    saliency. `runs`: folders and documents. `standard`: names of the runs that the recipe trains without any of its
     defences. Maps at a lung gate are compared between gated runs alone. A hit rate is not compared if a map has too few
     cells.
     """
-    standard = {(run.model, run.seed): folder for folder, run in runs.items() if folder.name in baselines}
+    bases = {(run.model, run.seed): folder for folder, run in runs.items() if folder.name in standard}
     rows, tables = [], {folder: figures(folder) for folder in runs}
     for folder, document in runs.items():
-        base = standard.get((document.model, document.seed))
+        base = bases.get((document.model, document.seed))
         if base is None or base == folder:
             continue
         gates = {_gated(other) for other in (document, runs[base])}

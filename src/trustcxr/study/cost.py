@@ -15,7 +15,6 @@ from trustcxr.data.manifest import NO_SPLIT
 from trustcxr.errors import UserError
 from trustcxr.evaluation.trained_run import device
 from trustcxr.models import factory
-from trustcxr.recipes import study_recipe
 from trustcxr.recipes.evaluation_recipe import EvaluationRecipe, ExplanationRecipe
 from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.recipes.study_recipe import StudyRecipe
@@ -24,9 +23,9 @@ from trustcxr.registry import CORRUPTIONS, PLAIN_STEP, VIEWS, WORST_CASE, Method
 from trustcxr.runs import preflight
 from trustcxr.runs.training_data import read_added
 from trustcxr.storage import layout
-from trustcxr.storage.os_errors import shell_quote
 from trustcxr.storage.schemas import StudyPlan
 from trustcxr.study import status
+from trustcxr.study.run_study import check_same_study
 from trustcxr.training.environment import autocast_dtype
 from trustcxr.training.step import TrainingStep, replays
 
@@ -42,7 +41,7 @@ def dry_run(recipe: StudyRecipe, data: Path | None, out: Path | None, *, devices
     """
     begun = out if out is not None and (out / layout.STUDY_FILE).is_file() else None
     if begun is not None:
-        _check_same_study(begun, recipe)
+        check_same_study(begun, recipe)
     preflight.check_names(recipe, begun)
     if devices != 1:
         preflight.check_devices(recipe, devices)
@@ -53,20 +52,6 @@ def dry_run(recipe: StudyRecipe, data: Path | None, out: Path | None, *, devices
     if out is not None:
         status.add_timings(out, **{status.ESTIMATE: seconds})
     return status.plan(recipe, out, seconds)
-
-
-def _check_same_study(begun: Path, recipe: StudyRecipe) -> None:
-    before = status.read_recipe(begun)
-    study_recipe.check_seeds(before, recipe, begun)
-    if (
-        study_recipe.without_tracker(before) != study_recipe.without_tracker(recipe)
-        and not study_recipe.adds_seeds(before, recipe)
-        and not study_recipe.removed_models(before, recipe)
-    ):
-        raise UserError(
-            f"{begun}: holds a study of another recipe. Choose another --out, or see "
-            f"trustcxr status {shell_quote(begun)}"
-        )
 
 
 def estimate(recipe: StudyRecipe, runs: Iterable[RunRecipe], data: Path) -> status.Seconds:

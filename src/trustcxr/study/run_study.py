@@ -21,7 +21,7 @@ from trustcxr.errors import UserError
 from trustcxr.recipes import study_recipe
 from trustcxr.recipes.parsing import validate
 from trustcxr.recipes.run_recipe import RunRecipe
-from trustcxr.recipes.study_recipe import StudyRecipe, run_recipe
+from trustcxr.recipes.study_recipe import StudyRecipe, list_runs, run_recipe
 from trustcxr.recipes.training_recipe import DefenceRecipe
 from trustcxr.runs import preflight, provenance
 from trustcxr.runs.provenance import data_hash, hash_of
@@ -31,7 +31,6 @@ from trustcxr.storage import atomic, layout, schemas
 from trustcxr.storage.locks import folder_lock
 from trustcxr.study import comparison, status
 from trustcxr.study.engines import Engine, Failure, Task, failures
-from trustcxr.study.selection import left_out, ranked
 from trustcxr.study.steps import carry_out
 from trustcxr.training.environment import hardware, source, use_threads
 from trustcxr.version import NOTICE, __version__
@@ -87,7 +86,7 @@ class Study:
         if self.check_data:
             write_data_check(self.recipe, self.data, self.folder, datasets.values())
         recipe = self.recipe
-        baselines = [run_recipe(recipe, model, DefenceRecipe(), s) for model in recipe.models for s in recipe.seeds]
+        baselines = list_runs(recipe)
         defended_count = min(recipe.selection.count, len(recipe.models)) * len(recipe.defences) * len(recipe.seeds)
         counts = ", ".join(f"{plural(len(part), 'image')} to {role}" for role, part in datasets.items())
         standard, robust = plural(len(baselines), "standard run"), plural(defended_count, "robust run")
@@ -95,7 +94,7 @@ class Study:
         every = [] if _must_choose(recipe) else self._defended(baselines)
         done = self._each([*baselines, *every])
         trained = [run for run in baselines if (self._run_folder(run) / layout.VALIDATION_FILE).is_file()]
-        ranking = self._choose(baselines, trained)
+        ranking = self._choose(trained)
         chosen = {row.model for row in ranking if row.chosen}
         if not every:
             self._log_unchosen([run for run in trained if run.model.called not in chosen])
@@ -138,19 +137,11 @@ class Study:
     def _resume(self, content: dict[str, object]) -> None:
         """Check that study.yaml is of this study and images, add the runs left out to `content`, and log changes."""
         stored, recipe = layout.read_study(self.folder), self.recipe
-        earlier, before = recipe, stored.get("recipe")
-        with suppress(UserError):  # a recipe that cannot be read is shown as it is
-            earlier = validate(StudyRecipe, before or {}, str(self.folder / layout.STUDY_FILE))
-            before = study_recipe.without_tracker(earlier).model_dump(mode="json")
-        study_recipe.check_seeds(earlier, recipe, self.folder)
-        dropped, grown = left_out(self.folder, earlier, recipe), study_recipe.adds_seeds(earlier, recipe)
-        changed = _differences(before, study_recipe.without_tracker(recipe).model_dump(mode="json"), "recipe")
-        if changed and not (grown or dropped):
-            raise UserError(f"{self.folder}: holds another study: {'; '.join(changed[:5])}; choose another --out")
+        earlier, dropped = check_same_study(self.folder, recipe)
         if stored.get("fingerprint") != content["fingerprint"]:
             raise UserError(f"{self.folder}: holds a study of other images than {self.data}; choose another --out")
         log(f"going on with the study in {self.folder}")
-        if grown:
+        if study_recipe.adds_seeds(earlier, recipe):
             log(f"it has grown {study_recipe.describe_growth(earlier, recipe)}: runs that are finished stay")
         if dropped:
             log(f"left out by the recipe, as they were not trained: {', '.join(dropped)}; the report will name them")
@@ -209,17 +200,15 @@ class Study:
     def _run_folder(self, run: RunRecipe) -> Path:
         return self.folder / "runs" / run.name
 
-    def _choose(self, baselines: list[RunRecipe], trained: list[RunRecipe]) -> list[schemas.Ranked]:
+    def _choose(self, trained: list[RunRecipe]) -> list[schemas.Ranked]:
         """Rank the networks by validation, best first; return none if a missing one could be chosen."""
         by, split = self.recipe.selection.by, self.recipe.data.splits.val
-        missing = [run.name for run in baselines if run not in trained]
-        if missing and (not trained or self.recipe.selection.count < len(self.recipe.models)):
+        if ranking := comparison.ranked(self.recipe, self.folder):
+            log(f"chosen on {split} by {by}: {', '.join(sorted(row.model for row in ranking if row.chosen))}")
+        else:
+            missing = [run.name for run in list_runs(self.recipe) if run not in trained]
             which = f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing"
             log(f"no network is chosen by {by} on {split}: {which}, and might be the best")
-            return []
-        pairs = [(run, self._run_folder(run)) for run in trained]
-        ranking = ranked(self.recipe.selection, pairs, self.datasets["val"].classes)
-        log(f"chosen on {split} by {by}: {', '.join(sorted(row.model for row in ranking if row.chosen))}")
         return ranking
 
     def _show(self, runs: list[RunRecipe]) -> None:
@@ -244,7 +233,7 @@ class Study:
         self, runs: list[RunRecipe], ranking: list[schemas.Ranked], datasets: dict[str, Dataset], seconds: float
     ) -> schemas.StudyDocument:
         recipe, documents = self.recipe, dict[Path, schemas.RunDocument]()
-        baselines = {run.name for run in runs if run.defence == DefenceRecipe()}
+        standard = {run.name for run in list_runs(recipe)}
         for folder in map(self._run_folder, runs):
             documents[folder] = schemas.read_schema(schemas.RunDocument, folder / layout.METRICS_FILE)
             documents[folder].training = schemas.read_schema(schemas.TrainingDocument, folder / layout.TRAINING_FILE)
@@ -273,9 +262,36 @@ class Study:
                 ],
             ),
             runs=list(documents.values()),
-            **comparison.describe_together(documents, baselines, resamples=recipe.evaluation.bootstrap),
+            **comparison.describe_together(documents, standard, resamples=recipe.evaluation.bootstrap),
             failures=[schemas.FailedRun(run=failure.name, reason=failure.reason) for failure in self.failures],
         )
+
+
+def check_same_study(folder: Path, recipe: StudyRecipe) -> tuple[StudyRecipe, list[str]]:
+    """Return the recipe that the study in a folder has, and its standard runs that this one leaves out.
+
+    Raises UserError if it is another study: seeds may be added, and networks left out that were not trained.
+    """
+    earlier, before = recipe, layout.read_study(folder).get("recipe")
+    with suppress(UserError):  # a recipe that cannot be read is shown as it is
+        earlier = validate(StudyRecipe, before or {}, str(folder / layout.STUDY_FILE))
+        before = study_recipe.without_tracker(earlier).model_dump(mode="json")
+    study_recipe.check_seeds(earlier, recipe, folder)
+    dropped = _left_out(folder, earlier, recipe)
+    changed = _differences(before, study_recipe.without_tracker(recipe).model_dump(mode="json"), "recipe")
+    if changed and not (dropped or study_recipe.adds_seeds(earlier, recipe)):
+        raise UserError(f"{folder}: holds another study: {'; '.join(changed[:5])}; choose another --out")
+    return earlier, dropped
+
+
+def _left_out(study: Path, before: StudyRecipe, now: StudyRecipe) -> list[str]:
+    """Name the standard runs of networks that a recipe leaves out. Raises UserError if one of their runs is trained."""
+    ways, dropped = (DefenceRecipe(), *before.defences), study_recipe.removed_models(before, now)
+    names = [run_recipe(before, m, way, seed).name for way in ways for m in dropped for seed in before.seeds]
+    trained = [name for name in names if (study / "runs" / name / layout.TRAINING_FILE).is_file()]
+    if trained:
+        raise UserError(f"{study}: {', '.join(trained)}: trained, and so counted in this study; choose another --out")
+    return names[: len(dropped) * len(before.seeds)]
 
 
 def _must_choose(recipe: StudyRecipe) -> bool:

@@ -13,13 +13,13 @@ from trustcxr.console import log, plural
 from trustcxr.errors import UserError
 from trustcxr.recipes.parsing import validate
 from trustcxr.recipes.run_recipe import RunRecipe
-from trustcxr.recipes.study_recipe import StudyRecipe, run_recipe
-from trustcxr.recipes.training_recipe import DefenceRecipe
+from trustcxr.recipes.study_recipe import StudyRecipe, list_runs
 from trustcxr.storage import atomic, layout, locks, schemas
 from trustcxr.storage.schemas import RunPlan, StudyDocument, StudyPlan
 from trustcxr.study.engines import failures
 from trustcxr.version import NOTICE
 
+Seconds = dict[str, dict[str, float]]  # of each step, by the kind of run
 ESTIMATE = "estimate"  # the key in a study's timings.json of what a dry run estimated
 EVERY = 120.0  # seconds between two lines of progress
 
@@ -41,11 +41,7 @@ def read_recipe(study: Path) -> StudyRecipe:
 
 def plan_runs(recipe: StudyRecipe, study: Path | None) -> PlannedRuns:
     """List the runs of a recipe; `study` is its folder, if it was begun."""
-    standard, *robust = (
-        [run_recipe(recipe, model, defence, seed) for model in recipe.models for seed in recipe.seeds]
-        for defence in (DefenceRecipe(), *recipe.defences)
-    )
-    defended = [run for runs in robust for run in runs]
+    standard, defended = list_runs(recipe), list_runs(recipe, recipe.defences)
     chosen = _read_choice(recipe, study, standard)
     if chosen is None:
         return PlannedRuns(standard, defended, recipe.selection.count)
@@ -61,17 +57,11 @@ def _read_choice(recipe: StudyRecipe, study: Path | None, standard: list[RunReci
     document = schemas.read_if_there(StudyDocument, study / layout.STUDY_RESULTS)
     if document is not None and document.recipe.get("seeds") == list(recipe.seeds) and document.selection.ranking:
         return {row.model for row in document.selection.ranking if row.chosen}
-    pairs = [(run, study / "runs" / run.name) for run in standard]
-    if not all((folder / layout.VALIDATION_FILE).is_file() for _, folder in pairs):
+    if not all((study / "runs" / run.name / layout.VALIDATION_FILE).is_file() for run in standard):
         return None
-    from trustcxr.study.selection import ranked
+    from trustcxr.study.comparison import ranked
 
-    classes = atomic.read_yaml(pairs[0][1] / layout.RUN_FILE).get("classes")
-    names = [str(name) for name in classes] if isinstance(classes, list) else []
-    return {row.model for row in ranked(recipe.selection, pairs, names) if row.chosen}
-
-
-Seconds = dict[str, dict[str, float]]  # of each step, by the kind of run
+    return {row.model for row in ranked(recipe, study) if row.chosen}
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """Carry out one step of one run of a study, from the study's folder alone, in any process."""
 
-import itertools
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,8 +13,7 @@ from trustcxr.errors import CannotWrite, UserError
 from trustcxr.explain import ood
 from trustcxr.recipes.parsing import validate
 from trustcxr.recipes.run_recipe import DataRecipe, RunRecipe
-from trustcxr.recipes.study_recipe import StudyRecipe, run_recipe
-from trustcxr.recipes.training_recipe import DefenceRecipe
+from trustcxr.recipes.study_recipe import StudyRecipe, list_runs
 from trustcxr.runs import repair
 from trustcxr.runs.run_folder import RunFolder
 from trustcxr.runs.training_data import add_data
@@ -52,10 +50,8 @@ class StudyFolder:
 
     def run(self, name: str) -> RunRecipe:
         """Return the recipe of the run of a name."""
-        for model, defence, seed in itertools.product(
-            self.recipe.models, (DefenceRecipe(), *self.recipe.defences), self.recipe.seeds
-        ):
-            if (run := run_recipe(self.recipe, model, defence, seed)).name == name:
+        for run in (*list_runs(self.recipe), *list_runs(self.recipe, self.recipe.defences)):
+            if run.name == name:
                 return run
         raise UserError(f"{self.folder}: no run '{name}' in its recipe")
 

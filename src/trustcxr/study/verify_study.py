@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 
@@ -15,15 +15,13 @@ from trustcxr.evaluation import run_figures
 from trustcxr.evaluation.trained_run import About
 from trustcxr.recipes.parsing import validate
 from trustcxr.recipes.run_recipe import RunRecipe
-from trustcxr.recipes.study_recipe import StudyRecipe
-from trustcxr.recipes.training_recipe import DefenceRecipe
+from trustcxr.recipes.study_recipe import StudyRecipe, list_runs
 from trustcxr.runs import explain_run
 from trustcxr.runs.test_data import validation_file
 from trustcxr.storage import atomic, layout, prediction_table, schemas
 from trustcxr.storage.schemas import Difference, RunDocument, TrainingDocument, VerifiedDocument
 from trustcxr.study import comparison, status
 from trustcxr.study.engines import failures
-from trustcxr.study.selection import ranked
 from trustcxr.version import NOTICE
 
 _OF_NO_TABLE = ("version", "provenance", "notes", "images", "training", "planted_shortcuts")  # keys of metrics.json
@@ -106,15 +104,16 @@ class _Verification:
                 if (before := atomic.section(content, "checksums").get(part)) != now:
                     file = run / (part if part == layout.WEIGHTS_FILE else layout.RUN_FILE)
                     self._differs(self._name(file), f"checksum of {part}", before, now)
-        document = _compute_whole(run, run, self.recipe)
+        with _tables_named(run, run):
+            document = compute_figures(run, run, self.recipe)
         self.result.runs += 1
         self._figures(name, entry, document, run, run)
         if self._is_there(metrics := run / layout.METRICS_FILE, "its figures"):
             self._figures(self._name(metrics), atomic.read_document(metrics), document, run, run)
         for path in sorted(run.glob(f"evaluations/*/{layout.METRICS_FILE}")):
-            with self._damage_noted():
+            with self._damage_noted(), _tables_named(run, path.parent):
                 if self._is_there(path.parent / layout.PREDICTIONS_FILE, self._name(path)):
-                    again = _compute_whole(run, path.parent, None)
+                    again = compute_figures(run, path.parent, None)
                     self._figures(self._name(path), atomic.read_document(path), again, run, path.parent)
         return document
 
@@ -140,11 +139,11 @@ class _Verification:
         """Compare training.json with history.csv: epochs, seconds, the best epoch; with a refit of both trainings."""
         file, monitor, best = f"runs/{run.name}/{layout.TRAINING_FILE}", training.monitor, training.best_epoch
         folders = [run] if training.refit is None else [run / layout.BEFORE_REFIT, run]
-        if [folder for folder in folders if not self._is_there(folder / layout.HISTORY_FILE, file)]:
+        if not all(self._is_there(folder / layout.HISTORY_FILE, file) for folder in folders):
             return
         (table, seconds), *again = [_read_history(folder / layout.HISTORY_FILE) for folder in folders]
-        computed: dict[str, object] = {"epochs": len(table), "seconds": seconds + sum(more for _, more in again)}
         content = atomic.plain(training)
+        computed: dict[str, object] = {"epochs": len(table), "seconds": seconds + sum(more for _, more in again)}
         for refit, more in again:
             computed["refit"] = content["refit"] | {"epochs": len(refit), "seconds": more}
         if best is not None and not 0 <= best < len(table):
@@ -175,24 +174,16 @@ class _Verification:
             )
             return
         documents = {self.folder / "runs" / name: document for name, document in computed.items()}
-        plain = [run for run in status.plan_runs(self.recipe, None).certain if run.defence == DefenceRecipe()]
-        baselines, resamples = {run.name for run in plain}, self.recipe.evaluation.bootstrap
-        again = atomic.plain(comparison.describe_together(documents, baselines, resamples=resamples))
+        standard = {run.name for run in list_runs(self.recipe)}
+        resamples = self.recipe.evaluation.bootstrap
+        again = atomic.plain(comparison.describe_together(documents, standard, resamples=resamples))
         stored = {key: self.stored.get(key) for key in again}
         ranking = atomic.section(self.stored, "selection").get("ranking")
         self._compare(
             layout.STUDY_RESULTS,
             _without_image_alarms(stored) | {"ranking": ranking},
-            _without_image_alarms(again) | {"ranking": self._ranking(plain)},
+            _without_image_alarms(again) | {"ranking": comparison.ranked(self.recipe, self.folder)},
         )
-
-    def _ranking(self, baselines: list[RunRecipe]) -> list[schemas.Ranked]:
-        """Rank the networks by validation, as the study did; none if a missing one could be chosen."""
-        pairs = [(run, self.folder / "runs" / run.name) for run in baselines]
-        trained = [(run, folder) for run, folder in pairs if (folder / layout.VALIDATION_FILE).is_file()]
-        if not trained or (trained != pairs and self.recipe.selection.count < len(self.recipe.models)):
-            return []
-        return ranked(self.recipe.selection, trained, _classes(atomic.read_yaml(trained[0][1] / layout.RUN_FILE)))
 
 
 def _read_history(path: Path) -> tuple[pd.DataFrame, float]:
@@ -215,10 +206,11 @@ def _other_tables(run: Path, folder: Path) -> dict[str, Path]:
     return others | ({} if folder == run else {"drop_from_internal": run / layout.PREDICTIONS_FILE})
 
 
-def _compute_whole(run: Path, folder: Path, study: StudyRecipe | None) -> RunDocument:
-    """Compute metrics.json as `compute_figures`; UserError for whatever is wrong with its tables."""
+@contextmanager
+def _tables_named(run: Path, folder: Path) -> Iterator[None]:
+    """Raise UserError, which names the tables, for whatever is wrong with them."""
     try:
-        return compute_figures(run, folder, study)
+        yield
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as problem:
         there = [folder / layout.PREDICTIONS_FILE, *_other_tables(run, folder).values()]
         names = " or ".join(dict.fromkeys(path.name for path in there if path.is_file()))
@@ -269,33 +261,28 @@ def compute_figures(run: Path, folder: Path, study: StudyRecipe | None) -> RunDo
     return document
 
 
-class Different(NamedTuple):
-    """A figure that differs: its key, what the file says and what was computed."""
-
-    key: str
-    stored: object
-    computed: object
-
-
-def differences(stored: object, computed: object, at: str = "") -> Iterator[Different]:
-    """Find the figures in which two documents differ by more than the order of adding up."""
+def differences(stored: object, computed: object, at: str = "") -> Iterator[tuple[str, object, object]]:
+    """Yield key, stored and computed value of each figure that differs by more than the order of adding up."""
     if count_figures(stored) == 0 == count_figures(computed):
         return
+    if isinstance(stored, list) and isinstance(computed, list):
+        stored, computed = _by_name(stored), _by_name(computed)
     if isinstance(stored, dict) and isinstance(computed, dict):
         for key in {**stored, **computed}:
-            yield from differences(stored.get(key), computed.get(key), f"{at}.{key}".strip("."))
-    elif isinstance(stored, list) and isinstance(computed, list):
-        if len(stored) == len(computed):
-            pairs = [(_name(two, i), one, two) for i, (one, two) in enumerate(zip(stored, computed, strict=True))]
-        else:
-            yield Different(f"{at} (how many)", len(stored), len(computed))
-            by_name = {_name(one, i): one for i, one in enumerate(stored) if isinstance(one, dict)}
-            named = [(_name(two, i), two) for i, two in enumerate(computed)]
-            pairs = [(name, by_name[name], two) for name, two in named if name in by_name]
-        for name, one, two in pairs:
-            yield from differences(one, two, f"{at}[{name}]")
+            inside = f"{at}{key}" if key.startswith("[") else f"{at}.{key}".strip(".")
+            yield from differences(stored.get(key), computed.get(key), inside)
     elif not _is_close(stored, computed):
-        yield Different(at, _shorten(stored), _shorten(computed))
+        yield at, _shorten(stored), _shorten(computed)
+
+
+def _by_name(entries: list[Any]) -> dict[str, Any]:
+    """Key the entries of a list by what tells each from the others, or else by its index."""
+    named: dict[str, Any] = {}
+    for number, entry in enumerate(entries):
+        keys = [key for key in _TELL_APART if isinstance(entry, dict) and isinstance(entry.get(key), str | int | float)]
+        name = " ".join(str(entry[key]) for key in keys) or str(number)
+        named[f"[{name}]" if f"[{name}]" not in named else f"[{name}, {number}]"] = entry
+    return named
 
 
 def count_figures(content: object) -> int:
@@ -313,13 +300,6 @@ def _is_close(stored: object, computed: object) -> bool:
 
 def _shorten(value: object) -> object:
     return plural(count_figures(value), "figure") if isinstance(value, dict | list) else value
-
-
-def _name(entry: object, index: int) -> str:
-    """Return the words that tell an entry of a list from its neighbours, or its index."""
-    if not isinstance(entry, dict):
-        return str(index)
-    return " ".join(str(entry[k]) for k in _TELL_APART if isinstance(entry.get(k), str | int | float)) or str(index)
 
 
 def _without_image_alarms(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from trustcxr.console import log
+from trustcxr.console import Progress, log
 from trustcxr.data import fingerprints
 from trustcxr.data.dataset import Dataset, JoinedDataset, read_sources
 from trustcxr.data.loader import loader
@@ -90,8 +90,6 @@ def _fit_part(
 def _fit(recipe: RunRecipe, train: Dataset | JoinedDataset, monitor: Monitor) -> TrainingDocument:
     """Train a run once, into the folder of `monitor`."""
     folder = monitor.folder
-    if monitor.devices.rank == 0:
-        fingerprints.check_same_images(folder, train)
     before = checkpoint.load_checkpoint(folder)
     # Raise for missing masks or sources before anything is written.
     read_sources(train, recipe.training.balanced_by)
@@ -149,8 +147,8 @@ def _run(
         batch_images=min(training.batch_size, len(train)),
     )
     last = monitor.folder / checkpoint.FOLDER / checkpoint.LAST
-    with _quiet():
-        trainer = _trainer(recipe, monitor)
+    with _quiet(), Progress(f"training {recipe.name}", monitor.epochs * len(batches)) as bar:
+        trainer = _trainer(recipe, monitor, bar)
         try:
             trainer.fit(module, batches, ckpt_path=last if resumed else None, weights_only=True)
         except SystemExit:  # Lightning raises it on Ctrl-C, and would ignore the next
@@ -164,7 +162,7 @@ def _run(
     return module.global_step
 
 
-def _trainer(recipe: RunRecipe, monitor: Monitor) -> pl.Trainer:
+def _trainer(recipe: RunRecipe, monitor: Monitor, bar: Progress) -> pl.Trainer:
     save = pl.callbacks.ModelCheckpoint(
         monitor.folder / checkpoint.FOLDER,
         filename=Path(checkpoint.LAST).stem,
@@ -179,7 +177,7 @@ def _trainer(recipe: RunRecipe, monitor: Monitor) -> pl.Trainer:
         max_epochs=monitor.epochs,
         accelerator="auto",
         precision=environment.supported_precision(recipe.training.precision, environment.device_kind()),
-        callbacks=[monitor, Bar(recipe.name, monitor), save, *followed],
+        callbacks=[monitor, Bar(bar, monitor), save, *followed],
         plugins=[checkpoint.WholeCheckpoints(), *monitor.devices.plugins()],
         logger=False,
         enable_progress_bar=False,
@@ -257,7 +255,6 @@ def _finish(
     content["checksums"] = layout.checksums(folder, content["classes"])
     summary = monitor.summary().model_copy(update=counts | {"parameters": factory.count_parameters(model)})
     summary = summary.model_copy(update=segments.read_split(folder))
-    content["took"] = {key: getattr(summary, key) for key in ("seconds", "processor_seconds")}
     atomic.write_yaml(folder / layout.RUN_FILE, content)
     summary.precision_asked = recipe.training.precision
     summary.precision = environment.supported_precision(summary.precision_asked, environment.device_kind())

@@ -14,11 +14,11 @@ from trustcxr.recipes.run_recipe import RunRecipe
 EPOCHS, BATCH_SIZE, LEARNING_RATE = 16, 32, 2e-3
 
 
-def fit(gate: LungGate, images: np.ndarray, lungs: np.ndarray, recipe: RunRecipe, *, name: str = "lung gate") -> float:
+def fit(gate: LungGate, images: np.ndarray, lungs: np.ndarray, recipe: RunRecipe) -> float:
     """Train the gate on images (N, 1, H, W) uint8 and masks (N, H, W) of 0 and 1; return its Dice of the last epoch.
 
     Images with an empty mask are left out. If the recipe's defence attacks, so does this: a gradient step from a random
-    start within the same epsilon. `name`: in messages, for masks of something else.
+    start within the same epsilon.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     gate.to(device)
@@ -30,7 +30,7 @@ def fit(gate: LungGate, images: np.ndarray, lungs: np.ndarray, recipe: RunRecipe
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LEARNING_RATE, total_steps=EPOCHS * batches)
     changes = recipe.training.augment.model_dump()
     score = 0.0
-    with Progress(f"training the {name} of {recipe.name}", EPOCHS * batches) as bar:
+    with Progress(f"training the lung gate of {recipe.name}", EPOCHS * batches) as bar:
         for _ in range(EPOCHS):
             order, score = rows[torch.randperm(len(rows), generator=generator).numpy()], 0.0
             for start in range(batches):
@@ -49,7 +49,7 @@ def fit(gate: LungGate, images: np.ndarray, lungs: np.ndarray, recipe: RunRecipe
                 bar.advance(1)
     gate.cpu()
     under = f" under a step of {epsilon:g}" if epsilon else ""
-    log(f"{name} of {recipe.name}: Dice {score:.3f} with the masks of training{under}")
+    log(f"lung gate of {recipe.name}: Dice {score:.3f} with the masks of training{under}")
     return score
 
 

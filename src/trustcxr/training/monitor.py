@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
 
 ALONE = Devices()
-_STATE = ("history", "best", "stopped", "seconds", "best_sum", "processor_seconds", "alarm")  # kept in checkpoints
+_STATE = ("history", "best", "stopped", "seconds", "best_sum", "alarm")  # kept in checkpoints
 OVERFIT_FALL, OVERFIT_GAP = 0.15, 0.20  # see Monitor._overfits
 
 
@@ -51,7 +51,6 @@ class Monitor(pl.Callback):
         self.history: list[dict[str, float]] = []
         self.best: dict[str, float] = {"epoch": -1.0, "score": -math.inf, "value": math.nan, "best_pgd": 0.0}
         self.stopped, self.seconds, self._started = "epochs", 0.0, 0.0
-        self.processor_seconds, self._worked = 0.0, 0.0
         self.monitor = "val_accuracy" if not recipe.defence.attacks else "val_pgd_accuracy"
         if recipe.defence.certifies:
             self.monitor = "val_certified_accuracy"
@@ -85,7 +84,7 @@ class Monitor(pl.Callback):
         """Start the clock; the checkpoint of the previous epoch is complete."""
         if self.devices.rank == 0:
             checkpoint.choose_best(self.folder, self.best_sum)
-        self._started, self._worked = time.monotonic(), time.process_time()
+        self._started = time.monotonic()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
         """Validate, keep the best weights, and decide on stopping."""
@@ -99,8 +98,6 @@ class Monitor(pl.Callback):
             **validate(module.candidate(), self.val, self.recipe, module.device, self.devices, balanced),
         }
         self.seconds += time.monotonic() - self._started
-        worked = torch.tensor(time.process_time() - self._worked, device=module.device)
-        self.processor_seconds += float(self.devices.sum(worked))
         row["seconds"] = self.seconds
         self.history.append(row)
         if self.devices.rank == 0:
@@ -135,7 +132,6 @@ class Monitor(pl.Callback):
             epochs=len(self.history),
             best_epoch=int(self.best["epoch"]),
             seconds=self.seconds,
-            processor_seconds=self.processor_seconds,
             monitor=self.monitor,
             epsilon=None if self.monitor == "val_accuracy" else self.recipe.defence.epsilon,
             best_value=self.best["value"],
@@ -200,11 +196,8 @@ class RefitMonitor(Monitor):
         """Return training.json of the first training, with the time of both and `refit` of the second."""
         mine = super().summary()
         again = Refit(epochs=mine.epochs, seconds=mine.seconds, stopped=mine.stopped)
-        both = {
-            "seconds": (self.chosen.seconds or 0.0) + self.seconds,
-            "processor_seconds": (self.chosen.processor_seconds or 0.0) + self.processor_seconds,
-        }
-        return self.chosen.model_copy(update={"version": mine.version, "refit": again} | both)
+        both = (self.chosen.seconds or 0.0) + self.seconds
+        return self.chosen.model_copy(update={"version": mine.version, "refit": again, "seconds": both})
 
     def sentence(self) -> str:
         """Return the summary as text, after the run's name."""
@@ -216,32 +209,19 @@ class RefitMonitor(Monitor):
 
 
 class Bar(pl.Callback):
-    """A progress bar for the whole training."""
+    """Advance a progress bar over all steps, with the newest validation figures."""
 
-    def __init__(self, name: str, monitor: Monitor) -> None:
-        self.name, self.monitor = name, monitor
-        self.bar: Progress | None = None
+    def __init__(self, bar: Progress, monitor: Monitor) -> None:
+        self.bar, self.monitor = bar, monitor
 
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
-        """Open the bar, at the step of a resumed run."""
-        steps = self.monitor.epochs * module.steps_per_epoch
-        self.bar = Progress(f"training {self.name}", steps).__enter__()
+        """Advance to the step of a resumed run."""
         if module.global_step:
             self.bar.advance(module.global_step)
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, *_: Any) -> None:
         """Advance by one step."""
-        if self.bar is not None:
-            self.bar.advance(1, note=self._note())
-
-    def on_fit_end(self, trainer: pl.Trainer, module: Any) -> None:
-        """Close the bar."""
-        if self.bar is not None:
-            self.bar.__exit__()
-
-    def on_exception(self, trainer: pl.Trainer, module: Any, exception: BaseException) -> None:
-        """Close the bar."""
-        self.on_fit_end(trainer, module)
+        self.bar.advance(1, note=self._note())
 
     def _note(self) -> str:
         if not self.monitor.history:

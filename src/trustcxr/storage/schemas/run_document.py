@@ -438,9 +438,8 @@ class TrainingDocument(Document):
     """training.json: the length of a training, what stopped it, and its best epoch.
 
     `best_value` of `monitor`: under an attack, or proved, at `epsilon`; without it on clean images.
-    `processor_seconds`: of all cores together. `precision_asked`: the recipe's, which differs if the machine lacks it.
-    `world` processes shared each batch by `strategy`, each in `parts` (the most, if that changed); missing if no batch
-    was split.
+    `precision_asked`: the recipe's, which differs if the machine lacks it. `world` processes shared each batch by
+    `strategy`, each in `parts` (the most, if that changed); missing if no batch was split.
     """
 
     version: int | None = None
@@ -449,7 +448,6 @@ class TrainingDocument(Document):
     epochs: int | None = None
     best_epoch: int | None = None
     seconds: Number = None
-    processor_seconds: Number = None
     parts: int | None = None
     world: int | None = None
     strategy: str | None = None
