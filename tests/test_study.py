@@ -24,7 +24,7 @@ from trustcxr.recipes.study_recipe import StudyRecipe
 from trustcxr.storage import atomic
 from trustcxr.storage.prediction_table import logits_of
 from trustcxr.storage.schemas import Ranked
-from trustcxr.study import engines, run_study, selection, status, steps
+from trustcxr.study import comparison, engines, run_study, status, steps
 from trustcxr.study.engines import Failure, Task
 from trustcxr.study.engines.base import Outcomes, Work
 from trustcxr.study.run_study import Study
@@ -227,12 +227,12 @@ def test_robust_runs_that_more_seeds_no_longer_choose_are_named_and_left_out(
 ) -> None:
     out = Path(shutil.copytree(done, tmp_path / "tiny"))
     (was,) = [run.parent.name for run in out.glob("runs/*-fgsm-*/metrics.json")]
-    real = selection.ranked
+    real = comparison.ranked
 
     def other(*given: Any) -> list[Ranked]:
         return [row.model_copy(update={"chosen": not row.chosen}) for row in real(*given)]
 
-    monkeypatch.setattr(run_study, "ranked", other)
+    monkeypatch.setattr(comparison, "ranked", other)
     document = Study(tiny(seeds=[0, 1]), radiographs, out, engines.get("local")).run()
     assert f"no longer chosen, by all seeds together: {was}; kept, and out of" in capsys.readouterr().err
     assert was not in {run.run for run in document.runs}
