@@ -33,20 +33,26 @@ def soften(teachers: Sequence[nn.Module], pixels: Tensor, temperature: float) ->
 
 def teach(teachers: Sequence[nn.Module], weight: float, temperature: float) -> None:
     """Add the teachers' loss to every training step of this process."""
-    usual = TrainingStep._learn
+    usual = TrainingStep.__init__
 
-    def learn(self: TrainingStep, learner: nn.Module, pixels: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-        loss, logits = usual(self, learner, pixels, *rest)
-        models: Sequence[nn.Module] = teachers
-        if not models:
-            if self.average is None or 2 * self.global_step < self.total_steps:
-                return loss, logits
-            models = [self.average.module.eval()]
-        target = soften(models, pixels, temperature)
-        towards = F.cross_entropy(logits[: len(target)].float() / temperature, target) * temperature**2
-        return (1 - weight) * loss + weight * towards, logits
+    def begin(self: TrainingStep, *arguments: Any, **keys: Any) -> None:
+        usual(self, *arguments, **keys)
+        defence = self.defence
 
-    TrainingStep._learn = learn  # type: ignore[method-assign,assignment]
+        def taught(learner: nn.Module, pixels: Tensor, labels: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+            loss, logits = defence(learner, pixels, labels, **options)
+            models: Sequence[nn.Module] = teachers
+            if not models:
+                if self.average is None or 2 * self.global_step < self.total_steps:
+                    return loss, logits
+                models = [self.average.module.eval()]
+            target = soften(models, pixels, temperature)
+            towards = F.cross_entropy(logits[: len(target)].float() / temperature, target) * temperature**2
+            return (1 - weight) * loss + weight * towards, logits
+
+        self.defence = taught  # type: ignore[assignment]
+
+    TrainingStep.__init__ = begin  # type: ignore[method-assign]
 
 
 def main() -> None:

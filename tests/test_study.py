@@ -24,7 +24,7 @@ from trustcxr.recipes.study_recipe import StudyRecipe
 from trustcxr.storage import atomic
 from trustcxr.storage.prediction_table import logits_of
 from trustcxr.storage.schemas import Ranked
-from trustcxr.study import comparison, engines, run_study, status, steps
+from trustcxr.study import comparison, engines, status, steps
 from trustcxr.study.engines import Failure, Task
 from trustcxr.study.engines.base import Outcomes, Work
 from trustcxr.study.run_study import Study

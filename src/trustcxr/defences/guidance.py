@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trustcxr.data.lung_masks import has_lungs
 from trustcxr.defences.counterfactual_loss import LesionBatch
 from trustcxr.models.evidence_networks import EvidenceNet
 from trustcxr.models.feature_maps import find_layer
@@ -76,7 +75,7 @@ def guidance(forward_pass: Pass, batch: LesionBatch) -> Tensor:
         maps = evidence[torch.arange(len(evidence), device=evidence.device), batch.labels][:, None]
         lung = F.adaptive_avg_pool2d(batch.lung, (maps.shape[-2], maps.shape[-1]))
         where = F.binary_cross_entropy_with_logits(gates, lung, reduction="none").mean((1, 2, 3))
-        placed = _mean_over(where, has_lungs(batch.lung).flatten(), breathing)
+        placed = _mean_over(where, batch.with_lungs(), breathing)
     else:
         maps, placed = explained(forward_pass, batch), forward_pass.logits.new_zeros(())
     inside = F.adaptive_avg_pool2d(batch.lesion, (maps.shape[-2], maps.shape[-1]))

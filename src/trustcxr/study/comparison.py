@@ -101,12 +101,7 @@ def _row(document: RunDocument, key: Key, first: pd.DataFrame, second: pd.DataFr
     moved = np.asarray(after["value"] - before["value"], dtype=float)
     improved = float((better * moved[np.isfinite(moved)] > 0).mean()) if result.n and better else result.improved
     return Comparison(
-        model=document.model,
-        seed=document.seed,
-        defence=document.defence,
-        label=document.label,
-        background=document.background,
-        split=document.split,
+        **{name: getattr(document, name) for name in ("model", "seed", *_NAMES[1:])},
         measure=key.measure,
         method=key.method or None,
         better="higher" if better > 0 else "lower" if better < 0 else None,

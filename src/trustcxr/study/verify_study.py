@@ -125,8 +125,11 @@ class _Verification:
         for part, path in _other_tables(run, folder).items():
             if stored.get(part) and not self._is_there(path, f"{file}: {part}"):
                 left_out |= {part, "alarms"} if part == "saliency" else {part}
-        both = [_without_image_alarms(content) for content in (stored, atomic.plain(document))]
-        self._compare(file, *({k: part for k, part in content.items() if k not in left_out} for content in both))
+        stored, computed = (
+            {key: part for key, part in _without_image_alarms(content).items() if key not in left_out}
+            for content in (stored, atomic.plain(document))
+        )
+        self._compare(file, stored, computed)
         self.result.files += ": " not in file
 
     def _compare(self, file: str, stored: object, computed: object, at: str = "") -> None:

@@ -11,7 +11,7 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -111,41 +111,17 @@ class Devices:
         return [] if self.world == 1 or _launched() else [LightningEnvironment()]
 
 
-@dataclass
-class Team:
-    """The other processes of a training on this machine."""
-
-    processes: list[Any] = field(default_factory=list)
-
-    def lost(self) -> list[int]:
-        """Return the exit codes of processes that failed."""
-        for process in self.processes:
-            process.join(timeout=5)
-        return [process.exitcode for process in self.processes if process.exitcode]
-
-    @property
-    def did_not_fit(self) -> bool:
-        """Return True if a process had too little memory for its part of a batch."""
-        return _DOES_NOT_FIT in self.lost()
-
-    def end(self, wait: float) -> None:
-        """End the processes after at most `wait` seconds each."""
-        for process in self.processes:
-            process.join(timeout=wait)
-            process.kill()
-            process.join()
-
-
 @contextmanager
-def start_processes(devices: Devices, work: Callable[..., object], *arguments: object) -> Iterator[Team]:
+def start_processes(devices: Devices, work: Callable[..., object], *arguments: object) -> Iterator[None]:
     """Start this machine's other processes, each with `work(*arguments)`; the block is the work of the first.
 
-    Raises UserError if one fails. Afterwards all have ended, and the environment is restored.
+    Raises UserError if one fails, and torch.OutOfMemoryError if its part of a batch does not fit. Afterwards all have
+    ended, and the environment is restored.
     """
-    team = Team()
     if devices.world == 1:
-        yield team
+        yield
         return
+    others: list[Any] = []
     before, threads = dict(os.environ), torch.get_num_threads()
     try:
         if _launched() is None:
@@ -154,24 +130,37 @@ def start_processes(devices: Devices, work: Callable[..., object], *arguments: o
             context = multiprocessing.get_context("spawn")
             for rank in range(1, devices.devices):
                 process_arguments = (rank, torch.get_num_threads(), work, arguments)
-                team.processes.append(context.Process(target=_serve, args=process_arguments))
-                team.processes[-1].start()
-        yield team
-        team.end(_ENDS)
+                others.append(context.Process(target=_serve, args=process_arguments))
+                others[-1].start()
+        yield
+        _end(others, _ENDS)
     except UserError:
         raise
     except Exception as problem:
-        if team.did_not_fit or does_not_fit(problem) or not (codes := team.lost()):
+        for process in others:
+            process.join(timeout=5)
+        codes = [process.exitcode for process in others if process.exitcode]
+        if does_not_fit(problem) or not codes:
             raise
+        if _DOES_NOT_FIT in codes:
+            raise torch.OutOfMemoryError("another process had too little memory") from problem
         ended = f"ended with code {codes[0]} (killed, or out of memory?)"
         raise UserError(f"a process of the training {ended}; the same command resumes from the last epoch") from problem
     finally:
-        team.end(0)
+        _end(others, 0)
         if distributed.is_initialized():
             distributed.destroy_process_group()
         os.environ.clear()
         os.environ.update(before)
         torch.set_num_threads(threads)
+
+
+def _end(processes: list[Any], wait: float) -> None:
+    """End processes after at most `wait` seconds each."""
+    for process in processes:
+        process.join(timeout=wait)
+        process.kill()
+        process.join()
 
 
 def does_not_fit(problem: BaseException) -> bool:

@@ -1,5 +1,6 @@
 """Train one run: Adam, a learning-rate schedule, early stopping on validation, checkpoints, resume."""
 
+import logging
 import shutil
 import signal
 import warnings
@@ -25,7 +26,7 @@ from trustcxr.storage import atomic, layout, schemas, segments
 from trustcxr.storage.memory import keep_freed_memory
 from trustcxr.storage.schemas import TrainingDocument
 from trustcxr.training import checkpoint, environment, lung_segmenter, tracking
-from trustcxr.training.devices import Devices, Team, does_not_fit, start_processes
+from trustcxr.training.devices import Devices, does_not_fit, start_processes
 from trustcxr.training.monitor import Bar, Monitor, RefitMonitor, attacked_rows
 from trustcxr.training.step import TrainingStep, replays
 
@@ -50,12 +51,12 @@ def fit(
     if note := environment.describe_substitute(recipe.training.precision, environment.device_kind()):
         log(note)
     while True:
-        team, job = Team(), (recipe, train, val, folder, devices)
+        job = recipe, train, val, folder, devices
         try:
-            with start_processes(devices, _fit_part, *job) as team:
+            with start_processes(devices, _fit_part, *job):
                 return _fit_part(*job)
         except Exception as problem:
-            if not (does_not_fit(problem) or team.did_not_fit):
+            if not does_not_fit(problem):
                 raise
             if devices.parts >= largest:
                 raise UserError(f"{recipe.name}: not even one image fits in memory; lower data.size") from None
@@ -297,20 +298,15 @@ def _write_recipe(
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silence Lightning's advice: users see one bar and one line."""
-    import logging
-
-    loggers = [
-        logging.getLogger(n) for n in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric", "lightning_fabric")
-    ]
-    levels = [log.level for log in loggers]
+    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric")]
+    levels = [logger.level for logger in loggers]
     try:
-        for log in loggers:
-            log.setLevel(logging.ERROR)
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="pytorch_lightning.*")
-            warnings.filterwarnings("ignore", module="lightning_fabric.*")
+            warnings.filterwarnings("ignore", module="(pytorch_lightning|lightning_fabric).*")
             warnings.filterwarnings("ignore", message=".*LeafSpec.*")
             yield
     finally:
-        for log, level in zip(loggers, levels, strict=True):
-            log.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -68,15 +68,14 @@ class Monitor(pl.Callback):
 
     def resume_if_ended(self, content: dict[str, Any]) -> bool:
         """Restore the state if this checkpoint's training stopped before its last epoch; return True if it did."""
-        state = content.get("callbacks", {}).get(self.state_key)
-        if not state or state["stopped"] == "epochs":
-            return False
-        self.load_state_dict(state)
-        return True
+        state = content.get("callbacks", {}).get(self.state_key, {})
+        if ended := state.get("stopped", "epochs") != "epochs":
+            self.load_state_dict(state)
+        return ended
 
     def count_done(self, content: dict[str, Any] | None) -> int | None:
         """Return the epochs of this training in a checkpoint; None if none is left."""
-        state = (content or {}).get("callbacks", {}).get(self.state_key) or {}
+        state = (content or {}).get("callbacks", {}).get(self.state_key, {})
         epochs = len(state.get("history", ()))
         return None if epochs >= self.epochs or state.get("stopped", "epochs") != "epochs" else epochs
 

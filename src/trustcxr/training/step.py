@@ -1,7 +1,7 @@
 """Train one step: change a batch by the recipe, compute the defence's loss, and schedule the optimiser."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from trustcxr import defences
 from trustcxr.data.loader import Batch, augment, to_pixels
-from trustcxr.data.lung_masks import has_lungs
 from trustcxr.defences import backgrounds, counterfactual_loss, guidance
 from trustcxr.defences.counterfactual_loss import LesionBatch
 from trustcxr.models import classifier
@@ -20,14 +19,6 @@ from trustcxr.registry import DEFENCES
 from trustcxr.training.devices import Devices
 
 ALONE = Devices()
-
-
-@dataclass(frozen=True)
-class Whole:
-    """Counts of a batch over all processes, to weigh its parts; `emptied`: added images with masked lungs."""
-
-    images: int
-    emptied: float = 0.0
 
 
 class TrainingStep(pl.LightningModule):
@@ -111,16 +102,17 @@ class TrainingStep(pl.LightningModule):
         emptied = pixels[:0]  # drawn for the whole batch: each part would draw at least one
         if self.recipe.empty_lungs and lungs is not None:
             emptied = backgrounds.emptied(pixels, lungs)
-        whole, lesion_batch = self._whole(labels, lesion_batch, len(emptied))
+        images_of_all, emptied_of_all, lesion_batch = self._count_whole(labels, lesion_batch, len(emptied))
         counted = torch.zeros(3, device=self.device)
         for number in range(parts := min(self.devices.parts, len(labels))):
             part, few = (slice(n * number // parts, n * (number + 1) // parts) for n in (len(labels), len(emptied)))
             known_part = None if lesion_batch is None else lesion_batch.slice_rows(part)
-            loss, right = self._on(part, pixels[part], labels[part], known_part, emptied[few], whole)
             count = part.stop - part.start
+            weight = len(emptied[few]) / max(emptied_of_all, 1) * images_of_all / count  # a mean of all emptied images
+            loss, right = self._on(part, pixels[part], labels[part], known_part, emptied[few], weight)
             counted += torch.stack([loss.detach().float() * count, right, torch.ones_like(right) * count])
-            if count * self.devices.world != whole.images:  # processes are averaged, parts of a process summed
-                loss = loss * (count * self.devices.world / whole.images)
+            if count * self.devices.world != images_of_all:  # processes are averaged, parts of a process summed
+                loss = loss * (count * self.devices.world / images_of_all)
             if number + 1 < parts:  # Lightning runs the last one, which synchronises the processes
                 self.trainer.strategy.backward(loss, None)
         totals = dict(zip(("loss", "right", "count"), self.devices.sum(counted).tolist(), strict=True))
@@ -136,7 +128,7 @@ class TrainingStep(pl.LightningModule):
         labels: Tensor,
         lesion_batch: LesionBatch | None,
         emptied: Tensor,
-        whole: Whole,
+        emptied_weight: float,
     ) -> tuple[Tensor, Tensor]:
         """Return the loss on a part of a batch, and the number of correct predictions."""
         training = self.recipe.training
@@ -151,8 +143,7 @@ class TrainingStep(pl.LightningModule):
             with passes as seen:
                 loss, logits = self.defence(learner, pixels, labels, **options)
             if with_emptied is not None:
-                counts_for = len(emptied) / whole.emptied * whole.images / len(labels)  # a mean of all emptied images
-                loss = loss + counts_for * with_emptied.confusion_loss()
+                loss = loss + emptied_weight * with_emptied.confusion_loss()
             if seen and lesion_batch is not None:
                 loss = loss + training.guidance * guidance.guidance(seen[-1], lesion_batch)
             return loss, logits
@@ -166,21 +157,21 @@ class TrainingStep(pl.LightningModule):
         right = (logits.argmax(1) == labels).sum().float()
         return torch.stack([loss for loss, _ in learnt]).mean(), right
 
-    def _whole(
+    def _count_whole(
         self, labels: Tensor, lesion_batch: LesionBatch | None, emptied: int
-    ) -> tuple[Whole, LesionBatch | None]:
-        """Count the whole batch over all processes; return the counts, and the lesion batch with its shares."""
+    ) -> tuple[int, float, LesionBatch | None]:
+        """Count the images and the emptied images of the batch of all processes; give the lesion batch its shares."""
         if self.devices.parts == self.devices.world == 1:
-            return Whole(len(labels), emptied), lesion_batch
+            return len(labels), emptied, lesion_batch
         images = len(labels) if self.devices.world == 1 else self.batch_images
         counts = torch.zeros(3, device=self.device)
         counts[0] = emptied
         if lesion_batch is not None:
-            counts[1], counts[2] = lesion_batch.ill().sum(), has_lungs(lesion_batch.lung).sum()
+            counts[1], counts[2] = lesion_batch.ill().sum(), lesion_batch.with_lungs().sum()
         counts = self.devices.sum(counts)
         if lesion_batch is not None:
             lesion_batch = replace(lesion_batch, shares=counts[1:].clamp(min=1) / images)
-        return Whole(images, float(counts[0])), lesion_batch
+        return images, float(counts[0]), lesion_batch
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
         """Clear the gradients, unless the batch has parts, whose gradients must stay."""

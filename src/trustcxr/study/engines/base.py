@@ -4,7 +4,6 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from trustcxr.console import Progress, log
 from trustcxr.errors import OUT_OF_MEMORY, CannotWrite, UserError, is_out_of_memory
@@ -57,26 +56,22 @@ Outcome = Failure | CannotWrite | None
 Outcomes = list[Failure | None]
 
 
-class Engine(Protocol):
-    """Do the same work for many tasks."""
+class Engine:
+    """Do the same work for many tasks. threads: of torch for a run, unless its study fixes another number."""
 
-    @property
-    def threads(self) -> int:
-        """Return the torch threads of a run, unless its study fixes another number."""
-        ...
+    threads = 1
 
     def preflight(self, study: Path) -> None:
         """Raise UserError if the engine cannot be used with its options."""
-        ...
 
-    def map(self, work: Work, tasks: Sequence[Task], after: Callable[[], object] = ...) -> Outcomes:
+    def map(self, work: Work, tasks: Sequence[Task], after: Callable[[], object] = lambda: None) -> Outcomes:
         """Do every task; return its Failure or None, in their order.
 
         Tasks of one run are done in their order; after a failure the rest of the run is not tried. `after` is called
         after every task. Raises CannotWrite if the disk refuses. `work` records its errors; the engine records lost
         tasks (`failures.lost`).
         """
-        ...
+        raise NotImplementedError
 
 
 def attempt(work: Work, task: Task) -> Failure | None:
@@ -143,18 +138,13 @@ class Order:
         return [self.failed.get(task.run) for task in self.tasks]
 
 
-class LocalEngine:
+class LocalEngine(Engine):
     """Run one task after another in this process."""
 
-    @property
-    def threads(self) -> int:
-        """Return the threads that torch has here."""
+    def __init__(self) -> None:
         import torch
 
-        return torch.get_num_threads()
-
-    def preflight(self, study: Path) -> None:
-        """Accept everything."""
+        self.threads = torch.get_num_threads()
 
     def map(self, work: Work, tasks: Sequence[Task], after: Callable[[], object] = lambda: None) -> Outcomes:
         """Do every task; the outcomes in their order, None for one that was done."""

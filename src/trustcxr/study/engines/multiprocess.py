@@ -8,14 +8,13 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 from typing import Any
 
 from trustcxr import console
 from trustcxr.console import Progress, log
 from trustcxr.data.worker_pool import end_with_parent
 from trustcxr.study.engines import failures
-from trustcxr.study.engines.base import Order, Outcome, Outcomes, Task, Work, run_task
+from trustcxr.study.engines.base import Engine, Order, Outcome, Outcomes, Task, Work, run_task
 
 # Slow imports of the steps, done once for all forked processes.
 IMPORTED: tuple[str, ...] = (
@@ -31,19 +30,14 @@ IMPORTED: tuple[str, ...] = (
 )
 
 
-class ProcessesEngine:
+class ProcessesEngine(Engine):
     """Run `jobs` tasks in parallel, each in a process of its own; one line of progress for all.
 
     A process that dies (out of memory, killed) fails its task alone. A script needs `if __name__ == "__main__":`.
     """
 
-    threads = 1
-
     def __init__(self, jobs: int) -> None:
         self.jobs = jobs
-
-    def preflight(self, study: Path) -> None:
-        """Accept everything."""
 
     def map(self, work: Work, tasks: Sequence[Task], after: Callable[[], object] = lambda: None) -> Outcomes:
         """Do every task; the outcomes in their order, None for one that was done."""

@@ -19,7 +19,7 @@ from trustcxr.data import remote
 from trustcxr.errors import UserError
 from trustcxr.storage import atomic, layout
 from trustcxr.study.engines import failures
-from trustcxr.study.engines.base import Needs, Order, Outcome, Outcomes, Task, Work, run_task
+from trustcxr.study.engines.base import Engine, Needs, Order, Outcome, Outcomes, Task, Work, run_task
 
 RETRIES = 3  # of a task whose process or node was lost; what it had written is kept, so it goes on there
 _WAIT = 10.0  # seconds that an address has to answer
@@ -29,7 +29,7 @@ _MARK = ".shared"  # written into a study's folder here, and looked for by every
 _STORE = 100 << 20  # bytes for what tasks pass each other: names alone
 
 
-class RayEngine:
+class RayEngine(Engine):
     """As many tasks at once as the cluster has room for, or `jobs`; the cluster at `address`, or one started here."""
 
     def __init__(self, needs: Needs, *, jobs: int | None = None, address: str | None = None) -> None:

@@ -8,14 +8,14 @@ from typing import Any
 from trustcxr.console import Progress, log
 from trustcxr.errors import UserError
 from trustcxr.study.engines import failures
-from trustcxr.study.engines.base import Needs, Order, Outcome, Outcomes, Task, Work, run_task
+from trustcxr.study.engines.base import Engine, Needs, Order, Outcome, Outcomes, Task, Work, run_task
 
 FOLDER = ".slurm"  # in the study's: what each job was given, what it said, and its outcome
 _GPU_OPTIONS = {"gpus_per_node", "gpus_per_task", "num_gpus", "gres", "additional_parameters"}
 _HOURS, _TIMES = 24, 20  # that a job may take, and how often it may need as many again
 
 
-class SlurmEngine:
+class SlurmEngine(Engine):
     """A step of all runs at once, or of `jobs`; `options` are sbatch's (partition, account, time in minutes)."""
 
     def __init__(
