@@ -66,35 +66,9 @@ def test_mask_leaves_the_lungs_alone() -> None:
     assert torch.equal(changed[:, :, 25, 15], images[:, :, 25, 15])
 
 
-def test_crop_brings_the_lungs_to_the_whole_image() -> None:
-    image = torch.zeros(1, 1, SIDE, SIDE)
-    image[..., 25, 25] = 1  # between the lungs, in the middle of their box
-    picture, mask = backgrounds.crop(image, LUNGS, share=1.0, generator=generator())
-    rows, columns = (mask[0, 0] > 0.5).any(1).nonzero(), (mask[0, 0] > 0.5).any(0).nonzero()
-    # The box is 30 wide and 20 high; the square around it has a margin of 5 % of the side each way: 35 of 50 pixels.
-    assert int(columns.max() - columns.min()) + 1 == pytest.approx(30 * 50 / 35, abs=1.1)
-    assert int(rows.max() - rows.min()) + 1 == pytest.approx(20 * 50 / 35, abs=1.1), "not stretched"
-    assert float(columns.float().mean()) == pytest.approx((SIDE - 1) / 2, abs=1)
-    place = divmod(int(picture.argmax()), SIDE)
-    assert abs(place[0] - 25) <= 1
-    assert abs(place[1] - 25) <= 1
-
-
-def test_crop_agrees_with_cutting_by_hand() -> None:
-    """With lungs that fill a square, the crop is that square and its margin, made larger."""
-    mask = torch.zeros(1, 1, 100, 100)
-    mask[..., 20:60, 30:70] = 1  # 40 wide; with margins of 5 it is the 50 by 50 at (15, 25)
-    image = torch.rand((1, 1, 100, 100), generator=generator())
-    picture, _ = backgrounds.crop(image, mask, share=1.0, generator=generator())
-    by_hand = torch.nn.functional.interpolate(image[..., 15:65, 25:75], (100, 100), mode="bilinear")
-    inner = (..., slice(2, -2), slice(2, -2))
-    assert torch.allclose(picture[inner], by_hand[inner], atol=1e-4)
-
-
 CHANGES: dict[str, Callable[..., Tensor]] = {
     "swap": lambda *a, **o: backgrounds.change(*a, "swap", **o),
     "mask": lambda *a, **o: backgrounds.change(*a, "mask", **o),
-    "crop": lambda *a, **o: backgrounds.crop(*a, **o)[0],
 }
 
 

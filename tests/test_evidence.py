@@ -298,8 +298,6 @@ def test_what_lesion_masks_are_used_for_stands_in_the_name() -> None:
     assert recipe.name == "evidence-17x8-emptied-guided-counterfactual-fgsm-s0"
     assert _recipe().name == "evidence-17x8-standard-s0"
     assert recipe.needs_lungs
-    with pytest.raises(ValueError, match="crop"):
-        _recipe(counterfactuals={"share": 0.2}, background="crop")
 
 
 @pytest.mark.slow

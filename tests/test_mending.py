@@ -11,7 +11,7 @@ from small_runs import recipe
 from trustcxr.errors import UserError
 from trustcxr.evaluation.trained_run import load_run
 from trustcxr.explain import ood
-from trustcxr.runs import repair, run_folder
+from trustcxr.runs import run_folder
 from trustcxr.runs.run_folder import RunFolder
 from trustcxr.storage import atomic, layout
 from trustcxr.training import fit_run
@@ -54,7 +54,7 @@ def content(folder: Path) -> dict[Path, bytes]:
 def test_a_run_that_can_be_used_is_left_alone(run: Path) -> None:
     (run / "predictions.parquet").write_bytes(b"")  # damaged: measured again when its step comes
     before = content(run)
-    repair.supersede_damaged(run)
+    run_folder.supersede_damaged(run)
     assert content(run) == before
 
 
@@ -65,7 +65,7 @@ def test_all_that_a_lost_training_left_is_moved_away_and_nothing_is_deleted(
     for name in gone:
         (run / name).unlink()
     before = content(run)
-    repair.supersede_damaged(run)
+    run_folder.supersede_damaged(run)
     assert names(run) == {"superseded-1"}
     assert content(run / "superseded-1") == before
     assert capsys.readouterr().err.count("trained again; all that was there is moved to superseded-1") == 1
@@ -85,7 +85,7 @@ def test_a_move_that_is_cut_off_goes_on(run: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(Path, "rename", killed)
     for _ in range(20):
         try:
-            repair.supersede_damaged(run)
+            run_folder.supersede_damaged(run)
             break
         except KeyboardInterrupt:
             continue
@@ -98,16 +98,16 @@ def test_a_training_that_goes_on_keeps_what_it_has(run: Path) -> None:
     for name in ("validation.parquet", "metrics.json", "training.json", "model.safetensors"):
         (run / name).unlink()
     before = content(run)
-    repair.supersede_damaged(run)
+    run_folder.supersede_damaged(run)
     assert content(run) == before
     (run / layout.BEFORE_REFIT / "model.safetensors").write_bytes(b"")
-    repair.supersede_damaged(run)
+    run_folder.supersede_damaged(run)
     assert names(run / layout.BEFORE_REFIT) == {"superseded-1"}, "what validation judges is trained again first"
 
 
 def test_without_the_weights_that_validation_judged_a_run_says_what_to_do(run: Path, images: tuple[Any, Any]) -> None:
     shutil.rmtree(run / layout.BEFORE_REFIT)
-    repair.supersede_damaged(run)
+    run_folder.supersede_damaged(run)
     RunFolder(run).validate(images[1])  # current: nobody asks for them
     (run / "validation.parquet").unlink()
     with pytest.raises(UserError, match="Restore the folder, or train again"):

@@ -20,7 +20,7 @@ from trustcxr.models.factory import save_weights
 from trustcxr.recipes.parsing import validate
 from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.recipes.study_recipe import StudyRecipe
-from trustcxr.runs import preflight, repair, run_folder
+from trustcxr.runs import preflight, run_folder
 from trustcxr.storage import atomic
 
 NETWORK = {"name": "test_resnet", "weights": "none"}
@@ -68,24 +68,6 @@ def test_weights_of_seeds_that_come_later_are_asked_for_again(tmp_path: Path) ->
     assert preflight._trained(alone, alone.models[0], tmp_path)
     with pytest.raises(UserError, match="no such file"):
         preflight.check_names(study(models=moved, seeds=[0, 1]), tmp_path)
-
-
-def test_a_network_whose_last_map_is_of_one_cell_is_named_before_the_training(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    methods = {"methods": ["gradcam", "gradcam@-2", "occlusion"]}
-    preflight.warn_flat_maps(study(data={"size": 32}, explanation=methods))
-    (said,) = capsys.readouterr().err.splitlines()
-    assert said.startswith("no map of test_resnet by gradcam: at 32 pixels such a map has one cell")
-    assert said.endswith("such as gradcam@-2")
-    for quiet in ({"size": 96}, {"size": 32}):
-        shown = methods if quiet["size"] == 96 else {"methods": ["gradcam@-2", "occlusion"]}
-        preflight.warn_flat_maps(study(data=quiet, explanation=shown))
-        assert capsys.readouterr().err == ""
-    for name in ("standard", "fgsm"):
-        atomic.write_json(tmp_path / "runs" / f"test_resnet-{name}-s0" / "training.json", {})
-    preflight.warn_flat_maps(study(data={"size": 32}, explanation=methods), tmp_path)
-    assert capsys.readouterr().err == "", "it is trained: it was said before"
 
 
 def test_weights_that_do_not_fit_are_said_before_the_training(tmp_path: Path) -> None:
@@ -184,13 +166,13 @@ def names(folder: Path) -> set[str]:
 def test_a_run_whose_recipe_lost_its_end_is_trained_again_and_not_believed(
     finished: Path, last: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    repair.supersede_damaged(finished)
+    run_folder.supersede_damaged(finished)
     load_run(finished)
     whole = (finished / "run.yaml").read_text()
     (finished / "run.yaml").write_text(whole[: whole.index(last) + len(last)])
     with pytest.raises(UserError):  # the first is no recipe; the others are, and not that of the training
         load_run(finished)
-    repair.supersede_damaged(finished)
+    run_folder.supersede_damaged(finished)
     assert names(finished) == {"superseded-1"}
     assert "trained again" in capsys.readouterr().err
 
@@ -200,5 +182,5 @@ def test_a_recipe_of_a_later_version_is_not_taken_for_a_damaged_one(finished: Pa
     content["recipe"]["training"]["of_the_future"] = 1
     atomic.write_yaml(finished / "run.yaml", content)
     before = names(finished)
-    repair.supersede_damaged(finished)
+    run_folder.supersede_damaged(finished)
     assert names(finished) == before

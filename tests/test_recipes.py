@@ -109,7 +109,7 @@ def test_recipes_that_run_here_need_no_hub(name: str) -> None:
         ({"selection": {"by": "acc"}}, ["key 'selection.by'", "did you mean accuracy"]),
         (
             {"training": {"background": "swp"}},
-            ["key 'training.background': unknown value 'swp': did you mean swap?", "valid: full, swap, mask, crop"],
+            ["key 'training.background': unknown value 'swp': did you mean swap?", "valid: full, swap, mask, emptied"],
         ),
         ({"models": []}, ["key 'models'", "at least 1"]),
         ({"models": [{"name": "vgg16", "training": {"epoch": 1}}]}, ["training of vgg16", "did you mean epochs"]),

@@ -1,4 +1,4 @@
-"""Change the background of training images (another image's, black, or cropped away), or empty their lungs.
+"""Change the background of training images (another image's, or black), or empty their lungs.
 
 A model that may use the background will (DeGrave et al. 2021; Maguolo and Nanni 2021). Only training images change, and
 only a share of them: validation, test and hospital images come unchanged and without masks.
@@ -10,30 +10,12 @@ unchanged.
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trustcxr.data.lung_masks import has_lungs, soften
 
 SHARE = 0.85  # of training images whose background is changed
 EMPTIED_SHARE = 0.25  # images with emptied lungs beside a batch, as a share of it
-MARGIN = 0.05  # around the lungs after cropping, as a share of the side
-
-
-def crop(images: Tensor, lungs: Tensor, *, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Crop a share of the images, and their lungs, to the square around the lungs, and resize them back."""
-    chosen = _chosen(lungs, share, generator)
-    rows, columns = (lungs > 0.5).any(3)[:, 0], (lungs > 0.5).any(2)[:, 0]
-    (top, bottom), (left, right) = _ends(rows), _ends(columns)
-    half = torch.maximum(bottom - top, right - left) / 2 + 2 * MARGIN  # in grid_sample's [-1, 1]
-    zero = torch.zeros_like(half)
-    theta = torch.stack(
-        [torch.stack([half, zero, (left + right) / 2], 1), torch.stack([zero, half, (top + bottom) / 2], 1)], 1
-    )
-    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
-    both = F.grid_sample(torch.cat([images, lungs], 1), grid, padding_mode="zeros", align_corners=False)
-    both = torch.where(chosen, both, torch.cat([images, lungs], 1))
-    return both[:, :1], both[:, 1:]
 
 
 def change(images: Tensor, lungs: Tensor, background: str, *, share: float, generator: torch.Generator) -> Tensor:
@@ -57,17 +39,6 @@ def change(images: Tensor, lungs: Tensor, background: str, *, share: float, gene
 def _chosen(lungs: Tensor, share: float, generator: torch.Generator) -> Tensor:
     drawn = torch.rand(len(lungs), generator=generator) < share
     return drawn.view(-1, 1, 1, 1).to(lungs.device) & has_lungs(lungs)
-
-
-def _ends(inside: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the first and last edge of the inside (B, S), in [-1, 1]; the whole side if it is empty."""
-    side = inside.shape[1]
-    index = torch.arange(side, device=inside.device)
-    first = torch.where(inside, index, side).amin(1)
-    last = torch.where(inside, index, -1).amax(1) + 1
-    empty = last == 0
-    first, last = torch.where(empty, 0, first), torch.where(empty, side, last)
-    return first * 2 / side - 1, last * 2 / side - 1
 
 
 class WithEmptiedLungs(nn.Module):

@@ -183,8 +183,6 @@ class RunRecipe(Strict):
     def _check_parts(self) -> "RunRecipe":
         if self.training.needs_lesions and self.defence.name == "mixup":
             raise ValueError("guidance and counterfactuals need the lesion of one image, and mixup shows two at once")
-        if self.training.needs_lesions and self.background == "crop":
-            raise ValueError("guidance and counterfactuals need lesions where the image has them; crop moves them")
         self._check_guidance()
         self._check_training()
         if self.defence.certifies:

@@ -8,7 +8,7 @@ from trustcxr.recipes.parsing import Fraction, Strict
 from trustcxr.registry import DEFENCES, networks
 
 # The names of the registry's BACKGROUNDS, written out for the type checker.
-Background = Literal["full", "swap", "mask", "crop", "emptied", "gate", "gate-emptied"]
+Background = Literal["full", "swap", "mask", "emptied", "gate", "gate-emptied"]
 Fill = Literal["grey", "mirror", "surroundings"]  # the names of data.lesion_edits.TRAINING_FILLS
 MONITOR_IMAGES = 256  # validation images that PGD is run on after every epoch of a robust run
 MONITOR_STEPS = 10
@@ -63,7 +63,7 @@ class TrainingRecipe(Strict):
     )
     background: Background = Field(
         "full",
-        description="of training images: full, swap (the lungs on another image's), mask (black), crop (to the lungs); "
+        description="of training images: full, swap (the lungs on another image's), mask (black); "
         "emptied: adds copies with grey lungs, trained towards equal class probabilities; gate: the model contains a "
         "lung segmenter and replaces what is outside by mid-grey; gate-emptied: both",
     )

@@ -1,7 +1,6 @@
 """List the defences and the treatments of the background in training."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 from trustcxr.registry.base import by_name
 
@@ -58,21 +57,19 @@ class Background:
     """A treatment of the image outside the lungs in training.
 
     `gate`: the model contains a lung segmenter. `emptied`: adds images with grey lungs, trained towards equal class
-    probabilities. `view`: changes the images.
+    probabilities.
     """
 
     name: str
     about: str
     gate: bool = False
     emptied: bool = False
-    view: Literal["swap", "mask", "crop"] | None = None
 
 
 BACKGROUNDS = by_name(
     Background("full", "the whole image"),
-    Background("swap", "the lungs on another image's background", view="swap"),
-    Background("mask", "black outside the lungs", view="mask"),
-    Background("crop", "cropped to the lungs", view="crop"),
+    Background("swap", "the lungs on another image's background"),
+    Background("mask", "black outside the lungs"),
     Background(
         "emptied",
         "adds to each batch copies with the lungs filled with grey, trained towards equal class probabilities",

@@ -1,7 +1,6 @@
 """Check names, files, weights, layers and classes before hours of training."""
 
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,14 +8,12 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from trustcxr.console import log
 from trustcxr.data import dataset
 from trustcxr.data.dataset import Dataset, JoinedDataset
 from trustcxr.errors import UserError, suggest_nearest
 from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.recipes.study_recipe import StudyRecipe, run_recipe
 from trustcxr.recipes.training_recipe import DefenceRecipe, ModelRecipe
-from trustcxr.registry import Method
 from trustcxr.storage import layout
 from trustcxr.training.devices import Devices
 
@@ -101,34 +98,6 @@ def _check_methods(run: RunRecipe, methods: tuple[str, ...]) -> None:
         evaluate.check_methods(untrained, methods)
     except UserError as problem:
         raise UserError(f"explanation.methods: {problem} (of {run.model.name}, {run.trained_how})") from None
-
-
-def warn_flat_maps(study: StudyRecipe, folder: Path | None = None) -> None:
-    """Log the untrained networks and CAMs whose map has a single cell at this image size, and so shows nothing."""
-    networks: dict[tuple[str, ...], list[str]] = {}
-    for model in (model for model in study.models if not _trained(study, model, folder)):
-        if flat := _flat_maps(study, model):
-            networks.setdefault(flat, []).append(model.called)
-    for flat, names in networks.items():
-        log(
-            f"no map of {', '.join(names)} by {', '.join(flat)}: at {study.data.size} pixels such a map has one cell. "
-            f"Choose a larger data.size or an earlier layer, such as {Method.parse(flat[0]).base}@-2"
-        )
-
-
-def _flat_maps(study: StudyRecipe, model: ModelRecipe) -> tuple[str, ...]:
-    import torch
-
-    from trustcxr.explain import methods
-
-    cams = [name for name in study.explanation.methods if Method.parse(name).base in methods.COMBINE]
-    run, size = _runs_of(study, model)[0], study.data.size
-    for device in ("meta", "cpu") if cams else ():  # shapes are enough, except for a layer that needs values
-        with suppress(Exception), torch.device(device), torch.no_grad():  # other checks report an error
-            net = _build(run).eval()
-            image = torch.zeros(1, 1, size, size)
-            return tuple(name for name in cams if methods.cells(net, image, name) == (1, 1))
-    return ()
 
 
 def check_masks(study: StudyRecipe, train: Dataset | JoinedDataset) -> None:

@@ -1,5 +1,6 @@
 """Train, validate, test, explain and describe one run, for studies and commands."""
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
@@ -26,9 +27,9 @@ from trustcxr.recipes.evaluation_recipe import CorruptionsRecipe, EvaluationReci
 from trustcxr.recipes.parsing import assign, validate
 from trustcxr.recipes.run_recipe import RunRecipe, Splits, check_splits, check_unused
 from trustcxr.registry import HEADLINE_ATTACKS, USUAL_ATTACKS
-from trustcxr.runs import explain_run, preflight, repair
+from trustcxr.runs import explain_run, preflight
 from trustcxr.runs import test_data as tested
-from trustcxr.runs.provenance import Results, data_hash, hash_of, read_hash
+from trustcxr.runs.provenance import TABLES, Results, data_hash, hash_of, read_hash
 from trustcxr.runs.test_data import Source, report_skipped
 from trustcxr.runs.training_data import add_data, check_added
 from trustcxr.statistics import Bootstrap, share_interval
@@ -38,6 +39,10 @@ from trustcxr.storage.locks import folder_lock
 from trustcxr.storage.schemas import Alarm, OodDocument, RunDocument, Share, TrainingDocument
 
 MEASURED = (layout.PREDICTIONS_FILE, layout.SALIENCY_FILE, layout.LESIONS_FILE, layout.CERTIFIED_FILE)
+_FIGURES = (*TABLES, layout.METRICS_FILE)
+_OTHERS = (layout.EXAMPLES_FILE, layout.OOD_FILE, layout.AUDIT_FILE, layout.HISTORY_FILE, layout.IMAGES_FILE)
+_ALSO = ("evaluations", "report.*", "report-*.csv", "model_card.md", "model.onnx*", "model.yaml", "program.*")
+_STAYS = ("checkpoint", layout.FAILURE_FILE, layout.TIMINGS_FILE)  # if a damaged run is set aside
 
 
 class RunFolder:
@@ -80,7 +85,7 @@ class RunFolder:
         self.check_recipe(recipe)
         images = add_data(train, recipe.data)
         fingerprints.check_same_images(self.folder, JoinedDataset(images, val) if recipe.training.refit else images)
-        if repair.untrained(self.folder) is not None:
+        if untrained(self.folder) is not None:
             if not (self.folder / layout.RUN_FILE).is_file():  # checked at its first start
                 check_added(images, recipe.data, refit=recipe.training.refit)
             return fit_run.fit(recipe, images, val, self.folder, **options)
@@ -197,6 +202,57 @@ def _surrogate(folder: str | None) -> str | None:
     return None if folder is None else atomic.checksum(layout.check_run(Path(folder)) / layout.WEIGHTS_FILE)
 
 
+def _check_foreign(folder: Path) -> None:
+    """Raise UserError if a folder to train a run in holds other results."""
+    markers = (layout.RUN_FILE, layout.TRAINING_FILE, layout.WEIGHTS_FILE)
+    layout.check_foreign(folder, (*_FIGURES, *_OTHERS, *_ALSO, "checkpoint", layout.BEFORE_REFIT), markers)
+
+
+def supersede_damaged(run: Path) -> None:
+    """Move the files of a trained run that cannot be used into superseded-N; leave an unfinished training alone.
+
+    Tables need no repair: a damaged one, or one of other weights, is not current and is measured again.
+    """
+    if not any(_exists(run / name) for name in (layout.TRAINING_FILE, *_FIGURES)):
+        if _exists(run / layout.BEFORE_REFIT / layout.TRAINING_FILE):
+            supersede_damaged(run / layout.BEFORE_REFIT)
+        return
+    if (why := untrained(run)) is None:
+        return
+    number = next(n for n in itertools.count(1) if not (run / f"superseded-{n}").exists())
+    target = run / f"superseded-{number}"
+    log(f"{run.name}: {why}: trained again; all that was there is moved to {target.name}")
+    target.mkdir()
+    last = (*_FIGURES, layout.TRAINING_FILE)  # so that a move that is cut off resumes at the next start
+    for path in sorted(run.iterdir(), key=lambda path: (path.name in last, path.name == layout.TRAINING_FILE)):
+        if not path.name.startswith((".", "superseded-")) and path.name not in _STAYS:
+            path.rename(target / path.name)
+
+
+def untrained(run: Path) -> str | None:
+    """Return why a run is not trained or cannot be used; None if it can be used."""
+    if not _exists(run / layout.TRAINING_FILE):
+        return f"{layout.TRAINING_FILE} is missing"
+    if not atomic.is_readable(run / layout.TRAINING_FILE):
+        return f"{layout.TRAINING_FILE} is damaged"
+    try:
+        content = atomic.read_yaml(layout.check_run(run) / layout.RUN_FILE)
+        if not isinstance(content["recipe"], dict) or not content["classes"]:
+            return f"{layout.RUN_FILE} is damaged"
+        layout.check_sums(run, content)
+    except UserError as problem:
+        return str(problem)
+    except (KeyError, TypeError):
+        return f"{layout.RUN_FILE} is damaged"
+    except OSError as problem:
+        return f"{problem.filename or run}: {(problem.strerror or str(problem)).lower()}"
+    return None
+
+
+def _exists(path: Path) -> bool:
+    return path.exists() or path.is_symlink()
+
+
 # --- commands --------------------------------------------------------------------------------------------------------
 
 
@@ -258,7 +314,7 @@ def train(
     from trustcxr.training.devices import Devices
 
     tested.check_out(folder, Path(data))
-    repair.check_foreign(folder)
+    _check_foreign(folder)
     workers = Devices(devices, nodes, strategy)
     workers.check_recipe(run, run.training.batch_size)
     if (folder / layout.STUDY_FILE).is_file():
@@ -267,7 +323,7 @@ def train(
     steps.check_recipe(run)
     # Fail for a network that does not fit, or missing weights, before the images are decoded.
     factory.check_network(run.model.name, size=run.data.size, **run.model.options())
-    done = repair.untrained(folder) is None
+    done = untrained(folder) is None
     if not done:
         model = factory.build(run.model.name, classes=2, weights=run.model.weights, **run.network_options())
         if run.defence.certifies:
@@ -282,7 +338,7 @@ def train(
         if done:
             log(f"{folder}: already trained")
         elif workers.rank == 0:
-            repair.supersede_damaged(folder)
+            supersede_damaged(folder)
         return steps.train(run, train, val, devices=workers)
 
 

@@ -80,7 +80,8 @@ def check_overlap(data: Sequence[Dataset], used: Sequence[Sequence[str]]) -> Non
     if rows.empty:
         return
     log(f"comparing {len(rows):,} images of {len(data)} data sets: none may train in one and be held out in another")
-    scans = [scan(_manifest(one, rows[rows["set"] == number])) for number, one in enumerate(data)]
+    parts = [rows[rows["set"] == number].reset_index(drop=True) for number in range(len(data))]
+    scans = [scan(Manifest(part, one.root, one.classes, one.layout)) for one, part in zip(data, parts, strict=True)]
     digests = [digest for part in scans for digest in part.files["pixels"]]
     thumbs, trimmed = (np.concatenate([getattr(part, name) for part in scans]) for name in ("thumbs", "trimmed"))
     pairs = find_duplicates(digests, thumbs, trimmed)[["first", "second"]].to_numpy()
@@ -102,7 +103,3 @@ def _roles(number: int, data: Dataset, used: Sequence[str]) -> pd.DataFrame:
     split = data.all_splits["split"]
     held_out = ~split.isin([used[0], NO_SPLIT])
     return data.all_splits.assign(set=number, trains=split.isin(used), held=held_out)
-
-
-def _manifest(data: Dataset, rows: pd.DataFrame) -> Manifest:
-    return Manifest(rows.reset_index(drop=True), data.root, data.classes, data.layout)

@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -29,7 +28,7 @@ from trustcxr.runs.test_data import check_out, report_skipped
 from trustcxr.runs.training_data import add_data, check_added
 from trustcxr.storage import atomic, layout, schemas
 from trustcxr.storage.locks import folder_lock
-from trustcxr.study import comparison, status
+from trustcxr.study import comparison, status, verify_study
 from trustcxr.study.engines import Engine, Failure, Task, failures
 from trustcxr.study.steps import carry_out
 from trustcxr.training.environment import hardware, source, use_threads
@@ -80,9 +79,8 @@ class Study:
 
     def _carry_out(self) -> schemas.StudyDocument:
         self._clock = time.monotonic()
-        datasets = self._read_data()
+        self.datasets = datasets = self._read_data()
         self._claim_folder()
-        preflight.warn_flat_maps(self.recipe, self.folder)
         if self.check_data:
             write_data_check(self.recipe, self.data, self.folder, datasets.values())
         recipe = self.recipe
@@ -169,7 +167,6 @@ class Study:
         check_added(images, self.recipe.data, refit=self.recipe.training.refit)
         preflight.check_masks(self.recipe, images)
         datasets["train"].notes = list(images.notes)
-        self.datasets = datasets
         return datasets
 
     def _each(self, runs: list[RunRecipe]) -> list[RunRecipe]:
@@ -278,7 +275,8 @@ def check_same_study(folder: Path, recipe: StudyRecipe) -> tuple[StudyRecipe, li
         before = study_recipe.without_tracker(earlier).model_dump(mode="json")
     study_recipe.check_seeds(earlier, recipe, folder)
     dropped = _left_out(folder, earlier, recipe)
-    changed = _differences(before, study_recipe.without_tracker(recipe).model_dump(mode="json"), "recipe")
+    now = study_recipe.without_tracker(recipe).model_dump(mode="json")
+    changed = [f"{key} was {old}, is {new}" for key, old, new in verify_study.differences(before, now, "recipe")]
     if changed and not (dropped or study_recipe.adds_seeds(earlier, recipe)):
         raise UserError(f"{folder}: holds another study: {'; '.join(changed[:5])}; choose another --out")
     return earlier, dropped
@@ -297,22 +295,6 @@ def _left_out(study: Path, before: StudyRecipe, now: StudyRecipe) -> list[str]:
 def _must_choose(recipe: StudyRecipe) -> bool:
     """Return whether robust runs wait for the choice among the standard ones."""
     return recipe.selection.count < len(recipe.models)
-
-
-def _differences(before: Any, now: Any, at: str = "") -> list[str]:
-    """Return the dotted keys in which two documents differ, with both values."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        keys = [*before, *(k for k in now if k not in before)]
-        return [d for k in keys for d in _differences(before.get(k), now.get(k), f"{at}.{k}".strip("."))]
-    old, new = atomic.plain(before), atomic.plain(now)
-    return [] if old == new else [f"{at} was {_short(old)}, is {_short(new)}"]
-
-
-def _short(value: Any, most: int = 60) -> str:
-    if isinstance(value, list) and all(isinstance(one, dict) and "name" in one for one in value):
-        value = ", ".join(str(one.get("label") or one["name"]) for one in value)
-    text = str(value)
-    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def describe_data(root: Path, datasets: dict[str, Dataset]) -> schemas.DataDescription:

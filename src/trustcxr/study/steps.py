@@ -14,8 +14,7 @@ from trustcxr.explain import ood
 from trustcxr.recipes.parsing import validate
 from trustcxr.recipes.run_recipe import DataRecipe, RunRecipe
 from trustcxr.recipes.study_recipe import StudyRecipe, list_runs
-from trustcxr.runs import repair
-from trustcxr.runs.run_folder import RunFolder
+from trustcxr.runs.run_folder import RunFolder, supersede_damaged
 from trustcxr.runs.training_data import add_data
 from trustcxr.storage import atomic, layout, locks
 from trustcxr.storage.layout import DATA_FILE, STUDY_FILE
@@ -90,7 +89,7 @@ def _carry_out(task: Task) -> None:
 
 
 def _train(study: StudyFolder, run: RunRecipe, steps: RunFolder) -> None:
-    repair.supersede_damaged(steps.folder)
+    supersede_damaged(steps.folder)
     steps.train(run, study.images("train"), study.images("val"), devices=Devices(study.devices))
 
 

@@ -111,6 +111,9 @@ class Devices:
         return [] if self.world == 1 or _launched() else [LightningEnvironment()]
 
 
+ALONE = Devices()
+
+
 @contextmanager
 def start_processes(devices: Devices, work: Callable[..., object], *arguments: object) -> Iterator[None]:
     """Start this machine's other processes, each with `work(*arguments)`; the block is the work of the first.

@@ -26,11 +26,9 @@ from trustcxr.storage import atomic, layout, schemas, segments
 from trustcxr.storage.memory import keep_freed_memory
 from trustcxr.storage.schemas import TrainingDocument
 from trustcxr.training import checkpoint, environment, lung_segmenter, tracking
-from trustcxr.training.devices import Devices, does_not_fit, start_processes
+from trustcxr.training.devices import ALONE, Devices, does_not_fit, start_processes
 from trustcxr.training.monitor import Bar, Monitor, RefitMonitor, attacked_rows
 from trustcxr.training.step import TrainingStep, replays
-
-ALONE = Devices()
 
 
 def fit(

@@ -26,12 +26,11 @@ from trustcxr.registry import USUAL_ATTACKS
 from trustcxr.storage import atomic, layout
 from trustcxr.storage.schemas import VERSION, Refit, TrainingDocument
 from trustcxr.training import checkpoint, environment
-from trustcxr.training.devices import Devices
+from trustcxr.training.devices import ALONE, Devices
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
 
-ALONE = Devices()
 _STATE = ("history", "best", "stopped", "seconds", "best_sum", "alarm")  # kept in checkpoints
 OVERFIT_FALL, OVERFIT_GAP = 0.15, 0.20  # see Monitor._overfits
 

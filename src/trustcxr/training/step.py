@@ -16,9 +16,7 @@ from trustcxr.defences.counterfactual_loss import LesionBatch
 from trustcxr.models import classifier
 from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.registry import DEFENCES
-from trustcxr.training.devices import Devices
-
-ALONE = Devices()
+from trustcxr.training.devices import ALONE, Devices
 
 
 class TrainingStep(pl.LightningModule):
@@ -201,13 +199,12 @@ class TrainingStep(pl.LightningModule):
             pixels = augment(pixels, generator, **drawn)
         else:
             lungs, lesions = self._masks(self.lungs, rows, pixels), self._masks(self.lesions, rows, pixels)
-            background = training.background
-            if background == "crop":  # before augmentation, which would otherwise lose its shift and scale
-                pixels, lungs = backgrounds.crop(pixels, lungs, share=backgrounds.SHARE, generator=generator)
             layers = [pixels, lungs] if lesions is None else [pixels, lungs, lesions]
             changed = augment(torch.cat(layers, 1), generator, **drawn)
             pixels, lungs, lesions = changed[:, :1], changed[:, 1:2], None if lesions is None else changed[:, 2:]
-            pixels = backgrounds.change(pixels, lungs, background, share=backgrounds.SHARE, generator=generator)
+            pixels = backgrounds.change(
+                pixels, lungs, training.background, share=backgrounds.SHARE, generator=generator
+            )
         if not torch.isfinite(pixels).all():
             raise FloatingPointError(f"a pixel is not a number at step {self.global_step}")
         return pixels.contiguous(memory_format=torch.channels_last), lungs, lesions

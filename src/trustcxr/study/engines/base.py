@@ -74,12 +74,12 @@ class Engine:
         raise NotImplementedError
 
 
-def attempt(work: Work, task: Task) -> Failure | None:
-    """Do one task; return its Failure or None. Raises CannotWrite: no other task could write either."""
+def attempt(work: Work, task: Task) -> Outcome:
+    """Do one task; return its Failure, a CannotWrite (no other task could write either), or None."""
     try:
         work(task)
-    except CannotWrite:
-        raise
+    except CannotWrite as problem:
+        return problem
     except Exception as problem:  # one run must not lose a study
         failure = Failure.from_error(task, problem)
         plain = isinstance(problem, UserError) or is_out_of_memory(problem)
@@ -87,14 +87,6 @@ def attempt(work: Work, task: Task) -> Failure | None:
         log(text if plain else traceback.format_exc().rstrip())
         return failure
     return None
-
-
-def run_task(work: Work, task: Task) -> Outcome:
-    """Do one task as `attempt`, for another process; a CannotWrite is returned."""
-    try:
-        return attempt(work, task)
-    except CannotWrite as problem:
-        return problem
 
 
 class Order:

@@ -14,7 +14,7 @@ from trustcxr import console
 from trustcxr.console import Progress, log
 from trustcxr.data.worker_pool import end_with_parent
 from trustcxr.study.engines import failures
-from trustcxr.study.engines.base import Engine, Order, Outcome, Outcomes, Task, Work, run_task
+from trustcxr.study.engines.base import Engine, Order, Outcome, Outcomes, Task, Work, attempt
 
 # Slow imports of the steps, done once for all forked processes.
 IMPORTED: tuple[str, ...] = (
@@ -124,5 +124,5 @@ def _serve(connection: Connection, environment: dict[str, str]) -> None:
             work, task = connection.recv()
         except EOFError:
             return
-        outcome: Outcome = run_task(work, task)
+        outcome: Outcome = attempt(work, task)
         connection.send(("done", outcome))

@@ -19,7 +19,7 @@ from trustcxr.data import remote
 from trustcxr.errors import UserError
 from trustcxr.storage import atomic, layout
 from trustcxr.study.engines import failures
-from trustcxr.study.engines.base import Engine, Needs, Order, Outcome, Outcomes, Task, Work, run_task
+from trustcxr.study.engines.base import Engine, Needs, Order, Outcome, Outcomes, Task, Work, attempt
 
 RETRIES = 3  # of a task whose process or node was lost; what it had written is kept, so it goes on there
 _WAIT = 10.0  # seconds that an address has to answer
@@ -97,7 +97,7 @@ def _outcome(ray: Any, ready: Any, task: Task) -> Outcome:
 def _do(work: Work, task: Task) -> Outcome:
     """Do a task on a node. Lines go to stderr, which Ray brings to whoever started the study; no bars."""
     console.redirect(lambda text: print(text, file=sys.stderr, flush=True))
-    return run_task(work, task)
+    return attempt(work, task)
 
 
 def _join(ray: Any, address: str) -> None:

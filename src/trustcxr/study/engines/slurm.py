@@ -8,7 +8,7 @@ from typing import Any
 from trustcxr.console import Progress, log
 from trustcxr.errors import UserError
 from trustcxr.study.engines import failures
-from trustcxr.study.engines.base import Engine, Needs, Order, Outcome, Outcomes, Task, Work, run_task
+from trustcxr.study.engines.base import Engine, Needs, Order, Outcome, Outcomes, Task, Work, attempt
 
 FOLDER = ".slurm"  # in the study's: what each job was given, what it said, and its outcome
 _GPU_OPTIONS = {"gpus_per_node", "gpus_per_task", "num_gpus", "gres", "additional_parameters"}
@@ -72,7 +72,7 @@ class _Step:
         self.work = work
 
     def __call__(self, task: Task) -> Outcome:
-        return run_task(self.work, task)
+        return attempt(self.work, task)
 
     def checkpoint(self, task: Task) -> Any:
         """Queue the task again; submitit calls this if SLURM takes the machine away."""
