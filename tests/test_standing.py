@@ -192,11 +192,11 @@ def test_a_dry_run_times_each_network_and_keeps_the_estimate(
 ) -> None:
     recipe: StudyRecipe = small()  # type: ignore[assignment]
     images = write_files.write(tmp_path / "images", {"Train": 6, "Val": 3, "Test": 2}, size=32)
-    monkeypatch.setattr(cost, "_time_passes", lambda run: (3.0, 1.0, 2.0))
+    monkeypatch.setattr(cost, "_time_passes", lambda run: (1.0, 2.0))
     plan = cost.dry_run(recipe, images, tmp_path / "study")
     assert "18 train, 9 val, 6 test, 6 annotated" in capsys.readouterr().err
     # Of a test image: clean, its views and three attacks; the gradients of these, and one beside.
-    assert plan.runs[0].seconds["train"] == 18 * 3 + 9
+    assert plan.runs[0].seconds["train"] == 18 * 1.5 * 2 + 9
     assert plan.runs[0].seconds["test"] == 6 * ((1 + len(registry.VIEWS) + 3) + 2 * (1 + 2 + 2))
     assert status.plan(recipe, tmp_path / "study").most == plan.most
     monkeypatch.undo()

@@ -24,9 +24,7 @@ _BUILDING, _REMOVING = ".building", ".going"  # suffixes of unfinished stores
 _DECODING = "a command that decodes into it"
 
 
-def prune(
-    folders: Iterable[Path] = (), *, older_than: float = DAYS, remove: bool = False, cache: Path | None = None
-) -> PruneDocument:
+def prune(folders: Iterable[Path] = (), *, older_than: float = DAYS, remove: bool = False) -> PruneDocument:
     """List the pixel stores of the cache, and checkpoints in `folders` (runs and studies); with `remove` drop old ones.
 
     Old: not used for `older_than` days. Folders in use stay, and so do newer checkpoints of unfinished trainings.
@@ -34,7 +32,7 @@ def prune(
     """
     if not (math.isfinite(older_than) and older_than >= 0):
         raise UserError(f"older than {older_than:g} days: must be a number of days, 0 or more")
-    stores = cache_folder(cache) / "stores"
+    stores = cache_folder() / "stores"
     entries = [*_stores(stores), *(one for folder in folders for one in _checkpoints(folder))]
     for one in entries:
         if one.days < older_than and one.kind != "finished checkpoint":

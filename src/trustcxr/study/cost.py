@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from trustcxr import attacks
@@ -19,15 +18,14 @@ from trustcxr.recipes.evaluation_recipe import EvaluationRecipe, ExplanationReci
 from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.recipes.study_recipe import StudyRecipe
 from trustcxr.recipes.training_recipe import MONITOR_IMAGES, MONITOR_STEPS
-from trustcxr.registry import CORRUPTIONS, PLAIN_STEP, VIEWS, WORST_CASE, Method
+from trustcxr.registry import CORRUPTIONS, DEFENCES, PLAIN_STEP, VIEWS, WORST_CASE, Method
 from trustcxr.runs import preflight
 from trustcxr.runs.training_data import read_added
 from trustcxr.storage import layout
 from trustcxr.storage.schemas import StudyPlan
 from trustcxr.study import status
 from trustcxr.study.run_study import check_same_study
-from trustcxr.training.environment import autocast_dtype
-from trustcxr.training.step import TrainingStep, replays
+from trustcxr.training.step import replays
 
 _TIMED = 8  # images of a timed pass on a processor; a GPU has a whole batch
 _CLIMBS = {WORST_CASE: 4, "fab": 2}  # gradients a step, of attacks that take more than one
@@ -57,14 +55,16 @@ def dry_run(recipe: StudyRecipe, data: Path | None, out: Path | None, *, devices
 def estimate(recipe: StudyRecipe, runs: Iterable[RunRecipe], data: Path) -> status.Seconds:
     """Estimate the most seconds of each step, by network and defence, from passes of noise with random weights.
 
-    Training may stop early, and an attack at an image that it has broken. The training of a lung segmenter, bounds,
-    proofs and what the processor does beside the network come on top.
+    Training may stop early, and an attack at an image that it has broken. The training of a lung segmenter, proofs and
+    what the processor does beside the network come on top.
     """
-    counts, kinds, seconds = count_images(recipe, data), {status.kind(run): run for run in runs}, status.Seconds()
-    for name, run in track(kinds.items(), "timing each network and defence", len(kinds)):
-        step, forward, gradient = _time_passes(run)
-        train, val, annotated = counts["train"], counts["val"], counts["annotated"]
-        epoch = (train + val * run.training.refit) * replays(run) * step + val * forward
+    counts, kinds = count_images(recipe, data), {status.kind(run): run for run in runs}
+    train, val, annotated = counts["train"], counts["val"], counts["annotated"]
+    seconds, times = status.Seconds(), dict[str, tuple[float, float]]()
+    for name, run in track(kinds.items(), "timing each network", len(kinds)):
+        network = f"{run.model.called} {run.lung_gate}"
+        times[network] = forward, gradient = times.get(network) or _time_passes(run)
+        epoch = (train + val * run.training.refit) * replays(run) * _step_gradients(run) * gradient + val * forward
         if run.defence.attacks and not run.defence.certifies:
             epoch += min(MONITOR_IMAGES, val) * (2 * forward + (MONITOR_STEPS + 1) * gradient)
         seconds[name] = {
@@ -75,6 +75,16 @@ def estimate(recipe: StudyRecipe, runs: Iterable[RunRecipe], data: Path) -> stat
             "describe": (train + val) * forward,  # statistics of the training images
         }
     return seconds
+
+
+def _step_gradients(run: RunRecipe) -> float:
+    """Return the gradients in the pixels that a training step takes as long as; that in the weights counts for 1.5."""
+    options = DEFENCES[run.defence.name].options
+    if "steps" in options:
+        return 1.5 + run.defence.steps
+    if run.defence.certifies:
+        return 3.0  # both ends of the bounds
+    return 2.5 if run.defence.attacks and "replays" not in options else 1.5
 
 
 def _test_image(options: EvaluationRecipe, masks: bool, forward: float, gradient: float) -> float:
@@ -97,33 +107,13 @@ def _explain_images(options: ExplanationRecipe, annotated: int, forward: float, 
     return annotated * (times * maps + 20 * forward + gradient) + min(annotated, options.sample) * sampled
 
 
-def _time_passes(run: RunRecipe) -> tuple[float, float, float]:
-    """Return the seconds of an image in a training step, in a forward pass, and with the gradient in its pixels."""
+def _time_passes(run: RunRecipe) -> tuple[float, float]:
+    """Return the seconds of an image in a forward pass, and in one with the gradient in its pixels."""
     on, size, batch = device(), run.data.size, run.training.batch_size
     count = batch if on.type == "cuda" else min(batch, _TIMED)
-    training = run.training.model_copy(update={"batch_size": count})
-    masks = np.zeros((count, size, size), np.uint8)
-    masks[:, size // 4 : size // 2, size // 4 : size // 2] = 1
-    module = TrainingStep(
-        factory.build(run.model.name, classes=3, weights="none", **run.network_options()),
-        run.model_copy(update={"training": training}),
-        classes=3,
-        steps_per_epoch=100,
-        lungs=np.ones_like(masks) if run.needs_lungs else None,
-        lesions=masks if training.needs_lesions else None,
-        healthy=0 if training.counterfactuals.share else None,
-    ).to(on, memory_format=torch.channels_last)
-    optimiser = module.configure_optimizers()["optimizer"]
-    noise = torch.randint(0, 256, (count, 1, size, size), dtype=torch.uint8, device=on)
-    images, labels = noise / 255, (torch.arange(count) % 3).to(on)
-    lower = autocast_dtype(training.precision, on.type)
-
-    def step() -> None:
-        optimiser.zero_grad()
-        with torch.autocast(on.type, lower or torch.bfloat16, enabled=lower is not None):
-            loss = module.training_step((noise, labels, torch.arange(count)), 0)
-        loss.backward()
-        optimiser.step()
+    model = factory.build(run.model.name, classes=3, weights="none", **run.network_options()).eval().to(on)
+    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    images, labels = torch.rand(count, 1, size, size, device=on), torch.zeros(count, dtype=torch.long, device=on)
 
     def seconds(work: Callable[[], object]) -> float:
         work()  # the first time takes longer: memory, choice of kernels
@@ -133,10 +123,9 @@ def _time_passes(run: RunRecipe) -> tuple[float, float, float]:
             torch.cuda.synchronize()
         return (time.perf_counter() - began) / count
 
-    stepped, model = seconds(step), module.model.eval()
     with torch.inference_mode():
         forward = seconds(lambda: model(images))
-    return stepped, forward, seconds(lambda: attacks.get(PLAIN_STEP)(model, images, labels, epsilon=0.01))
+    return forward, seconds(lambda: attacks.get(PLAIN_STEP)(model, images, labels, epsilon=0.01))
 
 
 def count_images(recipe: StudyRecipe, data: Path) -> dict[str, int]:

@@ -218,9 +218,6 @@ class TrainingStep(pl.LightningModule):
         if self.average is not None:
             self.average.update_parameters(self.model)
 
-    def validation_step(self, batch: Batch, batch_index: int) -> None:
-        """Do nothing: Monitor validates once an epoch."""
-
     def configure_optimizers(self) -> Any:
         """Return Adam with a warm-up and then a cosine to zero (or a constant)."""
         training = self.recipe.training
