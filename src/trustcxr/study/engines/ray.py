@@ -8,7 +8,8 @@ import socket
 import sys
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,30 +38,14 @@ class RayEngine(Engine):
         self.threads = needs.cpus
 
     def preflight(self, study: Path) -> None:
-        """Raise UserError if no cluster answers or can be started, or no node of it has what a run needs."""
-        _fit(self._connect(), self.needs)
+        """Raise UserError if no cluster answers or can be started, or no node of it has what a run needs.
 
-    def _connect(self) -> Any:
-        """Return Ray, connected to the cluster at the address, or to one that is started here, until the engine ends.
-
-        A connection that is there already is used and left. Nothing is sent to anyone, and no dashboard is started.
-        Raises UserError if Ray is not installed, or no cluster answers.
+        One that is started here takes seconds to come up: it is kept for what follows, and ends with the engine.
         """
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_task_oom_retries", "3")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # its own future default, or it warns
-        try:
-            import ray
-        except ImportError:
-            raise UserError("the engine ray needs Ray: pip install 'trustcxr[ray]'") from None
-        if ray.is_initialized():
-            return ray
-        if self.address is None:
-            ray.init("local", include_dashboard=False, object_store_memory=_STORE, logging_level=logging.ERROR)
-        else:
-            _join(ray, self.address)
-        weakref.finalize(self, ray.shutdown)
-        return ray
+        with ExitStack() as joined:
+            _fit(joined.enter_context(connected(self.address)), self.needs)
+            if self.address is None:
+                weakref.finalize(self, joined.pop_all().close)
 
     def map(self, work: Work, tasks: Sequence[Task], after: Callable[[], object] = lambda: None) -> Outcomes:
         """Do every task; the outcomes in their order, None for one that was done."""
@@ -68,8 +53,7 @@ class RayEngine(Engine):
         busy: dict[Any, int] = {}
         if not tasks:
             return []
-        ray = self._connect()
-        with Progress("runs on the cluster", len(tasks), timed=False) as bar:
+        with connected(self.address) as ray, Progress("runs on the cluster", len(tasks), timed=False) as bar:
             needs = _fit(ray, self.needs)
             _check_nodes(ray, tasks[0].study)
             do = ray.remote(num_cpus=needs.cpus, num_gpus=needs.gpus, max_retries=RETRIES)(_do)
@@ -98,6 +82,33 @@ def _do(work: Work, task: Task) -> Outcome:
     """Do a task on a node. Lines go to stderr, which Ray brings to whoever started the study; no bars."""
     console.redirect(lambda text: print(text, file=sys.stderr, flush=True))
     return attempt(work, task)
+
+
+@contextmanager
+def connected(address: str | None) -> Iterator[Any]:
+    """Connect Ray to the cluster at `address`, or to one that is started here and ends with the block.
+
+    A connection that is there already is used and left. Nothing is sent to anyone, and no dashboard is started.
+    Raises UserError if Ray is not installed, or no cluster answers.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_task_oom_retries", "3")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # its own future default, or it warns
+    try:
+        import ray
+    except ImportError:
+        raise UserError("the engine ray needs Ray: pip install 'trustcxr[ray]'") from None
+    if ray.is_initialized():
+        yield ray
+        return
+    if address is None:
+        ray.init("local", include_dashboard=False, object_store_memory=_STORE, logging_level=logging.ERROR)
+    else:
+        _join(ray, address)
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
 
 
 def _join(ray: Any, address: str) -> None:
