@@ -20,10 +20,10 @@ from trustcxr.defences import counterfactual_loss, guidance
 from trustcxr.defences.counterfactual_loss import LesionBatch
 from trustcxr.defences.guidance import Pass
 from trustcxr.errors import UserError
-from trustcxr.evaluation import load_run, predictions, trained_models
-from trustcxr.evaluation.trained_run import Run
+from trustcxr.evaluation import predictions, trained_models
+from trustcxr.evaluation.trained_run import Run, load_run
 from trustcxr.explain.base import to_saliency
-from trustcxr.explain.evidence import evidence_map, signed_evidence
+from trustcxr.explain.cam import evidence_map, signed_evidence
 from trustcxr.models import evidence_networks
 from trustcxr.models.classifier import Classifier
 from trustcxr.models.evidence_networks import EvidenceNet

@@ -7,7 +7,6 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 from skimage.filters import threshold_otsu
-from skimage.morphology import dilation, disk
 from sklearn.metrics import average_precision_score, jaccard_score, roc_auc_score
 from torch import Tensor
 
@@ -65,13 +64,6 @@ def test_a_maximum_is_shared_by_what_differs_in_rounding_alone() -> None:
     mask = torch.tensor([[[1, 0], [0, 0]]])
     for beside, hit in ((1 - 6e-8, 0.5), (0.999, 1.0)):
         assert measures.pointing_hit(torch.tensor([[[1.0, beside], [0.2, 0.0]]]), mask).tolist() == [hit]
-
-
-def test_pointing_tolerance_is_a_distance_from_the_mask() -> None:
-    saliency, mask = torch.zeros(1, 20, 20), torch.zeros(1, 20, 20)
-    saliency[0, 10, 10], mask[0, 13, 14] = 1, 1  # 5 pixels away
-    hits = [measures.pointing_hit(saliency, mask, tolerance=t).item() for t in (0, 4, 5, 6)]
-    assert hits == [0, 0, 1, 1]
 
 
 def test_iou_counts_pixels_above_the_threshold() -> None:
@@ -147,13 +139,6 @@ def test_rank_correlation_is_that_of_scipy(maps: Tensor) -> None:
     a, b = maps[:3], ((maps[3:] + maps[:3]) * 3).round() / 6  # with ties
     wanted = [spearmanr(x.ravel(), y.ravel()).statistic for x, y in zip(a.numpy(), b.numpy(), strict=True)]
     np.testing.assert_allclose(measures.rank_correlation(a, b).numpy(), wanted, atol=1e-9)
-
-
-def test_a_grown_mask_is_that_of_scikit_image(masks: Tensor) -> None:
-    for radius in (1, 4):
-        grown = measures.grow(masks, radius)
-        for ours, mask in zip(grown.numpy(), masks.numpy(), strict=True):
-            assert np.array_equal(ours, dilation(mask, disk(radius)) > 0)
 
 
 @pytest.mark.parametrize("measure", AGAINST_MASK, ids=NAMES)
@@ -247,7 +232,6 @@ def test_shapes_and_ranges_that_do_not_fit_are_named(maps: Tensor, masks: Tensor
         (lambda: measures.ssim(maps[:, :8], maps[:, :8]), "at least 11 pixels"),
         (lambda: measures.chance("energy_insid", maps, masks), "did you mean energy_inside"),
         (lambda: measures.chance(measures.ssim, maps, masks), "unknown measure 'ssim'"),
-        (lambda: measures.grow(masks, -1), "radius of 0 or more"),
     ):
         with pytest.raises(UserError, match=words):
             call()

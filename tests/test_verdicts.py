@@ -18,7 +18,7 @@ from trustcxr.data import load_dataset
 from trustcxr.data.loader import to_pixels
 from trustcxr.data.phantom import anatomy, write_files
 from trustcxr.evaluation.trained_run import Run
-from trustcxr.explain import baseline_scores, baselines, evaluate, measures, methods, saliency_summary, verdicts
+from trustcxr.explain import baseline_scores, baselines, evaluate, measures, methods, saliency_summary
 from trustcxr.explain.saliency_summary import summarise
 from trustcxr.models import factory
 from trustcxr.recipes.evaluation_recipe import ExplanationRecipe
@@ -108,8 +108,8 @@ def test_grad_cam_of_a_network_that_reads_the_lesion_does_not_survive_randomisin
     energy = part.figure("infection_energy")
     assert energy.against_chance == "above"
     assert energy.value > energy.randomised + 0.02
-    assert "infection_energy" not in verdicts.list_void(part)
-    assert set(verdicts.list_void(part)) <= {"pointing_hit_rate", "infection_energy_given_lung"}
+    assert "infection_energy" not in saliency_summary.list_void(part)
+    assert set(saliency_summary.list_void(part)) <= {"pointing_hit_rate", "infection_energy_given_lung"}
 
 
 @pytest.mark.slow
@@ -125,13 +125,13 @@ def test_brightness_behind_a_gate_survives_and_is_told_beside_the_figure_that_it
     hit = part.figure("pointing_hit_rate")
     assert hit.against_chance == "above"
     assert hit.randomised == pytest.approx(hit.value)
-    assert "pointing_hit_rate" in verdicts.list_void(part)
+    assert "pointing_hit_rate" in saliency_summary.list_void(part)
     assert part.shows == []
     assert "infection_auroc" in part.void, "the same map: no figure of it is left"
     assert part.verdict.startswith("says nothing of what the network has learnt: pointing hit rate ")
     assert {lead.measure: lead.baseline for lead in part.beyond}["infection_energy"] == "brightness_as_sharp"
     assert "over brightness in the lungs, as sharp as the map" in part.verdict
-    (alarm,) = verdicts.list_alarms({"of-image": part})
+    (alarm,) = saliency_summary.list_alarms({"of-image": part})
     assert alarm.kind == "survives_randomisation"
     assert f"pointing hit rate is {hit.value:.3f} with random weights, {hit.value:.3f} with its own" in alarm.text
     assert "SSIM with the map of random weights is 1.00: no figure of it is of the network" in alarm.text
@@ -151,7 +151,7 @@ def judged(**leads: tuple[float, float, float]) -> SaliencyDocument:
         ),
     )
     part.with_figures({"pointing_hit_rate": Figure(value=0.5, ci=(0.4, 0.6), chance=0.1, randomised=0.4)})
-    verdicts.set_verdict("layercam", part)
+    saliency_summary.set_verdict("layercam", part)
     return part
 
 
@@ -304,7 +304,7 @@ def test_the_random_map_beside_a_cam_has_its_cells(table: pd.DataFrame, folder: 
     rows = evaluate.find_annotated(test)
     images = to_pixels(torch.from_numpy(test.batch(rows)))
     infection = torch.from_numpy(np.array(test.masks("infection")[rows])) != 0
-    wanted = measures.energy_inside(baselines.random_maps(images, (6, 6)), infection)
+    wanted = measures.energy_inside(baselines.random_saliency(None, images, cells=(6, 6)), infection)
     clean = table[(table["method"] == "gradcam") & (table["condition"] == "clean")]
     assert set(clean["cells"]) == {"6 x 6"}
     energy = clean[clean["measure"] == "infection_energy"].set_index("sample_id").loc[test.sample_ids[rows]]

@@ -226,7 +226,7 @@ def explain(
     if json:
         return print_json(document)
     from trustcxr import report
-    from trustcxr.explain.verdicts import SURVIVES
+    from trustcxr.explain.saliency_summary import SURVIVES
     from trustcxr.report.load import Run
     from trustcxr.report.tables.lesions import effects, reported
     from trustcxr.report.terminal import describe_saliency, list_saliency

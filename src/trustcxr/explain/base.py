@@ -1,22 +1,15 @@
 """Define what saliency methods share: images and target in, a map in [0, 1] out."""
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from trustcxr.errors import UserError
 
 Target = int | Tensor | None
 _FLAT = 1e-6  # share of the peak: a map with smaller differences is null
-
-
-class SaliencyMethod(Protocol):
-    """A saliency method: (model, images, target) -> saliency."""
-
-    def __call__(self, model: nn.Module, x: Tensor, target: Target = None) -> Tensor:
-        """Return saliency (B, H, W), float32, in [0, 1], of images (B, C, H, W)."""
 
 
 def check_images(x: Tensor) -> None:

@@ -66,11 +66,6 @@ def score_chance(maps: Tensor, masks: Masks, threshold: float | None) -> dict[st
     return {m.name: _score(m, maps, masks, threshold, chance=True) for m in _measures(threshold)}
 
 
-def score_ceiling(cells: Grid | None, masks: Masks) -> dict[str, Tensor]:
-    """Return the hit rate of an oracle with these cells; empty for a map without cells."""
-    return {} if cells is None else {CEILING: measures.pointing_ceiling(masks.infection, cells)}
-
-
 def _measures(threshold: float | None) -> list[Measure]:
     return [m for m in MEASURES.values() if m.function and not (m.tuned and threshold is None)]
 
@@ -83,12 +78,10 @@ def _score(measure: Measure, maps: Tensor, masks: Masks, threshold: float | None
     return measures.chance(function, maps, mask, **options) if chance else function(maps, mask, **options)
 
 
-class SortedValues:
-    """Values of maps (B, H, W) in ascending order, in the whole image and in the lungs alone."""
-
-    def __init__(self, maps: Tensor, masks: Masks) -> None:
-        finite = torch.where(maps.flatten(1).isfinite().all(1).view(-1, 1, 1), maps, 0.0)
-        self.ascending = {cut: _cut(finite, cut, masks).flatten(1).sort(dim=1).values for cut in _CUTS}
+def sort_values(maps: Tensor, masks: Masks) -> dict[str, Tensor]:
+    """Return the values of maps (B, H, W) in ascending order, in the whole image and in the lungs alone."""
+    finite = torch.where(maps.flatten(1).isfinite().all(1).view(-1, 1, 1), maps, 0.0)
+    return {cut: _cut(finite, cut, masks).flatten(1).sort(dim=1).values for cut in _CUTS}
 
 
 class RankMatched:
@@ -98,19 +91,20 @@ class RankMatched:
         self.masks = masks
         self.orders = {cut: measures.Order(_cut(maps, cut, masks)) for cut in _CUTS}
 
-    def score(self, values: SortedValues) -> dict[str, Tensor]:
+    def score(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the measures (B,) that are a share of energy."""
         scores = {}
         for measure in _measures(None):
             if measures.measure_function(measure) is measures.energy_inside:
                 cut = measure.within or ""
-                maps = self.orders[cut].filled(values.ascending[cut]).clamp(min=0)
+                maps = self.orders[cut].filled(values[cut]).clamp(min=0)
                 scores[measure.name] = _score(measure, maps, self.masks, None)
         return scores
 
 
 def _cut(maps: Tensor, cut: str, masks: Masks) -> Tensor:
-    return measures.cut_to(maps, getattr(masks, cut) if cut else None)
+    """Set maps (B, H, W) to -1 outside a mask, so that pixels there have no order."""
+    return torch.where(getattr(masks, cut), maps, -1.0) if cut else maps
 
 
 class BatchBaselines:
@@ -129,7 +123,11 @@ class BatchBaselines:
     ) -> None:
         self.masks, self.cells = masks, cells
         maps: dict[str | Grid, Tensor] = dict(baselines.image_baselines(images, masks.lung, mean_mask).items())
-        maps |= {grid: baselines.random_maps(images, grid) for grid in set(cells.values()) if grid is not None}
+        maps |= {
+            grid: baselines.random_saliency(None, images, cells=grid)
+            for grid in set(cells.values())
+            if grid is not None
+        }
         levels = {CENTRE: thresholds.get(CENTRE), "lung": 0.5}
         self.scores = {
             key: self._leave_out(key, score_maps(baseline, masks, levels.get(str(key))))
@@ -137,7 +135,7 @@ class BatchBaselines:
         }
         self.matched = {key: RankMatched(baseline, masks) for key, baseline in maps.items()}
 
-    def compare(self, name: str, values: SortedValues | None = None) -> dict[str, dict[str, Tensor]]:
+    def compare(self, name: str, values: Mapping[str, Tensor] | None = None) -> dict[str, dict[str, Tensor]]:
         """Return by baseline and measure, (B,), what a method's maps are compared with.
 
         `values` are those of the method's maps, for the baselines rank-matched to them.
@@ -167,17 +165,14 @@ class RandomWeightsBaseline(NamedTuple):
     figures: dict[str, dict[str, Tensor]]  # by method and measure, (N,)
     spread: dict[str, dict[str, float]]  # the same: `spread_of_draws` of the draws' means over the images
 
-    def select(self, name: str, rows: np.ndarray) -> dict[str, Tensor]:
-        """Return one method's scores of some rows, (B,): NaN for images that were not drawn."""
+    def select(self, name: str, rows: np.ndarray) -> dict[str, dict[str, Tensor]]:
+        """Return one method's scores of some rows and their spread, (B,): NaN for images that were not drawn."""
         positions = np.searchsorted(self.rows, rows).clip(max=len(self.rows) - 1)
         drawn, index = torch.from_numpy(self.rows[positions] == rows), torch.from_numpy(positions)
-        scores = self.figures.get(name, {})
-        return {key: torch.where(drawn, values[index], torch.nan) for key, values in scores.items()}
-
-    def spread_of(self, name: str, figures: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the spread between draws for each of these scores of a method, (B,): NaN where they are NaN."""
-        scores = self.spread.get(name, {})
-        return {key: torch.where(values.isnan(), torch.nan, scores[key]) for key, values in figures.items()}
+        scores = {key: torch.where(drawn, v[index], torch.nan) for key, v in self.figures.get(name, {}).items()}
+        compared = {key: v for key, v in scores.items() if key != SIMILARITY}
+        spread = {key: torch.where(v.isnan(), torch.nan, self.spread[name][key]) for key, v in compared.items()}
+        return {RANDOMISED: scores, SPREAD: spread}
 
 
 def spread_of_draws(means: Sequence[float]) -> float:

@@ -45,19 +45,16 @@ def centre_prior(height: int, width: int) -> Tensor:
     return prior / prior.amax()
 
 
-def random_saliency(model: nn.Module, x: Tensor, target: Target = None) -> Tensor:
-    """Return `random_map` as a saliency method.
+def random_saliency(
+    model: nn.Module | None, x: Tensor, target: Target = None, *, cells: tuple[int, int] = CELLS
+) -> Tensor:
+    """Return a `random_map` for each image (B, C, H, W), seeded by its pixels: (B, H, W). `model` is not used.
 
     >>> import torch, trustcxr as tx
     >>> model = tx.models.build("resnet10t", classes=3).eval()
     >>> tx.explain.method("random")(model, torch.rand(2, 1, 32, 32)).shape
     torch.Size([2, 32, 32])
     """
-    return random_maps(x)
-
-
-def random_maps(x: Tensor, cells: tuple[int, int] = CELLS) -> Tensor:
-    """Return a `random_map` for each image (B, C, H, W), seeded by its pixels: (B, H, W)."""
     check_images(x)
     seeds = [crc32(image.detach().float().cpu().numpy().tobytes()) for image in x]
     maps = [random_map(1, *x.shape[-2:], seed=seed, cells=cells) for seed in seeds]

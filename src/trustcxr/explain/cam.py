@@ -1,9 +1,10 @@
-"""Compute Grad-CAM and its relatives, a batch at a time."""
+"""Compute maps of a layer, a batch at a time: Grad-CAM and its relatives, and the evidence of evidence networks."""
 
 import math
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -13,6 +14,7 @@ from torchvision.transforms.functional import gaussian_blur
 
 from trustcxr.errors import UserError
 from trustcxr.explain.base import Target, check_images, target_classes, to_saliency
+from trustcxr.models import evidence_networks
 from trustcxr.models.feature_maps import Layer, arrangement, find_layer
 from trustcxr.models.preserve_state import preserve_state
 
@@ -136,10 +138,9 @@ def cam_of(combine: Combine, model: nn.Module, x: Tensor, target: Target, layer:
 
 def saliency_from(combine: Combine, model: nn.Module, x: Tensor, features: Tensor, gradient: Tensor) -> Tensor:
     """Combine a layer's features and gradient into saliency (B, H, W) in [0, 1]."""
-    height, width = x.shape[-2:]
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-        arrange = arrangement(features, height, width, model)
-        return to_saliency(combine(arrange(features), arrange(gradient)), height, width)
+        arrange = arrangement(features, x.shape[-2], x.shape[-1], model)
+        return to_saliency(combine(arrange(features), arrange(gradient)), *x.shape[-2:])
 
 
 def feature_map_and_gradient(model: nn.Module, x: Tensor, target: Target, layer: nn.Module) -> tuple[Tensor, Tensor]:
@@ -204,18 +205,78 @@ def _gradient(score: Tensor, leaf: Tensor, scale: float) -> Tensor | None:
     return torch.where(fine, gradient / scale, plain)
 
 
+@contextmanager
+def _record(layer: nn.Module) -> Iterator[list[tuple[Any, Any]]]:
+    """Record the layer's inputs and output in this thread, pass by pass."""
+    seen: list[tuple[Any, Any]] = []
+    caller = threading.get_ident()
+
+    def note(_module: nn.Module, inputs: Any, output: Any) -> None:
+        if threading.get_ident() == caller:  # another thread may use the same model
+            seen.append((inputs, output))
+
+    with layer.register_forward_hook(note):
+        yield seen
+
+
 def cells_of(model: nn.Module, x: Tensor, layer: nn.Module) -> tuple[int, int]:
     """Return rows and columns of a layer's map, before upsampling."""
-    seen: list[Tensor] = []
-
-    def note(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        seen[:] = [output]
-
-    with preserve_state(model, autocast_cache=False), torch.no_grad():
-        with layer.register_forward_hook(note):
-            model(x[:1].clone())
-        if not seen or not isinstance(seen[0], Tensor):
+    with _record(layer) as seen, preserve_state(model, autocast_cache=False), torch.no_grad():
+        model(x[:1].clone())
+        output = seen[-1][1] if seen else None
+        if not isinstance(output, Tensor):
             raise UserError("the layer puts out no feature map: choose another layer")
-        height, width = x.shape[-2:]
-        rows, columns = arrangement(seen[0], height, width, model)(seen[0]).shape[-2:]
+        rows, columns = arrangement(output, x.shape[-2], x.shape[-1], model)(output).shape[-2:]
         return rows, columns
+
+
+def evidence_map(model: nn.Module, x: Tensor, target: Target = None) -> Tensor:
+    """Return the evidence for the target as saliency (B, H, W), float32, in [0, 1]; negative evidence is 0.
+
+    Raises UserError for other networks. All else as `grad_cam`.
+
+    >>> import torch, trustcxr as tx
+    >>> model = tx.models.build("evidence-33", classes=3).eval()
+    >>> tx.explain.method("evidence")(model, torch.rand(2, 1, 64, 64)).shape
+    torch.Size([2, 64, 64])
+    """
+    return to_saliency(signed_evidence(model, x, target), *x.shape[-2:])
+
+
+def features_map(model: nn.Module, x: Tensor, target: Target = None) -> Tensor:
+    """Return the baseline for `evidence_map`: the positive features before the head, summed over channels.
+
+    `target` is checked, and changes nothing. All else as `evidence_map`.
+
+    >>> import torch, trustcxr as tx
+    >>> model = tx.models.build("evidence-33", classes=3).eval()
+    >>> tx.explain.method("evidence-features")(model, torch.rand(2, 1, 64, 64)).shape
+    torch.Size([2, 64, 64])
+    """
+    check_images(x)
+    check_evidence(model)
+    net = getattr(model, "net", model)
+    heads = [one.head for one in getattr(net, "nets", [net])]
+    with ExitStack() as hooked:
+        seen = [hooked.enter_context(_record(head)) for head in heads]
+        with preserve_state(model, autocast_cache=False), torch.no_grad():
+            target_classes(target, model(x))
+    features = torch.cat([passes[-1][0][0] for passes in seen], 1).float()
+    return to_saliency(features.clamp(min=0).sum(1), *x.shape[-2:])
+
+
+def signed_evidence(model: nn.Module, x: Tensor, target: Target = None) -> Tensor:
+    """Return the signed evidence (B, h, w), float32, which sums to the target's logit."""
+    check_images(x)
+    check_evidence(model)
+    layer: nn.Module = model.cam_layer  # type: ignore[assignment]  # an identity: what enters it leaves it
+    with _record(layer) as seen, preserve_state(model, autocast_cache=False), torch.no_grad():
+        classes = target_classes(target, model(x))
+    evidence = evidence_networks.evidence_per_class(model, seen[-1][0][0]).float()
+    return evidence[torch.arange(len(evidence), device=x.device), classes]
+
+
+def check_evidence(model: nn.Module) -> None:
+    """Raise UserError unless the model is an evidence network."""
+    if not evidence_networks.reads_evidence(model) or not hasattr(model, "cam_layer"):
+        raise UserError("saliency method evidence is of evidence networks (evidence-33 and its like); choose a CAM")

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from trustcxr import attacks, corruptions
 from trustcxr.errors import UserError
 from trustcxr.evaluation.trained_run import Run
 from trustcxr.explain import baselines, methods
+from trustcxr.explain.cam import check_evidence
 from trustcxr.models.feature_maps import stage_names
 from trustcxr.registry import CORRUPTIONS, USUAL_ATTACKS, Method
 from trustcxr.statistics import softmax
@@ -32,8 +33,7 @@ ALIKE = 0.9  # correlation from which a map shows no more than its baseline map
 _CLOSE = 1 / 8  # tolerance of the radius, as a share of FAB's
 
 
-@dataclass(frozen=True)
-class MapBaseline:
+class MapBaseline(NamedTuple):
     """A baseline map, (H, W) in [0, 1], and its correlation with the method's map (NaN if one is constant)."""
 
     label: str
@@ -41,8 +41,7 @@ class MapBaseline:
     likeness: float
 
 
-@dataclass(frozen=True)
-class Map:
+class Map(NamedTuple):
     """A method's map, (H, W) in [0, 1]; its cells, None for pixels; its baselines."""
 
     method: str
@@ -56,8 +55,7 @@ class Map:
         return draw_cells(self.pixels, self.cells)
 
 
-@dataclass(frozen=True)
-class Flip:
+class Flip(NamedTuple):
     """The smallest perturbation found that changes the prediction, an upper bound: image and change, (H, W)."""
 
     epsilon: float
@@ -68,8 +66,7 @@ class Flip:
     steps: int
 
 
-@dataclass(frozen=True)
-class Spoilt:
+class Spoilt(NamedTuple):
     """The image under a corruption, (H, W) in [0, 1], and its prediction."""
 
     name: str
@@ -85,19 +82,22 @@ class Spoilt:
 
 def find_methods(run: Run) -> list[str]:
     """Return the methods that this network supports, Grad-CAM first; each takes a pass."""
-    x = torch.full((1, 1, run.size, run.size), 0.5, device=run.device)
     names = []
     for name in MAPS:
         with suppress(UserError):
-            methods.maps(run.model, x, 0, [name])
+            methods.maps(run.model, _grey_image(run), 0, [name])
             names.append(name)
     return names
+
+
+def _grey_image(run: Run) -> Tensor:
+    return torch.full((1, 1, run.size, run.size), 0.5, device=run.device)
 
 
 def choose_shown(run: Run) -> str:
     """Return the method of the heatmap: evidence, the exact reason, of a network that has it, else Grad-CAM."""
     with suppress(UserError):
-        methods.maps(run.model, torch.full((1, 1, run.size, run.size), 0.5, device=run.device), 0, ["evidence"])
+        check_evidence(run.model)
         return "evidence"
     return "gradcam"
 
@@ -145,8 +145,7 @@ def draw_cells(saliency: Tensor, cells: tuple[int, int] | None) -> Tensor:
 
 def choose_steps(run: Run) -> int:
     """Choose the steps of PGD at each radius by the time that this network takes here."""
-    x, label = torch.full((1, 1, run.size, run.size), 0.5, device=run.device), torch.zeros(1, dtype=torch.long)
-    label = label.to(run.device)
+    x, label = _grey_image(run), torch.zeros(1, dtype=torch.long, device=run.device)
     attacks.fgsm(run.model, x, label, epsilon=0.01)
     start = time.thread_time()
     attacks.fgsm(run.model, x, label, epsilon=0.01)
@@ -176,12 +175,10 @@ def find_flip(
     return None
 
 
-def corrupt_image(
-    run: Run, pixels: Tensor, names: Sequence[str] = SPOILT_BY, *, severity: int = SEVERITY
-) -> list[Spoilt]:
-    """Corrupt an image (1, 1, H, W) in each way, and predict."""
-    images = torch.cat([corruptions.corrupt(pixels, name, severity, keys=["image"]) for name in names])
-    answers = zip(names, images, predict_labels(run, images), strict=True)
+def corrupt_image(run: Run, pixels: Tensor) -> list[Spoilt]:
+    """Corrupt an image (1, 1, H, W) in each way of SPOILT_BY, and predict."""
+    images = torch.cat([corruptions.corrupt(pixels, name, SEVERITY, keys=["image"]) for name in SPOILT_BY])
+    answers = zip(SPOILT_BY, images, predict_labels(run, images), strict=True)
     return [Spoilt(name, image[0], answer, float(shares[answer])) for name, image, (answer, shares) in answers]
 
 

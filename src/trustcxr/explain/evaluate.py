@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from trustcxr import attacks, corruptions
+from trustcxr import attacks, corruptions, registry
 from trustcxr.console import Progress, log, track
 from trustcxr.data.dataset import Dataset, has_filled_mask
 from trustcxr.data.lesion_edits import EditInputs
@@ -20,18 +20,43 @@ from trustcxr.evaluation.trained_run import ModelUnderTest, Run
 from trustcxr.explain import baseline_scores, baselines, faithfulness, lesion_effect, measures, randomisation
 from trustcxr.explain import methods as methods_by_name
 from trustcxr.explain.base import ALL_DONE, LeftOut
-from trustcxr.explain.evidence import check_evidence
-from trustcxr.explain.stability import CLEAN, STABILITY_ATTACK, Change, list_changes
+from trustcxr.explain.cam import check_evidence
 from trustcxr.models import feature_maps
 from trustcxr.recipes.evaluation_recipe import ExplanationRecipe
-from trustcxr.registry import ACTIVATION, HIT_RATE, RANDOM_MAP, RANDOMISED, REFERENCES, SHARP, Method
+from trustcxr.registry import STABILITY_ATTACK, USUAL_ATTACKS, Method
+from trustcxr.storage.prediction_table import CLEAN
 
 BY_CAUSE = "ranked_by_cause"  # a measure of the sample's clean images
-RANDOM = RANDOM_MAP  # always scored: a map without any knowledge of the model
+RANDOM = registry.RANDOM_MAP  # always scored: a map without any knowledge of the model
 CASCADE = "randomised:"  # prefix of the part that was made random last
 _STEPS = 10  # of insertion and deletion
+_EXPENSIVE = USUAL_ATTACKS[1]  # needs many passes: of the sample alone
 _REMOVED = (0.2, 0.4, 0.6)  # shares of pixels removed in ROAD: with more gone, little is left to classify
 _LEVELS = np.round(np.arange(0.05, 0.951, 0.05), 2)  # thresholds tried when one is tuned
+
+# The map of a rotated image rotates too, so stability does not apply.
+UNDER: tuple[str, ...] = tuple(name for name in corruptions.CORRUPTIONS if name != "rotation")
+
+
+class Change(NamedTuple):
+    """One change of an image under which its map should stay, and its name in saliency.parquet."""
+
+    condition: str
+    epsilon: float = 0.0
+    severity: int = 0
+
+    def apply(
+        self, model: nn.Module, images: Tensor, labels: Tensor, about: Mapping[str, np.ndarray]
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return changed images (B, 1, H, W), and the area of an artefact (B, H, W) bool, if it is one."""
+        name, epsilon, severity = self
+        if name == STABILITY_ATTACK:
+            return attacks.fgsm(model, images, labels, epsilon=epsilon), None
+        if name == _EXPENSIVE:
+            return attacks.pgd(model, images, labels, epsilon=epsilon, steps=lesion_effect.PGD_STEPS), None
+        if corruptions.get(name).artefact:
+            return corruptions.artefact(images, name, severity, keys=about["sample_id"].tolist())
+        return corruptions.corrupt(images, name, severity, keys=about["sample_id"].tolist()), None
 
 
 @dataclass
@@ -39,40 +64,36 @@ class Rows:
     """The table of one batch as it grows, a method and condition at a time. `cells`: the grid of each method's map."""
 
     about: dict[str, np.ndarray]
-    cells: Mapping[str, tuple[int, int] | None]
+    cells: Mapping[str, baseline_scores.Grid | None]
+    thresholds: Mapping[str, float]
     tables: list[pd.DataFrame] = field(default_factory=list)
 
     def add(
         self,
         method: str,
-        condition: str,
+        change: Change,
         scores: Mapping[str, Tensor],
         references: Mapping[str, Mapping[str, Tensor]] | None = None,
         *,
-        change: Change | None = None,
         predicted: np.ndarray | None = None,
-        threshold: float = np.nan,
     ) -> None:
         """Add scores (B,) by measure, and those of the references."""
         count = len(self.about["sample_id"])
         columns: dict[str, Any] = {name: np.tile(column, len(scores)) for name, column in self.about.items()}
         columns["predicted"] = np.tile(predicted if predicted is not None else np.full(count, None), len(scores))
-        columns |= {"method": method, "condition": condition, "cells": " x ".join(map(str, self.cells[method] or ()))}
-        columns |= {"epsilon": change.epsilon if change else 0.0, "severity": change.severity if change else 0}
+        columns |= {"method": method, "condition": change.condition}
+        columns |= {"cells": " x ".join(map(str, self.cells[method] or ()))}
+        columns |= {"epsilon": change.epsilon, "severity": change.severity}
         columns["measure"] = np.repeat(list(scores), count)
         columns["value"] = _stacked(scores, scores, count)
-        for name in (*REFERENCES, baseline_scores.SPREAD, *baseline_scores.SHARPENED):
+        for name in (*registry.REFERENCES, baseline_scores.SPREAD, *baseline_scores.SHARPENED):
             columns[name] = _stacked(scores, (references or {}).get(name, {}), count)
+        threshold = self.thresholds.get(method, np.nan)
         columns["threshold"] = np.where(columns["measure"] == "infection_iou_tuned", threshold, np.nan)
         self.tables.append(pd.DataFrame(columns))
 
 
-class RunBaselines(NamedTuple):
-    """Baselines of a run: the grid of each method's map, random weights, the mean lesion mask of training (H, W)."""
-
-    cells: Mapping[str, baseline_scores.Grid | None]
-    weights: baseline_scores.RandomWeightsBaseline
-    mean_mask: Tensor | None = None
+_UNCHANGED = Change(CLEAN)
 
 
 def _stacked(names: Mapping[str, Tensor], values: Mapping[str, Tensor], count: int) -> np.ndarray:
@@ -114,8 +135,9 @@ def score_batches(
     methods = add_random_map(options.methods)
     check_methods(run, methods)
     rows, levels = find_annotated(dataset), dict(thresholds or {})
-    ways = list_changes(run, epsilon=options.epsilon, names=options.corruptions, severity=options.severity)
-    ways = [way for way in ways if not (left_out.attacks and way.attack)]
+    ways = [] if left_out.attacks else [Change(name, options.epsilon) for name in USUAL_ATTACKS]
+    named = UNDER if options.corruptions == "all" else [corruptions.get(name).name for name in options.corruptions]
+    ways += [Change(name, severity=options.severity) for name in named]
     randomised = () if left_out.weights else tuple(methods)  # explained with random weights too
     followed = () if left_out.cascade else randomised
     sample = np.sort(np.random.default_rng(0).permutation(rows)[: options.sample])
@@ -124,17 +146,14 @@ def score_batches(
 
         def drawn(some: np.ndarray) -> Iterator[tuple[Tensor, Tensor, baseline_scores.Masks]]:
             for part in lesion_effect.slices(some, batch_size):
-                yield (*_images(run, dataset, part), _masks(dataset, part, run.device))
+                yield (*load_images(run, dataset, part), _masks(dataset, part, run.device))
 
-        image = _images(run, dataset, rows[:1])[0]
-        baseline = RunBaselines(
-            {name: methods_by_name.cells(run.model, image, name) for name in methods},
-            baseline_scores.make_random_baseline(run.model, rows, drawn, randomised, levels),
-            mean_mask,
-        )
-        scorer = _Scorer(run, dataset, methods, ways, baseline)
+        image = load_images(run, dataset, rows[:1])[0]
+        cells = {name: methods_by_name.cells(run.model, image, name) for name in methods}
+        weights = baseline_scores.make_random_baseline(run.model, rows, drawn, randomised, levels)
+        scorer = _Scorer(run, dataset, methods, ways, cells, weights, levels, mean_mask)
         for some in lesion_effect.slices(rows, batch_size):
-            yield scorer.score_all(some, levels)
+            yield scorer.score_all(some)
             bar.advance(len(some))
         for some in lesion_effect.slices(sample, batch_size):
             yield scorer.score_sample(some, followed)
@@ -164,7 +183,8 @@ def add_random_map(methods: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*(name.strip().lower() if "@" not in name else name for name in methods), RANDOM]))
 
 
-def _images(run: Run | ModelUnderTest, dataset: Dataset, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+def load_images(run: Run | ModelUnderTest, dataset: Dataset, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Return images (B, 1, H, W) in [0, 1] and labels (B,) of some rows, on the model's device."""
     images = to_pixels(torch.from_numpy(dataset.batch(rows)).to(run.device))
     return images, torch.as_tensor(np.asarray(dataset.labels[rows]), device=run.device)
 
@@ -172,21 +192,6 @@ def _images(run: Run | ModelUnderTest, dataset: Dataset, rows: np.ndarray) -> tu
 def _masks(dataset: Dataset, rows: np.ndarray, device: torch.device) -> baseline_scores.Masks:
     kinds = (torch.from_numpy(np.array(dataset.masks(kind)[rows])).to(device) != 0 for kind in ("infection", "lung"))
     return baseline_scores.Masks(*kinds)
-
-
-def describe_images(
-    run: Run | ModelUnderTest, dataset: Dataset, rows: np.ndarray, masks: baseline_scores.Masks
-) -> dict[str, np.ndarray]:
-    """Return the columns (B,) that identify each image, and the share of the lungs that its lesion covers."""
-    true = np.array([run.classes[k] for k in dataset.labels[rows]])
-    return {
-        "sample_id": dataset.sample_ids[rows],
-        "group": dataset.groups[rows],
-        "split": dataset.splits[rows],
-        "class": true,
-        "target": true,
-        "lesion": masks.lesion.cpu().numpy(),
-    }
 
 
 def predict_classes(run: Run | ModelUnderTest, images: Tensor) -> np.ndarray:
@@ -204,53 +209,56 @@ class _Scorer:
     dataset: Dataset
     methods: Sequence[str]
     ways: Sequence[Change]
-    baselines: RunBaselines
+    cells: Mapping[str, baseline_scores.Grid | None]
+    weights: baseline_scores.RandomWeightsBaseline
+    thresholds: Mapping[str, float]
+    mean_mask: Tensor | None
 
     def load(self, rows: np.ndarray) -> tuple[Tensor, Tensor, baseline_scores.Masks, Rows]:
         """Return images, labels and masks of the rows, and their table, still empty."""
-        images, labels = _images(self.run, self.dataset, rows)
-        masks = _masks(self.dataset, rows, self.run.device)
-        return images, labels, masks, Rows(describe_images(self.run, self.dataset, rows, masks), self.baselines.cells)
+        images, labels = load_images(self.run, self.dataset, rows)
+        masks, true = _masks(self.dataset, rows, self.run.device), np.array(self.run.classes)[self.dataset.labels[rows]]
+        about = {"sample_id": self.dataset.sample_ids[rows], "group": self.dataset.groups[rows]}
+        about |= {"split": self.dataset.splits[rows], "class": true, "target": true}
+        return images, labels, masks, Rows(about | {"lesion": masks.lesion.cpu().numpy()}, self.cells, self.thresholds)
 
-    def score_all(self, rows: np.ndarray, thresholds: Mapping[str, float]) -> pd.DataFrame:
+    def score_all(self, rows: np.ndarray) -> pd.DataFrame:
         """Score maps against the masks, clean and attacked, and their stability under cheap changes."""
-        run, methods, weights = self.run, self.methods, self.baselines.weights
+        run, methods, weights, thresholds = self.run, self.methods, self.weights, self.thresholds
         images, labels, masks, table = self.load(rows)
         scores_of = partial(baseline_scores.score_maps, masks=masks)
-        baseline = baseline_scores.BatchBaselines(
-            images, masks, thresholds, self.baselines.cells, self.baselines.mean_mask
-        )
+        baseline = baseline_scores.BatchBaselines(images, masks, thresholds, self.cells, self.mean_mask)
         alone = {name: str(other) for name in methods if (other := Method.parse(name).baseline)}
         shown = methods_by_name.maps(run.model, images, labels, list(dict.fromkeys([*methods, *alone.values()])))
         clean, answers = {name: shown[name] for name in methods}, predict_classes(run, images)
         for name, maps in clean.items():
-            level, random = thresholds.get(name), weights.select(name, rows)
-            similarity = {baseline_scores.SIMILARITY: random.pop(baseline_scores.SIMILARITY)} if random else {}
-            values = baseline_scores.SortedValues(maps, masks)
-            references = baseline.compare(name, values)
-            references |= {"chance": baseline_scores.score_chance(maps, masks, level), RANDOMISED: random}
-            references[baseline_scores.SPREAD] = weights.spread_of(name, random)
+            level, values = thresholds.get(name), baseline_scores.sort_values(maps, masks)
+            references = baseline.compare(name, values) | weights.select(name, rows)
+            references["chance"] = baseline_scores.score_chance(maps, masks, level)
+            random, similarity = references[registry.RANDOMISED], baseline_scores.SIMILARITY
+            scores = scores_of(maps, threshold=level)
+            if (cells := self.cells[name]) is not None:
+                scores[baseline_scores.CEILING] = measures.pointing_ceiling(masks.infection, cells)
+            scores |= {similarity: random.pop(similarity)} if random else {}
             if name in alone:
-                plain = shown[alone[name]]
-                references[ACTIVATION] = scores_of(plain, threshold=thresholds.get(alone[name]))
-                references[ACTIVATION + SHARP] = baseline_scores.RankMatched(plain, masks).score(values)
-            references["chance"] |= {baseline_scores.CEILING: references["chance"][HIT_RATE]}
-            ceiling = baseline_scores.score_ceiling(self.baselines.cells[name], masks)
-            scores = scores_of(maps, threshold=level) | ceiling | similarity
-            table.add(name, CLEAN, scores, references, predicted=answers, threshold=level or np.nan)
+                plain, key = shown[alone[name]], registry.ACTIVATION
+                references[key] = scores_of(plain, threshold=thresholds.get(alone[name]))
+                references[key + registry.SHARP] = baseline_scores.RankMatched(plain, masks).score(values)
+            references["chance"] |= {baseline_scores.CEILING: references["chance"][registry.HIT_RATE]}
+            table.add(name, _UNCHANGED, scores, references, predicted=answers)
         looks = baseline_scores.select_model_methods(methods)
-        for way in (way for way in self.ways if not way.expensive):
-            pixels, drawn = way.make(images, labels, table.about["sample_id"].tolist())
+        for way in (way for way in self.ways if way.condition != _EXPENSIVE):
+            pixels, drawn = way.apply(run.model, images, labels, table.about)
             # Maps that ignore the model cannot be unstable: FGSM alone shows what they score.
             chosen = methods if way.condition == STABILITY_ATTACK else looks
             changed = methods_by_name.maps(run.model, pixels, labels, chosen)
             attacked = predict_classes(run, pixels) if way.condition == STABILITY_ATTACK else None
             for name, maps in changed.items():
-                add = partial(table.add, name, way.condition, change=way, predicted=attacked)
+                add = partial(table.add, name, way, predicted=attacked)
                 if way.condition == STABILITY_ATTACK:
                     level = thresholds.get(name)
                     references = baseline.compare(name) | {"chance": baseline_scores.score_chance(maps, masks, level)}
-                    add(scores_of(maps, threshold=level), references, threshold=level or np.nan)
+                    add(scores_of(maps, threshold=level), references)
                 add(_stability(clean[name], maps))
                 if drawn is not None:
                     add(*_moved(clean[name], maps, drawn))
@@ -262,21 +270,21 @@ class _Scorer:
         images, labels, masks, table = self.load(rows)
         clean = methods_by_name.maps(run.model, images, labels, methods)
         looks = baseline_scores.select_model_methods(methods)
-        for way in (way for way in self.ways if way.expensive):
-            pixels, _ = way.make(images, labels, table.about["sample_id"].tolist())
+        for way in (way for way in self.ways if way.condition == _EXPENSIVE):
+            pixels, _ = way.apply(run.model, images, labels, table.about)
             for name, maps in methods_by_name.maps(run.model, pixels, labels, looks).items():
-                table.add(name, way.condition, _stability(clean[name], maps), change=way)
+                table.add(name, way, _stability(clean[name], maps))
         ends = faithfulness.ends(run.model, images, labels)
         falls = lesion_effect.measure_causes(run.model, EditInputs(images, masks.lung, masks.infection), labels)
         bright = {"brightness": {BY_CAUSE: _by_cause(images[:, 0] * masks.lung, falls)}}
         for name, maps in clean.items():
             curves = {
-                "insertion": faithfulness.insertion(run.model, images, maps, steps=_STEPS, curve_ends=ends).area,
-                "deletion": faithfulness.deletion(run.model, images, maps, steps=_STEPS, curve_ends=ends).area,
-                "road": faithfulness.road(run.model, images, maps, shares=_REMOVED, curve_ends=ends),
+                "insertion": faithfulness.insertion(run.model, images, maps, ends, steps=_STEPS).area,
+                "deletion": faithfulness.deletion(run.model, images, maps, ends, steps=_STEPS).area,
+                "road": faithfulness.road(run.model, images, maps, ends, shares=_REMOVED),
                 BY_CAUSE: _by_cause(maps, falls),
             }
-            table.add(name, CLEAN, curves, bright)
+            table.add(name, _UNCHANGED, curves, bright)
         names = baseline_scores.select_model_methods(randomised)
 
         def maps_of(network: nn.Module, classes: Tensor) -> list[Tensor]:
@@ -285,7 +293,7 @@ class _Scorer:
         for stages in randomisation.cascade(run.model, images, maps_of, labels) if names else ():
             for name, stage in zip(names, stages, strict=True):
                 scores = {f"randomised_{key}": value for key, value in stage._asdict().items() if key != "part"}
-                table.add(name, CASCADE + stage.part, scores)
+                table.add(name, Change(CASCADE + stage.part), scores)
         return pd.concat(table.tables, ignore_index=True)
 
 
@@ -326,7 +334,7 @@ def tune_thresholds(
     rows = lesion_effect.select_annotated(dataset, np.flatnonzero(dataset.has_mask("infection")))
     totals: dict[str, np.ndarray] = {}
     for some in track(lesion_effect.slices(rows, batch_size), f"thresholds for the maps of {run.name}"):
-        images, labels = _images(run, dataset, some)
+        images, labels = load_images(run, dataset, some)
         infection = _masks(dataset, some, run.device).infection
         if not infection.any():
             continue
@@ -340,28 +348,7 @@ def tune_thresholds(
 
 
 def log_masks(dataset: Dataset, measured: int) -> None:
-    """Log how many images have no mask, and how many masks differ in size from their image."""
+    """Log how many images have no mask."""
     images = len(lesion_effect.select_annotated(dataset, np.arange(len(dataset))))
     if measured < images:
         log(f"{images - measured} of {images} images have no mask to measure against and are left out")
-    if other := masks_of_other_size(dataset):
-        log(f"{other} masks are not of their image's size: resized by nearest neighbour")
-
-
-def masks_of_other_size(dataset: Dataset) -> int:
-    """Count masks whose size differs from their image's; files that cannot be opened are not counted."""
-    from PIL import Image
-
-    def size(path: str) -> tuple[int, int] | None:
-        try:
-            with Image.open(dataset.root / path) as image:
-                return image.size
-        except OSError:
-            return None
-
-    count = 0
-    for kind in dataset.mask_kinds:
-        pairs = dataset.table[["path", f"{kind}_mask"]].dropna()
-        sizes = ((size(path), size(mask)) for path, mask in pairs.itertuples(index=False))
-        count += sum(one is not None and other is not None and one != other for one, other in sizes)
-    return count

@@ -7,11 +7,11 @@ import pandas as pd
 import torch
 
 from trustcxr.data.dataset import Dataset
-from trustcxr.data.loader import to_pixels
 from trustcxr.evaluation.trained_run import Run
 from trustcxr.explain import measures, methods
-from trustcxr.explain.evaluate import find_annotated, predict_classes
-from trustcxr.explain.stability import CLEAN
+from trustcxr.explain.evaluate import find_annotated, load_images, predict_classes
+from trustcxr.registry import MEASURES
+from trustcxr.storage.prediction_table import CLEAN
 
 MAIN = ("infection_energy", "infection_iou_area", "infection_auroc")
 AT_RANDOM = "drawn at random"
@@ -41,16 +41,11 @@ def choose_images(
 def make_panels(run: Run, dataset: Dataset, chosen: Mapping[int, str], *, method: str) -> dict[str, np.ndarray]:
     """Return arrays for the report's panels of the rows `chosen`: images, masks, saliency, predictions, figures."""
     rows = np.array(list(chosen), dtype=int)
-    images = to_pixels(torch.from_numpy(dataset.batch(rows)).to(run.device))
-    labels = torch.as_tensor(np.asarray(dataset.labels[rows]), device=run.device)
+    images, labels = load_images(run, dataset, rows)
     maps = methods.maps(run.model, images, labels, [method])[method]
     infection = np.array(dataset.masks("infection")[rows])
     mask = torch.from_numpy(infection).to(maps.device)
-    figures = {
-        "infection_energy": measures.energy_inside(maps, mask),
-        "infection_iou_area": measures.iou_at_mask_area(maps, mask),
-        "infection_auroc": measures.pixel_auroc(maps, mask),
-    }
+    figures = {name: measures.measure_function(MEASURES[name])(maps, mask) for name in MAIN}
     return {
         "image": np.array(dataset.images[rows])[:, 0],
         "infection": infection,

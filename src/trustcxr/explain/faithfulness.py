@@ -3,6 +3,7 @@
 No mask is needed. Compare each figure with that of `baselines.random_map`.
 """
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,7 +34,10 @@ class Ends(NamedTuple):
 
 
 def ends(model: nn.Module, x: Tensor, target: Target = None, *, blur: float | None = None) -> Ends:
-    """Return what `insertion` and `deletion` of several maps share; `target` and `blur` as there."""
+    """Return what `insertion` and `deletion` of several maps share; `target` as there.
+
+    `blur`: standard deviation in pixels, by default a tenth of the shorter side.
+    """
     check_images(x)
     shorter = min(x.shape[-2:])
     sigma = shorter / 10 if blur is None else blur
@@ -47,22 +51,13 @@ def ends(model: nn.Module, x: Tensor, target: Target = None, *, blur: float | No
 
 
 def insertion(
-    model: nn.Module,
-    x: Tensor,
-    saliency: Tensor,
-    target: Target = None,
-    *,
-    steps: int = 20,
-    blur: float | None = None,
-    curve_ends: Ends | None = None,
-    show: bool = True,
+    model: nn.Module, x: Tensor, saliency: Tensor, target: Target | Ends = None, *, steps: int = 20, show: bool = True
 ) -> Curve:
     """Show the most salient pixels first, from a blurred image on: a high area is good (Petsiuk et al. 2018, RISE).
 
     `x`: images (B, 1, H, W) in [0, 1]. `saliency`: (B, H, W). `target`: as in `grad_cam`, by default the class
-    predicted on the whole image. `steps`: a forward pass each. `blur`: standard deviation in pixels, by default a tenth
-    of the shorter side. `curve_ends`: the `ends` of these images, which then set `target` and `blur`. `show` False
-    blurs them first instead: `deletion`.
+    predicted on the whole image; or the `ends` of these images. `steps`: a forward pass each. `show` False blurs them
+    first instead: `deletion`.
 
     Equally salient pixels come in a fixed random order. The model's state is preserved. Raises UserError for shapes
     that do not fit and for an unknown class.
@@ -70,7 +65,7 @@ def insertion(
     _check(x, saliency)
     if steps < 1:
         raise UserError(f"steps must be 1 or more; got {steps}")
-    ends_ = curve_ends or ends(model, x, target, blur=blur)
+    ends_ = target if isinstance(target, Ends) else ends(model, x, target)
     with preserve_state(model, autocast_cache=False), torch.no_grad():
         before, after = (ends_.blurred, x) if show else (x, ends_.blurred)
         first, last = (ends_.of_blurred, ends_.of_whole) if show else (ends_.of_whole, ends_.of_blurred)
@@ -84,24 +79,23 @@ def insertion(
         return Curve(share, probability, torch.trapezoid(probability, share, dim=1))
 
 
-def deletion(model: nn.Module, x: Tensor, saliency: Tensor, target: Target = None, **options: Any) -> Curve:
+def deletion(model: nn.Module, x: Tensor, saliency: Tensor, target: Target | Ends = None, *, steps: int = 20) -> Curve:
     """Measure deletion (blurred): blur the most salient pixels first; a low area is good. All else as `insertion`.
 
     Petsiuk et al. 2018 (RISE) use a constant instead, so figures do not compare.
     """
-    return insertion(model, x, saliency, target, show=False, **options)
+    return insertion(model, x, saliency, target, steps=steps, show=False)
 
 
 def road(
     model: nn.Module,
     x: Tensor,
     saliency: Tensor,
-    target: Target = None,
+    target: Target | Ends = None,
     *,
     shares: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8),
     noise: float = 0.01,
     seed: int = 0,
-    curve_ends: Ends | None = None,
 ) -> Tensor:
     """Return ROAD, remove and debias (Rong et al. 2022): (B,), [-0.5, 0.5]; high is good, 0 is chance.
 
@@ -113,7 +107,7 @@ def road(
     if not shares or not all(0 <= share <= 1 for share in shares):
         raise UserError(f"shares of pixels removed lie between 0 and 1; got {shares}")
     with preserve_state(model, autocast_cache=False), torch.no_grad():
-        classes = curve_ends.classes if curve_ends else target_classes(target, model(x))
+        classes = target.classes if isinstance(target, Ends) else target_classes(target, model(x))
         order = _most_salient_first(saliency)
         falls = []
         for share in shares:
@@ -146,35 +140,24 @@ def impute(x: Tensor, removed: Tensor, *, noise: float = 0.01, seed: int = 0) ->
     return torch.from_numpy(filled).to(x.device, x.dtype)
 
 
-# A neighbour by a side counts twice as much as one by a corner.
-_NEIGHBOURS = [(dy, dx, 1 / 6 if dy == 0 or dx == 0 else 1 / 12) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if dy or dx]
+@lru_cache(maxsize=4)
+def _neighbours(height: int, width: int) -> Any:
+    """Return the weight of each pixel's neighbours, sparse (H W, H W): one by a side counts twice one by a corner."""
+    from scipy.sparse import diags_array, eye_array, kron
+
+    down, across = (diags_array([1.0, 2.0, 1.0], offsets=[-1, 0, 1], shape=(n, n)) for n in (height, width))
+    return ((kron(down, across) - 4 * eye_array(height * width)) / 12).tocsr()
 
 
 def _harmonic_fill(image: np.ndarray, hole: np.ndarray) -> np.ndarray:
     """Return the values (N, C) of the N pixels of the hole, each the weighted mean of its neighbours in the image."""
-    from scipy.sparse import coo_matrix
+    from scipy.sparse import diags_array
     from scipy.sparse.linalg import spsolve
 
-    height, width = hole.shape
-    rows, columns = np.nonzero(hole)
-    unknown = np.arange(len(rows))
-    number = np.full(hole.shape, -1)
-    number[hole] = unknown
-    weights = np.zeros(len(rows))
-    constants = np.zeros((len(rows), len(image)))
-    entries = []
-    for dy, dx, weight in _NEIGHBOURS:
-        y, x = rows + dy, columns + dx
-        inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
-        weights += weight * inside
-        at, y, x = unknown[inside], y[inside], x[inside]
-        other = number[y, x]
-        constants[at] += np.where(other < 0, weight, 0.0)[:, None] * image[:, y, x].T
-        entries.append((at[other >= 0], other[other >= 0], np.full((other >= 0).sum(), -weight)))
-    entries.append((unknown, unknown, weights))
-    i, j, values = (np.concatenate(part) for part in zip(*entries, strict=True))
-    system = coo_matrix((values, (i, j)), shape=(len(rows), len(rows))).tocsc()
-    return spsolve(system, constants).reshape(constants.shape)
+    weights = _neighbours(*hole.shape)[np.flatnonzero(hole)]
+    system = diags_array(weights.sum(1)) - weights[:, np.flatnonzero(hole)]
+    constants = weights[:, np.flatnonzero(~hole)] @ image[:, ~hole].T
+    return spsolve(system.tocsc(), constants).reshape(constants.shape)
 
 
 def _check(x: Tensor, saliency: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from trustcxr.data.images.generated import ENDING, MAKER, MARK, SOURCE, read_mak
 from trustcxr.version import NOTICE
 
 _ROWS = 512  # rows coloured at a time, to save memory
+_SMALL = (9, 8, 7, 6)  # pixels of a letter's height
 
 
 def choose_paths(paths: Sequence[Path], out: Path, run: Path) -> dict[Path, Path]:
@@ -83,22 +85,12 @@ def overlay(image: np.ndarray, saliency: np.ndarray, strength: float = 0.45, *, 
 def write_notice(picture: Image.Image) -> None:
     """Write the notice at the bottom of the picture, as large as fits."""
     pen, (width, height) = ImageDraw.Draw(picture), picture.size
-    for text, size in _sizes(width):
+    broken, large = NOTICE.replace(". ", ".\n"), range(max(width // 30, 12), 9, -1)
+    for text, size in [*product((NOTICE, broken), large), *((broken, size) for size in _SMALL)]:
         font = ImageFont.load_default(size)
         box = pen.multiline_textbbox((0, 0), text, font=font)
-        if box[2] <= width - 4 or size == _LEAST:
+        if box[2] <= width - 4:
             break
     top = max(height - int(box[3]) - 4, 0)
     pen.rectangle((0, top, min(int(box[2]) + 4, width), height), fill=(0, 0, 0))
     pen.multiline_text((2, top + 1), text, fill=(255, 255, 255), font=font)
-
-
-_LEAST = 6  # pixels of a letter's height
-
-
-def _sizes(width: int) -> Iterator[tuple[str, int]]:
-    for text in (NOTICE, NOTICE.replace(". ", ".\n")):
-        for size in range(max(width // 30, 12), 9, -1):
-            yield text, size
-    for size in range(9, _LEAST - 1, -1):
-        yield NOTICE.replace(". ", ".\n"), size

@@ -9,11 +9,12 @@ by the same grey levels. The figure to report is the smaller of effect and fall,
 Images are (B, 1, H, W), float, in [0, 1]; masks (B, H, W), bool. A model sees the edited pixels only, no mask.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from itertools import pairwise, product
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -31,21 +32,20 @@ from trustcxr.data.lesion_edits import EditInputs, Pair
 from trustcxr.errors import UserError
 from trustcxr.evaluation.trained_run import ModelUnderTest, Run
 from trustcxr.explain.base import target_classes
-from trustcxr.explain.stability import CLEAN, PGD_STEPS
 from trustcxr.models.preserve_state import preserve_state
 from trustcxr.recipes.training_recipe import TrainingRecipe
 from trustcxr.registry import USUAL_ATTACKS
 from trustcxr.statistics import Bootstrap, interval, share_interval
+from trustcxr.storage.prediction_table import CLEAN
 from trustcxr.storage.schemas import LesionDocument, Share
 from trustcxr.storage.schemas.run_document import LesionSize, LesionsWithoutControl
 
 CONTROLS = ("lung", "background")
 HEALTHY_IMAGE = "healthy image"
 FILLS = ("grey", "mirror")  # for every image
-INPAINTED = ("inpaint",)  # for a sample, if scikit-image is installed
-TRANSPLANT = "transplant"
 SMALLEST = 0.1  # least share of the lesion with a congruent counterpart, for the image to count
 SIZES = (0.0, 0.25, 0.5, 0.75, 1.0)  # bounds of the share of the lungs that a lesion covers
+PGD_STEPS = 10  # of attacked images
 CELLS = 8  # cells along each side of an image that are removed one by one
 
 
@@ -60,18 +60,7 @@ def remove_lesions(
     `flipped_whole` are 1 if the predicted class changed. `fall` and `effect` are NaN for images without a lung mask, or
     with a counterpart of less than SMALLEST of the lesion.
     """
-    with preserve_state(model, autocast_cache=False), torch.no_grad():
-        answer = partial(_answer, model, target=target)
-        before, tables = answer(images.images), []
-        for control, pair in pairs(images).items():
-            for fill in fills:
-                edited, other = _changed(images, pair, fill, refilled=control == "lung")
-                whole = answer(_without_lesion(images, fill))
-                without, control_answers = answer(edited), answer(other)
-                share = pair.share.where(images.lung.flatten(1).any(1), torch.nan).cpu().numpy()
-                about = {"lesion": _cover(images), "fill": fill, "control": control, "share": share}
-                tables.append(_compared(before, without, control_answers, about, whole=whole))
-    return pd.concat(tables, ignore_index=True)
+    return _remove(model, images, target, pairs(images), fills)
 
 
 def compare_with_healthy(
@@ -88,18 +77,8 @@ def compare_with_healthy(
     Columns as `remove_lesions`, with control_answer and control_before for the probability of the healthy image's own
     class after and before: the effect is fall - (control_before - control_answer).
     """
-    with preserve_state(model, autocast_cache=False), torch.no_grad():
-        before, pair, tables = _answer(model, images.images, target), lesion_edits.match_place(images, healthy), []
-        share = pair.share.where(images.lung.flatten(1).any(1) & healthy.lung.flatten(1).any(1), torch.nan)
-        about = {"lesion": _cover(images), "control": HEALTHY_IMAGE, "share": share.cpu().numpy()}
-        at_first = _answer(model, healthy.images, healthy_target)
-        for fill in fills:
-            edited, other = _changed(images, pair, fill, refilled=True, others=healthy)
-            without, control = _answer(model, edited, target), _answer(model, other, healthy_target)
-            whole = _answer(model, _without_lesion(images, fill), target)
-            filled = about | {"fill": fill}
-            tables.append(_compared(before, without, control, filled, whole=whole, control_before=at_first))
-    return pd.concat(tables, ignore_index=True)
+    places = {HEALTHY_IMAGE: lesion_edits.match_place(images, healthy)}
+    return _remove(model, images, target, places, fills, healthy, healthy_target)
 
 
 def pairs(images: EditInputs) -> dict[str, Pair]:
@@ -110,16 +89,35 @@ def pairs(images: EditInputs) -> dict[str, Pair]:
     }
 
 
-def _without_lesion(images: EditInputs, fill: str) -> Tensor:
-    """Return the images with the whole lesion filled in."""
-    return lesion_edits.fill_region(images.images, images.lesion, images.lung, images.lesion, fill=fill)
+def _remove(
+    model: nn.Module,
+    images: EditInputs,
+    target: int | Tensor,
+    controls: Mapping[str, Pair],
+    fills: Sequence[str],
+    healthy: EditInputs | None = None,
+    healthy_target: int | Tensor = 0,
+) -> pd.DataFrame:
+    """Remove the part of each lesion that has a control, and change the control, in the image or a healthy one."""
+    others, other_target = (images, target) if healthy is None else (healthy, healthy_target)
+    lungs, tables = images.lung.flatten(1).any(1) & others.lung.flatten(1).any(1), []
+    with preserve_state(model, autocast_cache=False), torch.no_grad():
+        before = _answer(model, images.images, target)
+        at_first = None if healthy is None else _answer(model, healthy.images, healthy_target)
+        remove_whole = partial(lesion_edits.fill_region, images.images, images.lesion, images.lung, images.lesion)
+        wholes = {fill: _answer(model, remove_whole(fill=fill), target) for fill in fills}
+        for (control, pair), (fill, whole) in product(controls.items(), wholes.items()):
+            edited, other = _changed(images, others, pair, fill, refilled=control != CONTROLS[1])
+            without, control_answers = _answer(model, edited, target), _answer(model, other, other_target)
+            about = {"lesion": _cover(images), "fill": fill, "control": control}
+            about["share"] = pair.share.where(lungs, torch.nan).cpu().numpy()
+            tables.append(_compared(before, without, control_answers, about, whole=whole, control_before=at_first))
+    return pd.concat(tables, ignore_index=True)
 
 
-def _changed(
-    images: EditInputs, pair: Pair, fill: str, *, refilled: bool, others: EditInputs | None = None
-) -> tuple[Tensor, Tensor]:
-    """Return images without the lesion's part, and with the control changed: `refilled`, or by the same change."""
-    only, others = None, others or images
+def _changed(images: EditInputs, others: EditInputs, pair: Pair, fill: str, *, refilled: bool) -> tuple[Tensor, Tensor]:
+    """Return images without the lesion's part, and `others` with the control changed: `refilled`, or by that change."""
+    only = None
     if fill == "mirror" and refilled:  # only if part and control both have it: a control's other side may be the lesion
         usable, there = (lesion_edits.mirror_lungs(x.images, x.lung, x.lesion)[1] for x in (images, others))
         only = usable & pair.move_to_lesion(there)
@@ -154,7 +152,7 @@ def transplant_lesions(
         for some in (images, diseased, healthy):  # without lungs neither position nor grey level is known
             share = share.where(some.lung.flatten(1).any(1), torch.nan)
         cover = _cover(EditInputs(images.images, images.lung, region))
-        about = {"lesion": cover, "fill": TRANSPLANT, "control": "healthy patch", "share": share.cpu().numpy()}
+        about = {"lesion": cover, "fill": "transplant", "control": "healthy patch", "share": share.cpu().numpy()}
         table = _compared(answer(images.images), ill, well, about)
     nothing_removed = dict.fromkeys(("fall", "whole", "flipped_whole"), np.nan)
     return table.assign(effect=-table["effect"], **nothing_removed)
@@ -242,23 +240,23 @@ def lesion_effects(
     """
     rows = select_annotated(dataset, find_lesion_rows(dataset))
     drawn = np.sort(np.random.default_rng(0).permutation(rows)[:sample])
-    jobs = [partial(_removed, run, dataset, some, fills) for some in slices(rows, batch_size)]
+    measure = partial(_measure, run, dataset)
+    jobs = [partial(measure, partial(remove_lesions, fills=fills), some) for some in slices(rows[:, None], batch_size)]
     healthy = np.random.default_rng(0).permutation(_healthy(run, dataset))
     if len(healthy):
         partners = np.stack([rows, np.resize(healthy, len(rows))], 1)
-        joined = _join_groups(dataset.groups[partners])
-        jobs += [
-            partial(_compared_with_healthy, run, dataset, some, names, fills)
-            for some, names in zip(slices(partners, batch_size), slices(joined, batch_size), strict=True)
-        ]
-    if len(drawn) and find_spec("skimage") is not None:
-        jobs += [partial(_removed, run, dataset, some, INPAINTED) for some in slices(drawn, batch_size)]
+        parts = slices(partners, batch_size), slices(_join_groups(dataset.groups[partners]), batch_size)
+        compare = partial(compare_with_healthy, fills=fills)
+        jobs += [partial(measure, compare, some, groups=groups) for some, groups in zip(*parts, strict=True)]
+    single = slices(drawn[:, None], batch_size)
+    if find_spec("skimage") is not None:
+        jobs += [partial(measure, partial(remove_lesions, fills=("inpaint",)), some) for some in single]
     if epsilon > 0:
-        jobs += [partial(_removed, run, dataset, some, FILLS, epsilon) for some in slices(drawn, batch_size)]
+        jobs += [partial(measure, partial(remove_lesions, fills=FILLS), some, epsilon) for some in single]
     count = min(len(drawn), len(healthy)) if len(healthy) > 1 else 0
     trios = np.stack([healthy[:count], drawn[:count], np.roll(healthy, 1)[:count]], 1)
     for radius in dict.fromkeys((0.0, epsilon)):
-        jobs += [partial(_put_in, run, dataset, some, radius) for some in slices(trios, batch_size)]
+        jobs += [partial(measure, _transplant, some, radius) for some in slices(trios, batch_size)]
     tables = [job() for job in track(jobs, f"lesions of {run.name}")]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
@@ -281,26 +279,6 @@ def _healthy(run: Run | ModelUnderTest, dataset: Dataset) -> np.ndarray:
     return well[has_filled_mask(dataset, "lung", well)]
 
 
-def _removed(
-    run: Run | ModelUnderTest, dataset: Dataset, rows: np.ndarray, fills: Sequence[str], epsilon: float = 0.0
-) -> pd.DataFrame:
-    """Run `remove_lesions` on some images, clean or under PGD."""
-    labels = torch.from_numpy(dataset.labels[rows]).to(run.device)
-    images = attack_inputs(run.model, lesion_edits.make_edit_inputs(dataset, rows, run.device), labels, epsilon)
-    return _add_columns(remove_lesions(run.model, images, labels, fills=fills), dataset, rows, epsilon)
-
-
-def _compared_with_healthy(
-    run: Run | ModelUnderTest, dataset: Dataset, partners: np.ndarray, groups: np.ndarray, fills: Sequence[str]
-) -> pd.DataFrame:
-    """Run `compare_with_healthy` on pairs of rows, (N, 2), of `groups` (N,): an image with a lesion, a healthy one."""
-    images, healthy = (lesion_edits.make_edit_inputs(dataset, rows, run.device) for rows in partners.T)
-    labels = [torch.from_numpy(dataset.labels[rows]).to(run.device) for rows in partners.T]
-    table = compare_with_healthy(run.model, images, healthy, *labels, fills=fills)
-    joined = groups[table["image"].to_numpy()]
-    return _add_columns(table, dataset, partners[:, 0], 0.0).assign(group=joined)
-
-
 def _join_groups(pairs: np.ndarray) -> np.ndarray:
     """Return a group (N,) for pairs of groups (N, 2): pairs that share one, directly or through others, have the same.
 
@@ -313,28 +291,37 @@ def _join_groups(pairs: np.ndarray) -> np.ndarray:
     return pairs[starts[joined], 0]
 
 
-def _put_in(run: Run | ModelUnderTest, dataset: Dataset, trios: np.ndarray, epsilon: float = 0.0) -> pd.DataFrame:
-    """Run `transplant_lesions` on trios of rows, (N, 3): attacked recipient, donor of a lesion, healthy donor."""
-    into, ill, well = (lesion_edits.make_edit_inputs(dataset, rows, run.device) for rows in trios.T)
-    healthy_labels, labels = (torch.from_numpy(dataset.labels[rows]).to(run.device) for rows in trios.T[:2])
-    into = attack_inputs(run.model, into, healthy_labels, epsilon)
-    return _add_columns(transplant_lesions(run.model, into, ill, well, labels), dataset, trios[:, 0], epsilon)
+def _measure(
+    run: Run | ModelUnderTest,
+    dataset: Dataset,
+    function: Callable[..., pd.DataFrame],
+    rows: np.ndarray,
+    epsilon: float = 0.0,
+    *,
+    groups: np.ndarray | None = None,
+) -> pd.DataFrame:
+    """Call a function on the images of rows (N, K) and their labels, and describe the first of each in its table.
 
-
-def attack_inputs(model: nn.Module, images: EditInputs, labels: Tensor, epsilon: float) -> EditInputs:
-    """Attack images by PGD at `epsilon`, away from `labels` (B,); at 0 return them unchanged."""
-    if epsilon <= 0:
-        return images
-    return EditInputs(
-        attacks.pgd(model, images.images, labels, epsilon=epsilon, steps=PGD_STEPS), images.lung, images.lesion
-    )
-
-
-def _add_columns(table: pd.DataFrame, dataset: Dataset, rows: np.ndarray, epsilon: float) -> pd.DataFrame:
-    """Add the images' rows in the data set, their ids and groups, and the attack."""
-    image = rows[table["image"].to_numpy()]
-    about = {"image": image, "sample_id": dataset.sample_ids[image], "group": dataset.groups[image]}
+    These first images are attacked by PGD at `epsilon`, unless it is 0. `groups` (N,), if they are not the images' own.
+    """
+    images = [lesion_edits.make_edit_inputs(dataset, some, run.device) for some in rows.T]
+    labels = [torch.from_numpy(dataset.labels[some]).to(run.device) for some in rows.T]
+    if epsilon > 0:
+        attacked = attacks.pgd(run.model, images[0].images, labels[0], epsilon=epsilon, steps=PGD_STEPS)
+        images[0] = replace(images[0], images=attacked)
+    table = function(run.model, *images, *labels)
+    numbers = table["image"].to_numpy()
+    image = rows[numbers, 0]
+    group = dataset.groups[image] if groups is None else groups[numbers]
+    about = {"image": image, "sample_id": dataset.sample_ids[image], "group": group}
     return table.assign(**about, condition=USUAL_ATTACKS[1] if epsilon > 0 else CLEAN, epsilon=epsilon)
+
+
+def _transplant(
+    model: nn.Module, images: EditInputs, ill: EditInputs, well: EditInputs, _: Tensor, labels: Tensor, __: Tensor
+) -> pd.DataFrame:
+    """Run `transplant_lesions` for the labels of the donors of a lesion."""
+    return transplant_lesions(model, images, ill, well, labels)
 
 
 def summarise_effects(table: pd.DataFrame, *, resamples: int = 2000) -> list[LesionDocument]:
@@ -343,17 +330,16 @@ def summarise_effects(table: pd.DataFrame, *, resamples: int = 2000) -> list[Les
     about = ["condition", "epsilon", "fill", "control"]
     for values, rows in table.groupby(about, sort=False) if len(table) else ():
         groups, counted = rows["group"].to_numpy(dtype=str), rows[rows["effect"].notna()]
-        effect = summarise_effect(rows, groups, resamples=resamples)
-        content = dict(zip(about, values, strict=True)) | effect.model_dump(exclude_unset=True)
-        content |= {
-            name: float(counted[name].mean())
-            for name in ("before", "without", "control_before", "control_answer", "whole", "share")
-        }
+        content: dict[str, Any] = {name: counted[name].mean() for name in _MEANS}
+        content |= zip(about, values, strict=True)
         if values[-1] == CONTROLS[0]:
             content["without_control"] = _summarise_uncontrolled(rows[rows["effect"].isna()], resamples)
         content["by_size"] = summarise_by_size(rows, groups, resamples=resamples)
-        documents.append(LesionDocument.model_validate(content))
+        documents.append(summarise_effect(rows, groups, resamples=resamples, **content))
     return documents
+
+
+_MEANS = ["before", "without", "control_before", "control_answer", "whole", "share"]
 
 
 def _summarise_uncontrolled(rows: pd.DataFrame, resamples: int) -> LesionsWithoutControl:
@@ -372,11 +358,12 @@ def _summarise_uncontrolled(rows: pd.DataFrame, resamples: int) -> LesionsWithou
 
 
 def summarise_effect(
-    table: pd.DataFrame, groups: Sequence[str] | np.ndarray, *, resamples: int = 2000
+    table: pd.DataFrame, groups: Sequence[str] | np.ndarray, *, resamples: int = 2000, **about: Any
 ) -> LesionDocument:
     """Return effect, fall, the smaller of both, flips and counts of the rows of one fill and control.
 
-    `groups` (N,) are those of the images. Raises UserError if an image occurs twice.
+    `groups` (N,) are those of the images; `about`: further parts of the document. Raises UserError if an image occurs
+    twice.
     """
     if table["image"].duplicated().any():
         raise UserError("a lesion effect is of one fill and one control: choose the rows of one of each")
@@ -387,6 +374,7 @@ def summarise_effect(
     counted = int(table["effect"].notna().sum())
     ends = share_interval(bootstrap, flipped, of=table["flipped"].notna())
     return LesionDocument(
+        **about,
         effect=Share(value=effect[0], ci=interval(effect)),
         fall=Share(value=fall[0], ci=interval(fall)),
         least=Share(value=least[0], ci=interval(least)),
@@ -407,8 +395,8 @@ def summarise_by_size(
         if chosen.any():
             part = summarise_effect(table[chosen], names[chosen], resamples=resamples)
             ends = part.effect.ci or (None, None)
-            size = LesionSize(above=low, up_to=high, images=part.images, effect=part.effect.value)
-            sizes.append(size.model_copy(update={"low": ends[0], "high": ends[1]}))
+            figures = {"images": part.images, "effect": part.effect.value, "low": ends[0], "high": ends[1]}
+            sizes.append(LesionSize(above=low, up_to=high, **figures))
     return sizes
 
 

@@ -68,23 +68,18 @@ class Order:
         return means.gather(1, self.of_pixel).view(self.shape)
 
 
-def cut_to(maps: Tensor, mask: Tensor | None) -> Tensor:
-    """Set maps (B, H, W) to -1 outside a mask (B, H, W) bool, so that pixels there have no order."""
-    return maps if mask is None else torch.where(mask, maps, -1.0)
-
-
-def pointing_hit(saliency: Tensor, mask: Tensor, *, tolerance: int = 0) -> Tensor:
+def pointing_hit(saliency: Tensor, mask: Tensor) -> Tensor:
     """Return 1 if the maximum of the map lies inside the mask, else 0: the pointing game, Zhang et al. 2018.
 
-    If several pixels share the maximum, it is the share of them inside. `tolerance`: pixels from the mask that still
-    count as a hit (15 in that paper; none here: the masks are large).
+    If several pixels share the maximum, it is the share of them inside. No tolerance, 15 pixels in that paper: the
+    masks are large.
 
     >>> import torch, trustcxr as tx
     >>> saliency, mask = torch.tensor([[[0.0, 1.0], [0.5, 0.5]]]), torch.tensor([[[0, 1], [0, 1]]])
     >>> tx.explain.measures.pointing_hit(saliency, mask)
     tensor([1.], dtype=torch.float64)
     """
-    maps, inside = _pair(saliency, grow(mask, tolerance) if tolerance else mask)
+    maps, inside = _pair(saliency, mask)
     at_peak = maps >= maps.amax(dim=1, keepdim=True) - _FLAT
     return _scored((inside & at_peak).sum(dim=1).double() / at_peak.sum(dim=1), maps, inside)
 
@@ -233,7 +228,7 @@ def chance(
     >>> tx.explain.measures.chance("energy_inside", saliency, mask)
     tensor([0.5000], dtype=torch.float64)
     """
-    name = measure if isinstance(measure, str) else getattr(measure, "__name__", str(measure))
+    name = getattr(measure, "__name__", str(measure))
     if name not in _CHANCE:
         raise unknown("measure", name, _CHANCE)
     inside = _pair(saliency, mask)[1]
@@ -323,15 +318,6 @@ def otsu_threshold(saliency: Tensor) -> Tensor:
     return centres.gather(1, best)[:, 0]
 
 
-def grow(mask: Tensor, radius: int) -> Tensor:
-    """Grow masks (B, H, W) by a disc of `radius` pixels; return bool."""
-    if mask.ndim != 3 or radius < 0:
-        raise UserError(f"growing a mask takes (B, H, W) and a radius of 0 or more; got {tuple(mask.shape)}, {radius}")
-    offset = torch.arange(-radius, radius + 1, device=mask.device) ** 2
-    disc = ((offset[:, None] + offset[None, :]) <= radius**2).float()
-    return functional.conv2d((mask != 0).float()[:, None], disc[None, None], padding=radius)[:, 0] > 0.5
-
-
 def _maps(saliency: Tensor) -> Tensor:
     """Flatten (B, H, W) to (B, H W), float64; a map that is not finite becomes all zeros, a null map."""
     if saliency.ndim != 3:
@@ -376,14 +362,8 @@ def _compared(value: Tensor, first: Tensor, second: Tensor) -> Tensor:
 
 def _average_ranks(maps: Tensor) -> Tensor:
     """Return ranks from 1 within each row; ties share the mean of their ranks."""
-    order, pixels = maps.sort(dim=1)
-    positions = torch.arange(order.shape[1], device=maps.device).expand_as(order)
-    # A run of tied values starts where a value is new, and ends before the next one that is.
-    new = torch.ones_like(order, dtype=torch.bool)
-    new[:, 1:] = order[:, 1:] != order[:, :-1]
-    first = positions.masked_fill(~new, 0).cummax(dim=1).values
-    last = positions.masked_fill(~new.roll(-1, dims=1), order.shape[1]).flip(1).cummin(dim=1).values.flip(1)
-    return torch.empty_like(maps).scatter_(1, pixels, (first + last + 2).to(maps.dtype) / 2)
+    ranks = torch.arange(1, maps.shape[1] + 1, device=maps.device).expand_as(maps)
+    return Order(maps).filled(ranks)
 
 
 def _top(maps: Tensor, count: Tensor) -> Tensor:

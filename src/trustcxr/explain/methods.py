@@ -1,28 +1,27 @@
 """Find saliency methods by name (`layercam`, or at a layer `layercam@gate`) and run several together."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from torch import Tensor, nn
 
 from trustcxr import registry
 from trustcxr.errors import UserError, unknown
-from trustcxr.explain import baselines
-from trustcxr.explain.base import SaliencyMethod, Target, check_images
-from trustcxr.explain.cam import Combine, cam_of, cells_of, feature_map_and_gradient, saliency_from, smoothed
-from trustcxr.explain.evidence import check_evidence, evidence_map
+from trustcxr.explain import baselines, cam
+from trustcxr.explain.base import Target, check_images
 from trustcxr.models.feature_maps import Layer, find_layer
 from trustcxr.registry import SALIENCY, Method
 
+SaliencyMethod = Callable[..., Tensor]  # (model, images (B, C, H, W), target) -> saliency (B, H, W) in [0, 1]
 # CAMs by name: combinations of a layer's features and their gradient.
-COMBINE: dict[str, Combine] = {
+COMBINE: dict[str, cam.Combine] = {
     name: registry.load_function("explain", entry.combine) for name, entry in SALIENCY.items() if entry.combine
 }
 
 
 def _cam(name: str, model: nn.Module, x: Tensor, target: Target = None, *, layer: Layer = None) -> Tensor:
-    saliency = cam_of(COMBINE[name], model, x, target, layer)
-    return smoothed(saliency) if name.endswith("-smooth") else saliency
+    saliency = cam.cam_of(COMBINE[name], model, x, target, layer)
+    return cam.smoothed(saliency) if name.endswith("-smooth") else saliency
 
 
 METHODS: dict[str, SaliencyMethod] = {
@@ -42,7 +41,7 @@ def method(name: str) -> SaliencyMethod:
     torch.Size([2, 32, 32])
     """
     base, layer = parse(name)
-    return METHODS[base] if layer is None else partial(METHODS[base], layer=layer)  # type: ignore[call-arg]
+    return METHODS[base] if layer is None else partial(METHODS[base], layer=layer)
 
 
 def parse(name: str) -> tuple[str, Layer]:
@@ -72,9 +71,9 @@ def maps(model: nn.Module, x: Tensor, target: Target, names: Sequence[str]) -> d
         if base in COMBINE:
             module = find_layer(model, layer)
             if module not in shared:
-                shared[module] = feature_map_and_gradient(model, x, target, module)
-            saliency = saliency_from(COMBINE[base], model, x, *shared[module])
-            saliency_maps[name] = smoothed(saliency) if base.endswith("-smooth") else saliency
+                shared[module] = cam.feature_map_and_gradient(model, x, target, module)
+            saliency = cam.saliency_from(COMBINE[base], model, x, *shared[module])
+            saliency_maps[name] = cam.smoothed(saliency) if base.endswith("-smooth") else saliency
         else:
             saliency_maps[name] = METHODS[base](model, x, target)
     return saliency_maps
@@ -85,7 +84,7 @@ def cells(model: nn.Module, x: Tensor, name: str) -> tuple[int, int] | None:
     base, layer = parse(name)
     if base == registry.RANDOM_MAP:
         return baselines.CELLS
-    if METHODS[base] is evidence_map:
-        check_evidence(model)
-        return cells_of(model, x, model.cam_layer)  # type: ignore[arg-type]
-    return cells_of(model, x, find_layer(model, layer)) if base in COMBINE else None
+    if METHODS[base] is cam.evidence_map:
+        cam.check_evidence(model)
+        return cam.cells_of(model, x, model.cam_layer)  # type: ignore[arg-type]
+    return cam.cells_of(model, x, find_layer(model, layer)) if base in COMBINE else None

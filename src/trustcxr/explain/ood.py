@@ -7,7 +7,7 @@ images' spread; the threshold accepts ACCEPTED of these. Classes, masks and othe
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,10 +73,7 @@ def fit(run: Run, train: Dataset | JoinedDataset, val: Dataset) -> OodModel:
     followed = track(batches(train), f"training images of {run.name}", -(-len(train) // _BATCH))
     rows = [(_features(run, images), _small(images), signs(images)) for images in followed]
     features, radiographs, quality = (torch.cat(column) for column in zip(*rows, strict=True))
-    network, radiograph = (
-        fit_components(features, COMPONENTS["network"]),
-        fit_components(radiographs, COMPONENTS["image"]),
-    )
+    network, radiograph = map(fit_components, (features, radiographs), COMPONENTS.values())
     followed = track(batches(val), f"validation images of {run.name}", -(-len(val) // _BATCH))
     distances = torch.cat([_distances(run, images, network, radiograph) for images in followed])
     quartiles = torch.quantile(distances, _shares(0.25, 0.5, 0.75), dim=0)
@@ -143,20 +140,13 @@ def describe_outlier(ood_model: OodModel, score: float) -> str | None:
 def describe_quality(ood_model: OodModel, image: Tensor) -> list[str]:
     """Return warnings on the quality of one image (1, 1, H, W), compared with the training images."""
     values = signs(image)[0]
-    low, high = values < ood_model.low - 1e-9, values > ood_model.high + 1e-9
-    return [words for sign, words in enumerate(_TOO_LOW) if words and low[sign]] + [
-        words for sign, words in enumerate(_TOO_HIGH) if words and high[sign]
-    ]
+    beyond = torch.cat([values < ood_model.low - 1e-9, values > ood_model.high + 1e-9]).tolist()
+    words = [text for text, is_beyond in zip(_TOO_LOW + _TOO_HIGH, beyond, strict=True) if text and is_beyond]
+    return [f"poor quality: {text}, as on fewer than one training image in a hundred" for text in words]
 
 
-_FEW = "as on fewer than one training image in a hundred"
-_TOO_LOW: Sequence[str] = (f"poor quality: hardly any contrast, {_FEW}", f"poor quality: blurred, {_FEW}", "", "")
-_TOO_HIGH: Sequence[str] = (
-    f"poor quality: little between black and white, {_FEW}",
-    f"poor quality: grainy, {_FEW}",
-    f"poor quality: much of it is black, {_FEW}",
-    f"poor quality: much of it is white, {_FEW}",
-)
+_TOO_LOW = ("hardly any contrast", "blurred", "", "")
+_TOO_HIGH = ("little between black and white", "grainy", "much of it is black", "much of it is white")
 
 
 def signs(images: Tensor) -> Tensor:

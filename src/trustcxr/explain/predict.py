@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from trustcxr import attacks
 from trustcxr.data.images import dicom_files, generated, greyscale, plausibility
 from trustcxr.data.images import read as reading
-from trustcxr.data.images import read as squares
 from trustcxr.errors import CannotWrite
 from trustcxr.evaluation.trained_run import Run, load_run
 from trustcxr.explain import counterfactual_view, heatmap_io, ood
@@ -46,17 +45,14 @@ def predict(
     run, ood_model = load_run(folder), ood.load(folder)
     heatmaps = heatmap_io.choose_paths(paths, out, run.folder)
     answers: list[ImageAnswer] = []
-    full = False
     for path, heatmap in heatmaps.items():
-        if full:
-            answers.append(ImageAnswer(image=str(path), error=_FULL))
-            continue
         try:
             answers.append(_of_file(run, ood_model, path, heatmap, epsilon, anyway=anyway))
         except CannotWrite as problem:
             answers.append(ImageAnswer(image=str(path), error=f"no heatmap: {_refused(heatmap, problem)}"))
-            full = is_full(problem)
-    return answers
+            if is_full(problem):
+                break
+    return answers + [ImageAnswer(image=str(path), error=_FULL) for path in list(heatmaps)[len(answers) :]]
 
 
 def _refused(heatmap: Path, problem: CannotWrite) -> str:
@@ -177,13 +173,7 @@ def _border(probabilities: dict[str, float]) -> str | None:
     return f"near the decision border: {first} {likely:.1%}, {second} {nearly:.1%}"
 
 
-def predict_image(
-    run: Run,
-    image: np.ndarray,
-    *,
-    epsilon: float,
-    searched: nn.Module | None = None,
-) -> ImageAnswer:
+def predict_image(run: Run, image: np.ndarray, *, epsilon: float, searched: nn.Module | None = None) -> ImageAnswer:
     """Predict one image (H, W) uint8, with probabilities scaled by the run's temperature, if it has one ("calibrated").
 
     `searched`: a faster copy of the model for PGD, whose results the model confirms.
@@ -208,7 +198,7 @@ def predict_image(
 
 def draw_heatmap(run: Run, image: np.ndarray, saliency: counterfactual_view.Map, shape: tuple[int, ...]) -> Image.Image:
     """Draw a map and the notice over an image (H, W) uint8. shape: of the image before it was reduced."""
-    on_image = squares.to_original(run.size, shape, run.resize)
+    on_image = reading.to_original(run.size, shape, run.resize)
     cells = saliency.cells is not None and saliency.drawn is not saliency.pixels
     picture = heatmap_io.overlay(image, saliency.drawn.cpu().numpy()[on_image], smooth=not cells)
     heatmap_io.write_notice(picture)
@@ -228,7 +218,7 @@ def _survives_climb(run: Run, searched: nn.Module, pixels: Tensor, label: Tensor
 
 def as_input(image: np.ndarray, size: int, resize: str = "squeeze") -> Tensor:
     """Convert an image (H, W) uint8 to (1, 1, size, size) float in [0, 1], resized as in the cache."""
-    return torch.from_numpy(np.array(squares.resize_image(image, size, resize))).float().div_(255)[None, None]
+    return torch.from_numpy(np.array(reading.resize_image(image, size, resize))).float().div_(255)[None, None]
 
 
 def _still(run: Run, images: Tensor, predicted: int) -> bool:

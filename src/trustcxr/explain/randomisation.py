@@ -7,7 +7,8 @@ the end. The networks of an ensemble go in step. A random network keeps only the
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
-from itertools import count, zip_longest
+from functools import partial
+from itertools import chain, count, zip_longest
 from typing import Any, NamedTuple
 
 import torch
@@ -32,28 +33,20 @@ class Stage(NamedTuple):
     null: Tensor
 
 
-class Part(NamedTuple):
-    """A part of a model: its dotted name and its parameters."""
-
-    name: str
-    parameters: list[nn.Parameter]
-
-
 def cascade(
     model: nn.Module,
     x: Tensor,
     maps: Callable[[nn.Module, Tensor], list[Tensor]],
     target: Target = None,
     *,
-    depth: int = 1,
     seed: int = 0,
 ) -> Iterator[list[Stage]]:
     """Make a copy of the network random part by part, from the logits to the pixels; yield a `Stage` for each map.
 
     A method whose maps stay does not explain the model. `x`: images (B, 1, H, W) in [0, 1]. `maps`: (network, classes)
-    -> maps (B, H, W) of some methods. `target`: None for the class that the trained model predicts. `depth` of dotted
-    names of the parts (1: stages; 2: blocks). Weights are drawn from a normal distribution with the mean and spread of
-    each tensor; BatchNorm statistics stay. Raises UserError for a model whose weights torch does not see.
+    -> maps (B, H, W) of some methods. `target`: None for the class that the trained model predicts. The parts are the
+    network's stages. Weights are drawn from a normal distribution with the mean and spread of each tensor; BatchNorm
+    statistics stay. Raises UserError for a model whose weights torch does not see.
     """
     with preserve_state(model, autocast_cache=False), torch.inference_mode(False), torch.no_grad():
         network = _copied(model)
@@ -61,7 +54,7 @@ def cascade(
             classes = target_classes(target, network(x.clone()))
     trained = maps(network, classes)
     generator = torch.Generator().manual_seed(seed)
-    for name, parameters in _parts(network, called, depth):
+    for name, parameters in _parts(network, called):
         _randomise(parameters, generator)
         pairs = zip(trained, maps(network, classes), strict=True)
         yield [
@@ -76,7 +69,7 @@ def random_network(model: nn.Module, *, seed: int = 0) -> nn.Module:
     """
     with torch.inference_mode(False):
         network, generator = _copied(model), torch.Generator().manual_seed(seed)
-        gate = _of_the_gate(network)
+        gate = {id(parameter) for parameter in _gate_parameters(network)}
         _randomise([parameter for parameter in network.parameters() if id(parameter) not in gate], generator)
     return network
 
@@ -99,41 +92,33 @@ def _order_of_calls(model: nn.Module) -> Iterator[dict[str, int]]:
     called: dict[str, int] = {}
     numbers = count(1)
 
-    def note(name: str) -> Callable[..., None]:
-        def done(*_: Any) -> None:
-            called[name] = next(numbers)
-
-        return done
+    def note(name: str, *_: Any) -> None:
+        called[name] = next(numbers)
 
     with ExitStack() as hooks:
         for name, module in list(model.named_modules())[1:]:
-            hooks.enter_context(module.register_forward_hook(note(name)))
+            hooks.enter_context(module.register_forward_hook(partial(note, name)))
         yield called
 
 
-def _parts(model: nn.Module, called: dict[str, int], depth: int) -> list[Part]:
-    """Return the parts in the order of the cascade: the last run first, networks in step, the gate last."""
-    gate, of_gate, starts = _of_the_gate(model), list[nn.Parameter](), _starts(model)
-    networks: list[dict[str, list[nn.Parameter]]] = [{} for _ in starts]
-    done: dict[str, int] = {}
+def _parts(model: nn.Module, called: dict[str, int]) -> Iterator[tuple[str, list[nn.Parameter]]]:
+    """Yield the parts in the order of the cascade: the last run first, networks in step, the gate last."""
+    gate, starts, done = _gate_parameters(model), _starts(model), dict[str, int]()
+    networks: list[dict[str | None, list[nn.Parameter]]] = [{} for _ in starts]
     for name, parameter in reversed(list(model.named_parameters())):
-        if id(parameter) in gate:
-            of_gate.append(parameter)
+        if any(parameter is other for other in gate):
             continue
         owner = name.rpartition(".")[0]
         index, start = next((pair for pair in enumerate(starts) if f"{owner}.".startswith(pair[1])), (0, ""))
-        part = (start + ".".join(owner[len(start) :].split(".")[:depth])).rstrip(".")
+        part = (start + owner[len(start) :].partition(".")[0]).rstrip(".")
         networks[index].setdefault(part, []).append(parameter)
         # What is never called, such as a token, comes with the pixels.
         done[part] = max(done.get(part, 0), called.get(owner, 0))
-    cascades = [sorted(parts, key=lambda part: -done[part]) for parts in networks]
-    parts_in_order = []
-    for step in zip_longest(*cascades):
-        both = [(parts, name) for parts, name in zip(networks, step, strict=True) if name is not None]
-        parts_in_order.append(
-            Part(" + ".join(name for _, name in both), [p for parts, name in both for p in parts[name]])
-        )
-    return [*parts_in_order, Part("gate", of_gate)] if of_gate else parts_in_order
+    for step in zip_longest(*(sorted(parts, key=lambda part: -done[str(part)]) for parts in networks)):
+        parameters = [parts.get(name, []) for parts, name in zip(networks, step, strict=True)]
+        yield " + ".join(filter(None, step)), list(chain(*parameters))
+    if gate:
+        yield "gate", gate
 
 
 def _starts(model: nn.Module) -> list[str]:
@@ -145,9 +130,10 @@ def _starts(model: nn.Module) -> list[str]:
     return ["net." if isinstance(net, nn.Module) else ""]
 
 
-def _of_the_gate(model: nn.Module) -> set[int]:
+def _gate_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters of the lung gate, the last first; none without a gate."""
     gate = getattr(model, "gate", None)
-    return {id(parameter) for parameter in gate.parameters()} if isinstance(gate, LungGate) else set()
+    return list(gate.parameters())[::-1] if isinstance(gate, LungGate) else []
 
 
 @torch.no_grad()

@@ -1,18 +1,22 @@
-"""Summarise the table of saliency.parquet as the part "saliency" of metrics.json."""
+"""Summarise the table of saliency.parquet as the part "saliency" of metrics.json, with a verdict on each method.
 
-from collections.abc import Iterator, Sequence
+Maps beat their baseline maps and random weights, or say nothing of the network. A map that stays with random weights
+(Adebayo et al. 2018) depends on the image or the method.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from trustcxr import registry
-from trustcxr.explain import verdicts
-from trustcxr.explain.baseline_scores import CEILING, DRAWS, SHARPENED, SPREAD
+from trustcxr.explain.baseline_scores import CEILING, DRAWS, SHARPENED, SIMILARITY, SPREAD
 from trustcxr.explain.evaluate import BY_CAUSE, CASCADE, RANDOM
-from trustcxr.explain.stability import CLEAN, STABILITY_ATTACK
+from trustcxr.registry import STABILITY_ATTACK
 from trustcxr.statistics import Bootstrap, Floats, interval, share_interval
 from trustcxr.storage import schemas
+from trustcxr.storage.prediction_table import CLEAN
 
 COVERED = 0.95  # share of the lungs from which an infection mask gives no position within them
 _SHARES = (registry.NULL_MAPS, "pointing_hit_rate")
@@ -20,6 +24,8 @@ _NAMES = {"null_map": registry.NULL_MAPS}
 _FAITHFUL = ("insertion", "deletion", "road", BY_CAUSE)
 _STABLE = ("stability_ssim", "stability_rank_correlation", "stability_top_tenth")
 _MOVED = ("artefact_energy", "artefact_gain")
+SURVIVES = "survives_randomisation"  # a kind of alarm
+SAME_MAP = 0.9  # mean SSIM with the maps of random weights from which it counts as the same map
 
 
 class Summary:
@@ -75,12 +81,8 @@ class Summary:
 
 def find_closest(leads: Sequence[schemas.Lead]) -> list[schemas.Lead]:
     """Return for each measure the lead over the closest baseline map."""
-    smallest: dict[str, schemas.Lead] = {}
-    for lead in leads:
-        smallest[lead.measure] = min(
-            smallest.get(lead.measure, lead), lead, key=lambda one: one.difference.value or 0.0
-        )
-    return list(smallest.values())
+    of_measures = [[lead for lead in leads if lead.measure == name] for name in dict.fromkeys(x.measure for x in leads)]
+    return [min(some, key=lambda lead: lead.difference.value or 0.0) for some in of_measures]
 
 
 def widen_by_draws(difference: float, ends: Sequence[float], spread: float) -> list[float]:
@@ -181,7 +183,7 @@ def _method(name: str, rows: pd.DataFrame, counts: Summary, images: int) -> sche
         for measured in (part, part.correct, part.perturbed, *part.by_lesion):
             if measured is not None and measured.figures:
                 measured.figures[registry.HIT_RATE] = schemas.Figure(value=None)
-    verdicts.set_verdict(name, part)
+    set_verdict(name, part)
     return part
 
 
@@ -204,9 +206,8 @@ def _by_lesion(clean: pd.DataFrame, counts: Summary) -> Iterator[schemas.Stratum
         "largest third": (share > high, high, 1.0),
     }
     for name, (chosen, start, end) in strata.items():
-        some = clean[chosen]
-        figures = counts.means(some) if len(some) else {}
-        yield schemas.Stratum(stratum=name, start=start, end=end, n=_images(some)).with_figures(figures)
+        part = schemas.Stratum(stratum=name, start=start, end=end, n=_images(clean[chosen]))
+        yield part.with_figures(counts.means(clean[chosen]))
 
 
 def _stability(rows: pd.DataFrame, counts: Summary) -> Iterator[schemas.Change]:
@@ -260,3 +261,85 @@ def means_over_severities(rows: pd.DataFrame) -> pd.DataFrame:
         return rows.set_index("sample_id")[["value", "group"]]
     by_sample = rows.groupby("sample_id", sort=False)
     return pd.DataFrame({"value": by_sample["value"].mean(), "group": by_sample["group"].first()})
+
+
+def set_verdict(method: str, part: schemas.SaliencyDocument) -> None:
+    """Set `shows`, `verdict`, `survives` and `void` of a method that depends on the network; baseline maps have none.
+
+    A map shows something by a measure of HEADLINE_MEASURES if two intervals lie above 0: those of its leads over the
+    closest baseline map and over random weights.
+    """
+    base = registry.Method.parse(method).base
+    over, beyond = _over_random(part), {lead.measure: lead for lead in part.beyond}
+    both = {name: (beyond[name], over[name]) for name in registry.HEADLINE_MEASURES if name in over and name in beyond}
+    if base in registry.BASELINE_MAPS or base not in registry.SALIENCY or not both:
+        return
+    part.shows = [name for name, leads in both.items() if all(map(_above, leads))]
+    what = "says nothing of what the network has learnt"
+    if part.shows:
+        what, both = "above its other baseline maps and above random weights", {name: both[name] for name in part.shows}
+    texts = [
+        f"{_label(name)} {_format_leads(lead for lead in leads if part.shows or not _above(lead))}"
+        for name, leads in both.items()
+    ]
+    part.verdict = f"{what}: {'; '.join(texts)}"
+    same = (part.figure(SIMILARITY).value or 0.0) >= SAME_MAP
+    part.survives = _survives(part, over, same=same)
+    part.void = [*registry.AGAINST_MASKS] if same else list_void(part)
+
+
+def list_alarms(saliency: Mapping[str, schemas.SaliencyDocument]) -> list[schemas.Alarm]:
+    """Return an alarm for each method whose map stays with random weights."""
+    return [
+        schemas.Alarm(kind=SURVIVES, text=f"{registry.Method.parse(name).label}: {part.survives}")
+        for name, part in saliency.items()
+        if part.survives
+    ]
+
+
+def list_void(part: schemas.SaliencyDocument) -> list[str]:
+    """Return the measures that are above chance, and as high with random weights."""
+    over = _over_random(part)
+    names = [name for name in registry.HEADLINE_MEASURES if name in over and not _above(over[name])]
+    names = [name for name in names if over[name].difference.interval is not None]
+    return [name for name in names if part.figure(name).against_chance == "above"]
+
+
+def _over_random(part: schemas.SaliencyDocument) -> dict[str, schemas.Lead]:
+    return {lead.measure: lead for lead in part.random_weights.leads} if part.random_weights else {}
+
+
+def _survives(part: schemas.SaliencyDocument, over: Mapping[str, schemas.Lead], *, same: bool) -> str:
+    """Return why the map does not depend on what the network learnt, as if it is the `same`; empty if it does."""
+    void, reasons = list_void(part), []
+    for name in void:
+        figure, ends = part.figure(name), _format_interval(over[name].difference.interval)
+        reasons.append(
+            f"{_label(name)} is {figure.randomised:.3f} with random weights, {figure.value:.3f} with its own{ends}"
+        )
+    names = " and ".join(", ".join(_label(name) for name in void).rsplit(", ", 1))
+    so = f"{names} {'is' if len(void) == 1 else 'are'} not of the network"
+    if same:
+        reasons.append(f"SSIM with the map of random weights is {part.figure(SIMILARITY).value:.2f}")
+        so = "no figure of it is of the network"
+    return f"the map survives randomising the network: {'; '.join(reasons)}: {so}" if reasons else ""
+
+
+def _above(lead: schemas.Lead) -> bool:
+    return lead.difference.interval is not None and lead.difference.interval[0] > 0
+
+
+def _format_leads(leads: Iterable[schemas.Lead]) -> str:
+    return ", ".join(
+        f"{lead.difference.value:+.3f}{_format_interval(lead.difference.interval)} over "
+        f"{registry.format_baseline(lead.baseline)}"
+        for lead in leads
+    )
+
+
+def _format_interval(pair: tuple[float, float] | None) -> str:
+    return f" [{pair[0]:+.3f}, {pair[1]:+.3f}]" if pair else ""
+
+
+def _label(measure: str) -> str:
+    return registry.MEASURES[measure].label

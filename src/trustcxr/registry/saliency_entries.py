@@ -38,9 +38,9 @@ SALIENCY = by_name(
     ),
     Saliency("activation", "activation (baseline)", "", "", "cam:_activation_map"),
     Saliency("activation-smooth", "activation, smoothed (baseline)", "", "", "cam:_activation_map"),
-    Saliency("evidence", "evidence, summed to the answer", "", "evidence:evidence_map", baseline="evidence-features"),
+    Saliency("evidence", "evidence, summed to the answer", "", "cam:evidence_map", baseline="evidence-features"),
     Saliency(
-        "evidence-features", "what the evidence is read from (baseline)", "", "evidence:features_map", gradients=False,
+        "evidence-features", "what the evidence is read from (baseline)", "", "cam:features_map", gradients=False,
     ),
     Saliency(
         "integrated-gradients", "integrated gradients", "Sundararajan et al. 2017", "attribution:integrated_gradients",

@@ -10,7 +10,7 @@ from torch import Tensor
 from trustcxr.data.dataset import Dataset
 from trustcxr.evaluation import certified
 from trustcxr.evaluation.trained_run import ModelUnderTest, Run
-from trustcxr.explain import baselines, evaluate, lesion_effect, saliency_summary, verdicts
+from trustcxr.explain import baselines, evaluate, lesion_effect, saliency_summary
 from trustcxr.explain.base import ALL_DONE, LeftOut
 from trustcxr.recipes.evaluation_recipe import ExplanationRecipe
 from trustcxr.runs.provenance import Results
@@ -83,8 +83,8 @@ def add_tables(document: RunDocument, folder: Path, *, images: int, resamples: i
         document.certified = certified.describe(atomic.read_table(path), resamples=resamples)
     if (path := folder / layout.SALIENCY_FILE).is_file():
         document.saliency = saliency_summary.summarise(atomic.read_table(path), images=images, resamples=resamples)
-        document.alarms = [alarm for alarm in document.alarms if alarm.kind != verdicts.SURVIVES]
-        document.alarms += verdicts.list_alarms(document.saliency)
+        document.alarms = [alarm for alarm in document.alarms if alarm.kind != saliency_summary.SURVIVES]
+        document.alarms += saliency_summary.list_alarms(document.saliency)
     path = folder / layout.LESIONS_FILE
     document.lesions = (
         lesion_effect.summarise_effects(atomic.read_table(path), resamples=resamples) if path.is_file() else []
