@@ -19,7 +19,7 @@ from trustcxr.storage import atomic, layout
 @pytest.fixture
 def packed(pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A zoo of one model, `small`."""
-    folder, cache = tmp_path / "zoo", tmp_path / "cache"
+    folder = tmp_path / "zoo"
     (folder / "small").mkdir(parents=True)
     hub.stage(pack.run("fgsm"), folder / "small")
     run = tx.load_run(folder / "small", on="cpu")
@@ -30,7 +30,6 @@ def packed(pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     entry |= {"bytes": weights.stat().st_size, "sha256": atomic.checksum(weights)}
     (folder / "small.json").write_text(json.dumps(entry))
     monkeypatch.setattr(trained_models, "ZOO", folder)
-    monkeypatch.setattr(trained_models, "_cache", lambda: cache)
     monkeypatch.chdir(tmp_path)
     trained_models.names.cache_clear()
     yield folder
@@ -77,27 +76,6 @@ def test_missing_weights_are_an_error(packed: Path) -> None:
     (packed / "small" / layout.WEIGHTS_FILE).unlink()
     with pytest.raises(UserError, match="small: its weights are missing"):
         tx.load_run("small")
-
-
-def test_weights_from_an_address_are_checked_and_cached_by_their_hash(packed: Path, tmp_path: Path) -> None:
-    elsewhere = tmp_path / "weights"
-    (packed / "small" / layout.WEIGHTS_FILE).rename(elsewhere)
-    change(packed / "small.json", address=elsewhere.as_uri())
-    folder = tx.load_run("small").folder
-    assert folder.parent == tmp_path / "cache"
-    assert folder.name.startswith("small-")
-    elsewhere.unlink()
-    assert tx.load_run("small").name == "small"  # from the cache
-
-
-def test_other_weights_at_an_address_are_refused(packed: Path, tmp_path: Path) -> None:
-    elsewhere = tmp_path / "weights"
-    (packed / "small" / layout.WEIGHTS_FILE).rename(elsewhere)
-    elsewhere.write_bytes(elsewhere.read_bytes()[:-1] + b"x")
-    change(packed / "small.json", address=elsewhere.as_uri())
-    with pytest.raises(UserError, match="holds other weights than those of the zoo"):
-        tx.load_run("small")
-    assert not list((tmp_path / "cache").glob("*"))
 
 
 def test_a_folder_of_the_same_name_comes_first(packed: Path, pack, tmp_path: Path) -> None:

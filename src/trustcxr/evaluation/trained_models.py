@@ -1,13 +1,10 @@
-"""Find trained models by name, such as `covid-robust`: their weights come with the package, or from an address."""
+"""Find trained models by name, such as `covid-robust`: their weights come with the package."""
 
-import json
-import shutil
-import tempfile
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trustcxr.errors import UserError, suggest_nearest
+from trustcxr.errors import UserError, suggest_nearest, unknown
 from trustcxr.storage import layout
 
 if TYPE_CHECKING:
@@ -48,22 +45,15 @@ def check_name(run: str | Path) -> None:
 
 
 def fetch(name: str) -> Path:
-    """Return the folder of a trained model; weights that the package lacks are downloaded once and checked.
-
-    Raises UserError if the weights are missing, cannot be downloaded, or have another size or SHA-256.
-    """
+    """Return the folder of a trained model; UserError if its weights are missing."""
     folder = ZOO / name
-    if (folder / layout.WEIGHTS_FILE).is_file():
-        return folder
-    content = json.loads((ZOO / f"{name}.json").read_text(encoding="utf-8"))  # without pydantic, which is slow to load
-    if not content.get("address"):
+    if not (folder / layout.WEIGHTS_FILE).is_file():
         raise UserError(f"{name}: its weights are missing from {folder}. Install trustcxr again")
-    return _download(name, folder, content["address"], int(content["bytes"]), content["sha256"])
+    return folder
 
 
 def entry(name: str) -> "ZooEntry":
     """Return the description of a trained model; UserError, with the nearest name, for an unknown one."""
-    from trustcxr.errors import unknown
     from trustcxr.storage.schemas import ZooEntry, read_schema
 
     if name not in names():
@@ -74,9 +64,7 @@ def entry(name: str) -> "ZooEntry":
 def name_of(folder: Path) -> str:
     """Return the name of the trained model whose run is in this folder; empty for any other run."""
     folder = folder.absolute()
-    if folder.parent == ZOO:
-        return folder.name
-    return folder.name.rpartition("-")[0] if folder.parent == _cache() else ""
+    return folder.name if folder.parent == ZOO else ""
 
 
 def results_folder(run: Path) -> Path:
@@ -106,39 +94,3 @@ def check_logits(name: str, model: "nn.Module", size: int) -> None:
     largest = float((logits - expected).abs().max()) if logits.shape == expected.shape else float("inf")
     if not largest <= TOLERANCE * max(1.0, float(expected.abs().max())):
         raise UserError(f"{name}: its weights answer otherwise than the zoo expects. Install trustcxr again")
-
-
-def _cache() -> Path:
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("trustcxr")) / "zoo"
-
-
-def _download(name: str, folder: Path, address: str, size: int, sha256: str) -> Path:
-    """Download weights into the cache, under the model's name and hash, and return the folder of the run."""
-    from urllib.request import urlopen
-
-    from trustcxr.storage import atomic
-    from trustcxr.storage.os_errors import writing
-
-    target = _cache() / f"{name}-{sha256[:16]}"
-    if (target / layout.WEIGHTS_FILE).is_file():
-        return target
-    with writing(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as staging:
-            staged = Path(shutil.copytree(folder, Path(staging) / "run"))
-            try:
-                with urlopen(address, timeout=60) as source:
-                    content = source.read(size + 1)
-            except Exception as problem:
-                why = type(problem).__name__
-                raise UserError(f"{name}: {address} cannot be downloaded ({why}). Check the network.") from None
-            (staged / layout.WEIGHTS_FILE).write_bytes(content)
-            if len(content) != size or atomic.checksum(staged / layout.WEIGHTS_FILE) != sha256:
-                raise UserError(
-                    f"{name}: {address} holds other weights than those of the zoo (expected {size} bytes, SHA-256 "
-                    f"{sha256[:16]}...). Nothing was loaded"
-                )
-            staged.replace(target)
-    return target

@@ -43,8 +43,8 @@ class ZooAudit(Document):
 class ZooEntry(Document):
     """A trained model of the zoo.
 
-    `sha256` and `bytes` are of its weights. `address`: where larger weights are downloaded from; empty if they are in
-    the package. `expected_logits`: the answers to `evaluation.trained_models.synthetic_images`, checked at load.
+    `sha256` and `bytes` are of its weights. `expected_logits`: the answers to
+    `evaluation.trained_models.synthetic_images`, checked at load.
     """
 
     name: str = ""
@@ -60,6 +60,5 @@ class ZooEntry(Document):
     not_for: list[str] = []
     sha256: str = ""
     bytes: int | None = None
-    address: str = ""
     expected_logits: list[list[float]] = []
     audit: ZooAudit = ZooAudit()
