@@ -23,8 +23,8 @@ from trustcxr.audit import run_audit as audits
 from trustcxr.data import load_dataset
 from trustcxr.data.lung_masks import soften
 from trustcxr.data.phantom import write_files
-from trustcxr.evaluation import multilabel_metrics, run_figures
-from trustcxr.evaluation.masked_views import generate_views
+from trustcxr.evaluation import metrics, run_figures
+from trustcxr.evaluation.predictions import generate_views
 from trustcxr.registry import VIEWS
 from trustcxr.report import audit_html, leaderboard
 from trustcxr.report.audit_text import describe_audit
@@ -206,18 +206,18 @@ def decisions(parts: dict[str, tuple[list[float], list[int]]]) -> pd.DataFrame:
 def test_a_finding_that_all_images_of_a_group_have_or_none_is_left_out_of_its_means() -> None:
     rows = decisions({"a": ([1, 2, 3, 0], [0, 0, 1, 1]), "b": ([-1, -1, -1, -1], [0, 0, 0, 0])})
     bootstrap = statistics.Bootstrap.over(rows["group"], resamples=200)
-    areas = multilabel_metrics.auroc(rows, bootstrap)
+    areas = metrics.macro_auroc(rows, bootstrap, 2)
     assert areas[0] == sk.roc_auc_score([0, 0, 1, 1], [1, 2, 3, 0])
-    assert len(multilabel_metrics.has_both_labels(rows)) == 1
-    assert multilabel_metrics.constant_answer(rows) == 6 / 8
+    assert len(metrics.has_both_labels(rows)) == 1
+    assert metrics.constant_answer(rows) == 6 / 8
     alone = rows[rows["finding"] == "b"]
-    assert np.isnan(multilabel_metrics.auroc(alone, statistics.Bootstrap.over(alone["group"], resamples=5))).all()
+    assert np.isnan(metrics.macro_auroc(alone, statistics.Bootstrap.over(alone["group"], resamples=5), 2)).all()
 
 
 def test_a_resample_without_a_rare_finding_still_says_something_of_the_mean() -> None:
     rare = {f"f{n}": ([float(k == n) for k in range(40)], [int(k == n) for k in range(40)]) for n in range(12)}
     rows = decisions(rare)
-    areas = multilabel_metrics.auroc(rows, statistics.Bootstrap.over(rows["group"], resamples=300))
+    areas = metrics.macro_auroc(rows, statistics.Bootstrap.over(rows["group"], resamples=300), 2)
     assert np.isfinite(areas).all(), "of twelve findings of one image each hardly any resample has them all"
     assert areas[0] == 1
 

@@ -20,7 +20,7 @@ from trustcxr.data.lung_masks import soften
 from trustcxr.data.phantom import write_files
 from trustcxr.errors import UserError
 from trustcxr.evaluation import predictions, run_figures
-from trustcxr.evaluation.masked_views import _of_another_class, boxes, generate_views
+from trustcxr.evaluation.predictions import _of_another_class, boxes, generate_views
 from trustcxr.evaluation.trained_run import Run, load_run
 from trustcxr.recipes.evaluation_recipe import AttackRecipe, CorruptionsRecipe
 from trustcxr.report.terminal import describe_metrics

@@ -13,7 +13,7 @@ from trustcxr.data.dataset import Dataset, load_dataset
 from trustcxr.defences import guidance
 from trustcxr.defences.counterfactual_loss import LesionBatch
 from trustcxr.defences.guidance import Pass
-from trustcxr.evaluation import load_run
+from trustcxr.evaluation.trained_run import load_run
 from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.training import fit_run
 

@@ -12,7 +12,7 @@ from torch import nn
 from trustcxr.data import load_dataset
 from trustcxr.data.phantom import write_files
 from trustcxr.errors import UserError
-from trustcxr.evaluation.planted_shortcuts import HOW, _answers, _marks, _planted, audit
+from trustcxr.evaluation.planted_shortcuts import HOW, _answers, _planted, audit
 from trustcxr.evaluation.trained_run import Run, load_run
 from trustcxr.recipes.parsing import validate
 from trustcxr.recipes.run_recipe import RunRecipe
@@ -96,7 +96,7 @@ def test_the_images_are_the_same_but_for_the_marker(marked: Run) -> None:
         watching = Watching()
         run = Run(marked.folder, watching, marked.classes, marked.recipe)  # type: ignore[arg-type]
         run.model.weight = nn.Parameter(torch.zeros(1))
-        _answers(run, images, 64, _marks(images, shortcut, how), 16)
+        _answers(run, images, 64, shortcut, how, 16)
         shown[how] = torch.cat(watching.seen)[:, 0]
     data = load_dataset(home(marked), split="Test", size=SIZE, cache=marked.folder.parent / "cache", workers=1)
     order = [data.table["path"].tolist().index(path) for path in images["path"].str.replace("Infection", "Lung")]

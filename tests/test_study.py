@@ -443,7 +443,7 @@ def test_training_saw_no_test_image(done: Path, radiographs: Path) -> None:
 
 def test_accuracy_without_the_lungs_stands_in_every_run(done: Path, radiographs: Path) -> None:
     from trustcxr.data import load_dataset
-    from trustcxr.evaluation.masked_views import generate_views
+    from trustcxr.evaluation.predictions import generate_views
 
     for run in atomic.read_json(done / "study.json")["runs"]:
         assert set(run["shortcuts"]) == set(registry.VIEWS)

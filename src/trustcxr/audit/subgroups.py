@@ -9,7 +9,7 @@ import pandas as pd
 
 from trustcxr import statistics
 from trustcxr.console import plural
-from trustcxr.evaluation import metrics, multilabel_metrics
+from trustcxr.evaluation import metrics
 from trustcxr.evaluation.calibration import debiased_error
 from trustcxr.statistics import Bootstrap, Bootstraps, holm, inside_against_outside, interval, is_rare
 from trustcxr.storage.prediction_table import right
@@ -157,7 +157,7 @@ def _group(
     bootstrap = Bootstrap.over(part["group"], resamples=samples.resamples)
     macro = metrics.macro_auroc(part, bootstrap, len(classes))
     error, ends = debiased_error(metrics.calibration_totals(part, bootstrap))
-    row |= {"findings": len(multilabel_metrics.has_both_labels(part))} if multilabel_metrics.has_findings(part) else {}
+    row |= {"findings": len(metrics.has_both_labels(part))} if metrics.has_findings(part) else {}
     row["auroc_macro"] = {"value": float(macro[0]), "ci": interval(macro)}
     row["ece"] = {"value": error, "ci": ends if bootstrap.count_groups() > 1 else None}
     whole = samples.over(clean["group"])

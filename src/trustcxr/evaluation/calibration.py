@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, special
 
-from trustcxr import registry, statistics
+from trustcxr import statistics
+from trustcxr.evaluation.operating_points import conditions
 from trustcxr.statistics import LEVEL, Bootstrap, Bootstraps, Floats
 from trustcxr.storage import prediction_table
 from trustcxr.storage.schemas import Bin, Calibrated, Calibration, Share
@@ -32,32 +33,24 @@ def describe(
         None if refit or fitted.empty else fit_temperature(prediction_table.logits_of(fitted), fitted["label"])
     )
     samples = Bootstraps(resamples=resamples)
-    plain = predictions[(prediction_table.severities(predictions) == 0) & ~predictions["attack"].isin(registry.VIEWS)]
-    clean = plain["attack"] == prediction_table.CLEAN
-    attacked = []
-    for (attack, epsilon, _), rows in plain[~clean].groupby(["attack", "epsilon", "steps"]):
-        condition = _condition(rows, temperature, samples)
-        condition.attack, condition.epsilon = str(attack), float(epsilon)
-        for name, count in prediction_table.efforts_of(rows).items():
-            setattr(condition, name, count)
-        attacked.append(condition)
+    (_, clean), *attacked = conditions(predictions)
     return Calibration(
         temperature=temperature,
         split="+".join(sorted(set(fitted["split"]))),
         n=len(fitted),
-        clean=_condition(plain[clean], temperature, samples),
-        attacks=attacked,
+        clean=_condition(clean, temperature, samples),
+        attacks=[_condition(rows, temperature, samples, **condition) for condition, rows in attacked],
     )
 
 
-def _condition(rows: "pd.DataFrame", temperature: float | None, samples: Bootstraps) -> Calibrated:
+def _condition(rows: "pd.DataFrame", temperature: float | None, samples: Bootstraps, **about: Any) -> Calibrated:
     logits, labels = prediction_table.logits_of(rows), rows["label"].to_numpy(dtype=np.int64)
     bootstrap = samples.over(rows["group"])
     figures = _figures(logits, labels, bootstrap)
     if temperature is not None:
         scaled = _figures(logits / temperature, labels, bootstrap)
         figures |= {f"{name}_scaled": value for name, value in scaled.items()}
-    return Calibrated(accuracy=Share(value=prediction_table.right(rows).mean()), n=len(rows), **figures)
+    return Calibrated(accuracy=Share(value=prediction_table.right(rows).mean()), n=len(rows), **about, **figures)
 
 
 def _figures(logits: Floats, labels: NDArray[np.int64], bootstrap: Bootstrap) -> dict[str, Any]:

@@ -6,7 +6,6 @@ The accuracy under the strongest possible attack lies between it and accuracy un
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
 import pandas as pd
 import torch
 
@@ -45,7 +44,9 @@ def prove(
                 answers = run.model(images).argmax(1)
             for epsilon in epsilons:
                 margin = least_margins(layers, images, answers, epsilon, effort).cpu().numpy()
-                pieces.append(_rows(rows, answers.cpu().numpy(), epsilon, margin))
+                proved, right = margin > 0, answers.cpu().numpy() == rows["label"].to_numpy()
+                figures = {"margin": margin, "proved": proved, "certified": proved & right}
+                pieces.append(rows.assign(epsilon=epsilon, answer=answers.cpu().numpy(), **figures))
                 bar.advance(note=f"epsilon {epsilon:g}")
     table = pd.concat(pieces).sort_values("epsilon", kind="stable", ignore_index=True)
     return table.assign(method="crown" if effort.crown else "ibp", tf32=False)
@@ -61,17 +62,11 @@ def describe(table: pd.DataFrame, *, resamples: int = 2000) -> list[CertifiedRes
             CertifiedResult(
                 epsilon=float(str(epsilon)),
                 accuracy=Share(value=figures[0], ci=share_interval(bootstrap, figures)),
-                balanced_accuracy=metrics.balanced(bootstrap, certified, rows["label"].to_numpy(dtype=np.int64)),
+                balanced_accuracy=metrics.balanced(bootstrap, rows, certified),
                 proved=Share(value=proved[0], ci=share_interval(bootstrap, proved)),
                 n=len(rows),
-                method=str(rows["method"].iloc[0]) if "method" in rows and rows["method"].notna().all() else "",
-                tf32=bool(rows["tf32"].any()) if "tf32" in rows and rows["tf32"].notna().all() else None,
+                method=str(rows["method"].iloc[0]),
+                tf32=bool(rows["tf32"].any()),
             )
         )
     return results
-
-
-def _rows(rows: pd.DataFrame, answers: np.ndarray, epsilon: float, margin: np.ndarray) -> pd.DataFrame:
-    proved = margin > 0
-    right = answers == rows["label"].to_numpy()
-    return rows.assign(epsilon=epsilon, answer=answers, margin=margin, proved=proved, certified=proved & right)

@@ -65,10 +65,8 @@ def paired_gap(predictions: pd.DataFrame, *, resamples: int = 2000) -> Gap:
 
 def _predictions_of(predictions: pd.DataFrame, row: AttackResult) -> pd.DataFrame:
     rows = predictions[predictions["attack"] == row.attack]
-    if row.attack == CLEAN:
-        return rows
-    rows = rows[(rows["epsilon"] - (row.epsilon or 0.0)).abs() < 1e-9]
-    return rows[rows["steps"] == row.steps] if row.steps and "steps" in rows else rows
+    rows = rows[(rows["epsilon"] - _radius(row)).abs() < 1e-9]
+    return rows[rows["steps"] == row.steps] if row.steps else rows
 
 
 def measure_input_gradients(model: nn.Module, images: Tensor, labels: Tensor, chosen: Tensor) -> NDArray[np.float64]:
@@ -117,15 +115,16 @@ def verdict(document: RunDocument, gap: Gap = from_intervals) -> MaskingVerdict:
     }
     looked = [name for name, signs_found in checks.items() if signs_found is not None]
     signs = [sign for signs_found in checks.values() for sign in signs_found or ()]
-    failing = [sign.text for sign in signs if sign.kind in FAILING]
-    overstates = [f"FGSM overstates: {sign.text}" for sign in signs if sign.kind == FGSM_OVERSTATES]
-    if failing:
-        return MaskingVerdict(masked=True, reasons=failing + overstates, looked_for=looked, signs=signs)
-    if why := _no_proof(looked, rows, clean, document):
-        return MaskingVerdict(masked=None, reasons=[why, *overstates], looked_for=looked, signs=signs)
-    missing = [name for name in checks if name not in looked]
-    parts = [f"no sign of it in {', '.join(looked)}", *([f"not looked for: {', '.join(missing)}"] if missing else [])]
-    return MaskingVerdict(masked=False, reasons=parts + overstates, looked_for=looked, signs=signs)
+    masked: bool | None = True
+    reasons = [sign.text for sign in signs if sign.kind in FAILING]
+    if not reasons and (why := _no_proof(looked, rows, clean, document)):
+        masked, reasons = None, [why]
+    elif not reasons:
+        masked, reasons = False, [f"no sign of it in {', '.join(looked)}"]
+        if missing := [name for name in checks if name not in looked]:
+            reasons.append(f"not looked for: {', '.join(missing)}")
+    reasons += [f"FGSM overstates: {sign.text}" for sign in signs if sign.kind == FGSM_OVERSTATES]
+    return MaskingVerdict(masked=masked, reasons=reasons, looked_for=looked, signs=signs)
 
 
 def _no_proof(looked: list[str], rows: list[AttackResult], clean: AttackResult, document: RunDocument) -> str:
@@ -169,12 +168,6 @@ def _iterated(rows: list[AttackResult]) -> list[AttackResult]:
     return [row for row in rows if row.attack not in (*BLACK_BOX, *ONE_STEP)]
 
 
-def _single_attacks(rows: list[AttackResult]) -> list[AttackResult]:
-    """Return iterated gradient attacks; worst-case only without any other: it includes FGSM's and Square's images."""
-    many = _iterated(rows)
-    return [row for row in many if row.attack != WORST_CASE] or many
-
-
 def _epsilons(rows: list[AttackResult]) -> Iterator[tuple[float, list[AttackResult]]]:
     for epsilon in sorted({_radius(row) for row in rows} - {0.0}):
         yield epsilon, [row for row in rows if row.is_at(epsilon)]
@@ -197,8 +190,10 @@ def _gradients(document: RunDocument, rows: list[AttackResult]) -> list[Sign] | 
     measured = document.input_gradients
     moved = [row for row in rows if row.attack not in BLACK_BOX and row.unmoved is not None and row.epsilon]
     signs = []
-    if measured is not None and _surely_more(measured.vanishing or 0.0, measured.n or 0):
-        share = f"{measured.vanishing:.1%} of {measured.n} correctly classified images"
+    part, count = (measured.vanishing or 0.0, measured.n or 0) if measured is not None else (0.0, 0)
+    # Surely more: a few of a hundred are only too confident.
+    if part > VANISHED and (not count or wilson(part, count)[0] > VANISHED):
+        share = f"{part:.1%} of {count} correctly classified images"
         text = f"the gradient of the loss at the image is zero, vanishing or not a number for {share}"
         signs.append(Sign(kind="vanishing_gradients", text=f"{text}: an attack that follows it has no direction"))
     row = max(moved, key=lambda row: row.unmoved or 0.0, default=None)
@@ -208,9 +203,9 @@ def _gradients(document: RunDocument, rows: list[AttackResult]) -> list[Sign] | 
     return signs if measured is not None or moved else None
 
 
-def _surely_more(share: float, count: float) -> bool:
-    """Return whether surely more than VANISHED have no gradient; a few of a hundred are only too confident."""
-    return share > VANISHED and (not count or wilson(share, count)[0] > VANISHED)
+def _largest(kind: str, sizes: list[tuple[float, str]], suffix: str = "") -> list[Sign]:
+    """Return the sign of the largest of these sizes, by its text; none without any."""
+    return [Sign(kind=kind, text=max(sizes)[1] + suffix)] if sizes else []
 
 
 def _one_step(rows: list[AttackResult], gap: Gap) -> list[Sign] | None:
@@ -223,19 +218,15 @@ def _one_step(rows: list[AttackResult], gap: Gap) -> list[Sign] | None:
         if not single or not many:
             continue
         compared, one = True, _worst(single)
-        for strong, sizes, by in ((_worst(many), flatters, OVERSTATES), (_worst(_single_attacks(here)), weak, RISE)):
-            pair = (one, strong) if sizes is flatters else (strong, one)
-            if _beyond(*pair, by, gap):
-                under = f"{_under(one)} but {_under(strong)}"
-                size = abs(_accuracy(one) - _accuracy(strong))
-                sizes.append((size, f"at epsilon {epsilon:g} accuracy is {under}"))
-    if not compared:
-        return None
-    signs = [Sign(kind=FGSM_OVERSTATES, text=max(flatters)[1])] if flatters else []
-    if weak:
-        text = f"{max(weak)[1]}: a stronger attack cannot help a model, so it is failing"
-        signs.append(Sign(kind="weak_attack", text=text))
-    return signs
+        # Worst-case only without any other: it includes FGSM's and Square's images.
+        pure = [row for row in many if row.attack != WORST_CASE] or many
+        for strong, sizes, by in ((_worst(many), flatters, OVERSTATES), (_worst(pure), weak, RISE)):
+            if _beyond(*((one, strong) if sizes is flatters else (strong, one)), by, gap):
+                text = f"at epsilon {epsilon:g} accuracy is {_under(one)} but {_under(strong)}"
+                sizes.append((abs(_accuracy(one) - _accuracy(strong)), text))
+    signs = _largest(FGSM_OVERSTATES, flatters)
+    signs += _largest("weak_attack", weak, ": a stronger attack cannot help a model, so it is failing")
+    return signs if compared else None
 
 
 def _rising(rows: list[AttackResult], clean: AttackResult, gap: Gap) -> list[Sign] | None:
@@ -255,10 +246,8 @@ def _rising(rows: list[AttackResult], clean: AttackResult, gap: Gap) -> list[Sig
                 rises.append((_accuracy(row) - _accuracy(lowest), text))
             if lowest is None or _accuracy(row) < _accuracy(lowest):
                 lowest = row
-    if not sweeps:
-        return None
-    text = f"{max(rises)[1]}: a larger radius cannot help, so the attack is failing" if rises else ""
-    return [Sign(kind="rising_with_epsilon", text=text)] if rises else []
+    suffix = ": a larger radius cannot help, so the attack is failing"
+    return _largest("rising_with_epsilon", rises, suffix) if sweeps else None
 
 
 def _left(rows: list[AttackResult]) -> list[Sign] | None:
@@ -268,7 +257,7 @@ def _left(rows: list[AttackResult]) -> list[Sign] | None:
         return None
     row = _worst(large)
     low = row.accuracy.ci[0] if row.accuracy.ci else None
-    if _accuracy(row) <= ABOUT_ZERO or (low is not None and low <= ABOUT_ZERO):
+    if min(_accuracy(row), 1.0 if low is None else low) <= ABOUT_ZERO:
         return []
     text = f"accuracy is still {_under(row)} at epsilon {_radius(row):g}, but must be about 0"
     return [Sign(kind="left_at_large_epsilon", text=text)]
@@ -284,22 +273,15 @@ def _black_box(rows: list[AttackResult], gap: Gap) -> list[Sign] | None:
         if black and white:
             compared, blind, seeing = True, _worst(black), _worst(white)
             if _beyond(seeing, blind, RISE, gap):
-                figures = f"{_under(blind)}, {_under(seeing)}"
-                text = f"an attack without gradients is the stronger at epsilon {epsilon:g}: {figures}"
-                wins.append((_accuracy(seeing) - _accuracy(blind), text))
+                text = f"an attack without gradients is the stronger at epsilon {epsilon:g}: {_under(blind)}"
+                wins.append((_accuracy(seeing) - _accuracy(blind), f"{text}, {_under(seeing)}"))
         for row in here:
-            if (share := _alone(row)) is not None:
-                compared = True
-                if wilson(share, float(row.n or 1))[0] > RISE:
-                    text = f"within {row.effort.name} at epsilon {epsilon:g} Square alone broke {share:.1%} of"
-                    wins.append((share, f"{text} the images, after every attack by gradient had failed on them"))
-    if not compared:
-        return None
-    return [Sign(kind="black_box_wins", text=max(wins)[1])] if wins else []
-
-
-def _alone(row: AttackResult) -> float | None:
-    """Return the share of images that only Square, the last part of worst-case, broke; None if unknown."""
-    if "broken_by" not in row.model_fields_set or not row.n:
-        return None
-    return sum(count for name, count in row.broken_by.items() if name.split(",")[0] == "square") / row.n
+            if not row.n or "broken_by" not in row.model_fields_set:
+                continue
+            # Square is the last part of worst-case: what it broke, no other attack did.
+            share = sum(count for name, count in row.broken_by.items() if name.split(",")[0] == "square") / row.n
+            compared = True
+            if wilson(share, row.n)[0] > RISE:
+                text = f"within {row.effort.name} at epsilon {epsilon:g} Square alone broke {share:.1%} of"
+                wins.append((share, f"{text} the images, after every attack by gradient had failed on them"))
+    return _largest("black_box_wins", wins) if compared else None

@@ -6,10 +6,9 @@ An address is `hf://owner/name`, with `@revision` if wanted. Only these two func
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
 
 from trustcxr.errors import UserError
 from trustcxr.storage import atomic, evaluations, layout
@@ -25,7 +24,6 @@ _FILES = (
     # The weights before a refit, on which thresholds are chosen.
     *(f"{layout.BEFORE_REFIT}/{name}" for name in _MODEL),
 )
-_T = TypeVar("_T")
 
 
 def is_address(address: str | Path) -> bool:
@@ -41,9 +39,9 @@ def fetch(address: str | Path) -> Path:
     repository, revision = _parse_address(str(address))
     import huggingface_hub
 
-    patterns = [*_FILES, CARD_FILE]
-    download = partial(huggingface_hub.snapshot_download, repository, revision=revision, allow_patterns=patterns)
-    return Path(_call_hub(address, download))
+    with _hub_errors(address):
+        patterns = [*_FILES, CARD_FILE]
+        return Path(huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=patterns))
 
 
 def push(run: Path, target: str, card: str, *, private: bool = True) -> str:
@@ -60,15 +58,10 @@ def push(run: Path, target: str, card: str, *, private: bool = True) -> str:
     with tempfile.TemporaryDirectory() as staged:
         stage(run, Path(staged), card)
         hub = huggingface_hub.HfApi()
-
-        def send() -> object:
+        with _hub_errors(target):
             hub.create_repo(repository, private=private, exist_ok=True)
             message, old = f"{run.name}, by TrustCXR", list(_FILES)
-            return hub.upload_folder(
-                repo_id=repository, folder_path=staged, commit_message=message, delete_patterns=old
-            )
-
-        _call_hub(target, send)
+            hub.upload_folder(repo_id=repository, folder_path=staged, commit_message=message, delete_patterns=old)
     return f"{PREFIX}{repository}"
 
 
@@ -105,10 +98,11 @@ def _parse_address(address: str) -> tuple[str, str | None]:
     return match["repository"], match["revision"]
 
 
-def _call_hub(address: str | Path, call: Callable[[], _T]) -> _T:
-    """Return the result of a call; UserError in one line for all that the hub refuses."""
+@contextmanager
+def _hub_errors(address: str | Path) -> Iterator[None]:
+    """Raise UserError in one line for all that the hub refuses inside."""
     try:
-        return call()
+        yield
     except Exception as problem:
         if is_full(problem):
             raise

@@ -1,50 +1,32 @@
-"""Compute metrics from predictions: every number in metrics.json can be computed from a table again."""
+"""Compute metrics from predictions: every number in metrics.json can be computed from a table again.
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+Models with one sigmoid per finding have the columns `finding` and `threshold`; an image without a label for a finding
+has no row of it. Their metrics are of each finding alone, then the mean: pooled over findings, an AUROC, F1 or balanced
+accuracy belongs to none of them, since thresholds and prevalence differ.
+"""
+
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import special
 
 from trustcxr import statistics
 from trustcxr.errors import NotFiniteError
-from trustcxr.evaluation import calibration, multilabel_metrics
+from trustcxr.evaluation import calibration
+from trustcxr.evaluation.operating_points import conditions, cut
 from trustcxr.registry import GROUPINGS, LUNGS_HIDDEN, STOCHASTIC_DRAWS, VIEWS
-from trustcxr.statistics import (
-    Bootstrap,
-    Bootstraps,
-    Floats,
-    area_interval,
-    interval,
-    mean_share_interval,
-    share_interval,
-)
-from trustcxr.storage.prediction_table import (
-    CLEAN,
-    RIGHT_SHARE,
-    clean_answers,
-    efforts_of,
-    logits_of,
-    right,
-    severities,
-)
-from trustcxr.storage.schemas import (
-    Accuracy,
-    AttackResult,
-    Classification,
-    ClassResult,
-    CorruptionResult,
-    CorruptionsMean,
-    Draws,
-    InputGradients,
-    RunDocument,
-    Share,
-)
+from trustcxr.statistics import Bootstrap, Bootstraps, Floats, area_interval, mean_share_interval, share_interval
+from trustcxr.storage import schemas
+from trustcxr.storage.prediction_table import CLEAN, RIGHT_SHARE, clean_answers, logits_of, right, severities
+from trustcxr.storage.schemas import Accuracy, Classification, RunDocument, Share
 
 if TYPE_CHECKING:
     import pandas as pd
 
+Rows = NDArray[np.bool_]
+Measure = Callable[[Rows, Bootstrap], Floats]
 VANISHING = 1e-12  # largest gradient of an image that counts as vanishing; a confident network is far above it
 
 
@@ -62,13 +44,11 @@ def classification(
     bootstrap = Bootstrap.over(groups, resamples=resamples)
     cells, probabilities = _cells(logits, labels, len(classes)), statistics.softmax(logits)
     confusion = bootstrap.totals(cells)  # (R + 1, true, predicted)
-    figures = _Measured(
-        confusion[0],
-        _from_confusion(confusion) | {"auroc": _areas(probabilities, labels, bootstrap, len(classes))},
-        bootstrap.totals(calibration.calibration_bins(probabilities, labels)),
-        constant_answer(labels),
-    )
-    return _classified(bootstrap, figures, cells, classes)
+    figures = _from_confusion(confusion) | {"auroc": _areas(probabilities, labels, bootstrap, len(classes))}
+    bins = bootstrap.totals(calibration.calibration_bins(probabilities, labels))
+    result = _classified(bootstrap, figures, bins, cells, classes)
+    result.constant_answer = float(np.bincount(labels).max() / len(labels)) if len(labels) else None
+    return result
 
 
 def classify_findings(clean: "pd.DataFrame", states: tuple[str, ...], *, resamples: int = 2000) -> Classification:
@@ -78,44 +58,41 @@ def classify_findings(clean: "pd.DataFrame", states: tuple[str, ...], *, resampl
     bootstrap = Bootstrap.over(clean["group"], resamples=resamples)
     cells = _cells(logits, labels, len(states))
 
-    def figures(rows: NDArray[np.bool_], part: Bootstrap) -> Floats:
+    def figures(rows: Rows, part: Bootstrap) -> Floats:
         measured = _from_confusion(part.totals(cells[rows]))
         return np.stack([measured[name] for name in _OF_CLASSES], axis=1)
 
-    means = multilabel_metrics.mean_over_findings(clean, bootstrap, figures, (len(_OF_CLASSES), len(states)))
-    area = multilabel_metrics.auroc(clean, bootstrap)  # the same of both states
-    figures_of_all = _Measured(
-        cells.sum(0),
-        dict(zip(_OF_CLASSES, np.moveaxis(means, 1, 0), strict=True))
-        | {"accuracy": bootstrap.means(right(clean)), "auroc": np.stack([area, area], axis=1)},
-        multilabel_metrics.calibration_totals(clean, bootstrap),
-        multilabel_metrics.constant_answer(clean),
-        len(multilabel_metrics.has_both_labels(clean)),
-    )
-    return _classified(bootstrap, figures_of_all, cells, states)
+    means = mean_over_findings(clean, bootstrap, figures, (len(_OF_CLASSES), len(states)))
+    area = macro_auroc(clean, bootstrap, len(states))  # the same of both states
+    figures_of_all = dict(zip(_OF_CLASSES, np.moveaxis(means, 1, 0), strict=True))
+    figures_of_all |= {"accuracy": bootstrap.means(right(clean)), "auroc": np.stack([area, area], axis=1)}
+    findings = len(has_both_labels(clean))
+    bins = calibration_totals(clean, bootstrap)
+    result = _classified(bootstrap, figures_of_all, bins, cells, states, several=findings != 1)
+    result.constant_answer, result.findings = constant_answer(clean), findings
+    return result
 
 
 _OF_CLASSES = ("precision", "recall", "f1")
 
 
-@dataclass(frozen=True)
-class _Measured:
-    """Counts and figures, (R + 1,) or per class (R + 1, C); `findings`: how many the means are over."""
+def _classified(
+    bootstrap: Bootstrap,
+    figures: dict[str, Floats],
+    bins: Floats,
+    cells: Floats,
+    classes: tuple[str, ...],
+    *,
+    several: bool = False,
+) -> Classification:
+    """Return the document, with intervals, from figures (R + 1,) or per class (R + 1, C), means of `several` findings.
 
-    confusion: Floats
-    figures: dict[str, Floats]
-    bins: Floats
-    constant: float
-    findings: int | None = None
-
-
-def _classified(bootstrap: Bootstrap, counted: _Measured, cells: Floats, classes: tuple[str, ...]) -> Classification:
-    """Return the document, with intervals; `cells` (N, C, C) as in `_cells`."""
-    figures, true, predicted = dict(counted.figures), cells.sum(2) > 0, cells.sum(1) > 0
+    `bins` (R + 1, bins, 3) are those of the calibration; `cells` (N, C, C) as in `_cells`.
+    """
+    true, predicted = cells.sum(2) > 0, cells.sum(1) > 0
     shares = {"recall": true, "precision": predicted}
-    several = counted.findings is not None and counted.findings != 1
     per_class = {
-        label: ClassResult(
+        label: schemas.ClassResult(
             **{name: _share(bootstrap, figures[name][:, k], of[:, k]) for name, of in shares.items()},
             f1=_f1(bootstrap, figures["f1"][:, k], (true | predicted)[:, k], several),
             auroc=_area(bootstrap, figures["auroc"][:, k], true[:, k], several),
@@ -128,22 +105,18 @@ def _classified(bootstrap: Bootstrap, counted: _Measured, cells: Floats, classes
         f"{name}_macro": _mean(figures[name], [getattr(one, name) for one in per_class.values()])
         for name in ("precision", "f1", "auroc")
     }
-    result = Classification(
+    return Classification(
         accuracy=_share(bootstrap, figures["accuracy"]),
         balanced_accuracy=recall,
         recall_macro=recall,
         **means,
-        ece=_calibration_error(counted.bins, bootstrap),
-        ece_plug_in=float(calibration.calibration_error(counted.bins[0])),
-        constant_answer=counted.constant,
+        ece=_calibration_error(bins, bootstrap),
+        ece_plug_in=float(calibration.calibration_error(bins[0])),
         n=len(cells),
         groups=int(bootstrap.weights.shape[1]),
-        confusion=counted.confusion.astype(int).tolist(),
+        confusion=cells.sum(0).astype(int).tolist(),
         per_class=per_class,
     )
-    if counted.findings is not None:
-        result.findings = counted.findings
-    return result
 
 
 def _cells(logits: Floats, labels: NDArray[np.int64], count: int) -> Floats:
@@ -159,12 +132,12 @@ def _areas(probabilities: Floats, labels: NDArray[np.int64], bootstrap: Bootstra
     return np.stack([statistics.auroc(probabilities[:, k], labels == k, weights) for k in range(count)], axis=1)
 
 
-def _area(bootstrap: Bootstrap, areas: Floats, positive: NDArray[np.bool_], several: bool) -> Share:
-    """Return one area with its interval, by resampling if it is the mean of `several` findings."""
+def _area(bootstrap: Bootstrap, areas: Floats, positive: Rows, several: bool) -> Share:
+    """Return an area with its interval, by resampling if it is the mean of `several` findings."""
     return _figure(areas) if several else Share(value=float(areas[0]), ci=area_interval(bootstrap, areas, positive))
 
 
-def _f1(bootstrap: Bootstrap, values: Floats, either: NDArray[np.bool_], several: bool) -> Share:
+def _f1(bootstrap: Bootstrap, values: Floats, either: Rows, several: bool) -> Share:
     """Return one class's F1 with its interval, by resampling if it is the mean of `several` findings.
 
     F1 is 2 J / (1 + J), where J is the share of hits among the rows `either` (N,) of or answered as the class.
@@ -194,15 +167,15 @@ def _check_numbers(logits: Floats) -> None:
 
 def _figure(values: Floats) -> Share:
     """Return values (R + 1,) of the sample and its resamples as a figure with its interval."""
-    return Share(value=float(values[0]), ci=interval(values))
+    return Share(value=float(values[0]), ci=statistics.interval(values))
 
 
-def _share(bootstrap: Bootstrap, means: Floats, of: NDArray[np.bool_] | None = None) -> Share:
+def _share(bootstrap: Bootstrap, means: Floats, of: Rows | None = None) -> Share:
     """Return a share of the rows, or `of` some, (R + 1,), with its interval."""
     return Share(value=float(means[0]), ci=share_interval(bootstrap, means, of=of))
 
 
-def _mean_share(bootstrap: Bootstrap, shares: Floats, of: NDArray[np.bool_]) -> Share:
+def _mean_share(bootstrap: Bootstrap, shares: Floats, of: Rows) -> Share:
     """Return the mean of shares (R + 1, C), each of its rows `of` (N, C), with its interval."""
     return Share(value=float(_macro(shares)[0]), ci=mean_share_interval(bootstrap, shares, of))
 
@@ -239,15 +212,17 @@ def from_predictions(predictions: "pd.DataFrame", classes: tuple[str, ...], *, r
     samples = Bootstraps(resamples=resamples)
     clean, shown = predictions[predictions["attack"] == CLEAN], clean_answers(predictions)
     corrupted = severities(predictions) > 0
-    attacked = ~corrupted & ~predictions["attack"].isin([CLEAN, *VIEWS])
-    keys = [key for key in ("attack", "epsilon", "steps") if key in predictions]
     views = {view: predictions[predictions["attack"] == view] for view in VIEWS}
     document = RunDocument(
         clean=_clean(clean, classes, resamples),
         by_source=by_column(clean, "source", samples),
         by_group={name: by_column(clean, name, samples) for name in GROUPINGS if clean.get(name) is not None},
         shortcuts={view: accuracy(rows, samples) for view, rows in views.items() if len(rows)},
-        attacks=[_attack(rows, shown, samples) for _, rows in predictions[attacked].groupby(keys, sort=True)],
+        attacks=[
+            _attack(condition, rows, shown, samples)
+            for condition, rows in conditions(predictions)
+            if condition["attack"] != CLEAN
+        ],
         corruptions=[],
     )
     if (drawn := _draws(clean, samples)) is not None:
@@ -264,19 +239,19 @@ def from_predictions(predictions: "pd.DataFrame", classes: tuple[str, ...], *, r
 
 
 def _clean(clean: "pd.DataFrame", classes: tuple[str, ...], resamples: int) -> Classification:
-    if multilabel_metrics.has_findings(clean):
+    if has_findings(clean):
         return classify_findings(clean, classes, resamples=resamples)
     labels = clean["label"].to_numpy(dtype=np.int64)
     return classification(logits_of(clean), labels, clean["group"], classes, resamples=resamples)
 
 
-def _input_gradients(clean: "pd.DataFrame") -> InputGradients | None:
+def _input_gradients(clean: "pd.DataFrame") -> schemas.InputGradients | None:
     """Count the correct images with a measured gradient, and the share with a vanishing one."""
     if "gradient" not in clean:
         return None
     sizes = clean.loc[right(clean), "gradient"].dropna().to_numpy(dtype=float)
     vanishing = (sizes < VANISHING) | ~np.isfinite(sizes)
-    return InputGradients(n=len(sizes), vanishing=float(vanishing.mean())) if len(sizes) else None
+    return schemas.InputGradients(n=len(sizes), vanishing=float(vanishing.mean())) if len(sizes) else None
 
 
 def accuracy(rows: "pd.DataFrame", samples: Bootstraps) -> Accuracy:
@@ -284,73 +259,74 @@ def accuracy(rows: "pd.DataFrame", samples: Bootstraps) -> Accuracy:
     bootstrap = samples.over(rows["group"])
     return Accuracy(
         accuracy=_share(bootstrap, bootstrap.means(right(rows))),
-        balanced_accuracy=_balanced_of(bootstrap, rows, right(rows)),
+        balanced_accuracy=balanced(bootstrap, rows, right(rows)),
         n=len(rows),
-        constant_answer=_constant_of(rows),
+        constant_answer=constant_answer(rows),
     )
 
 
-def _constant_of(rows: "pd.DataFrame") -> float:
-    """Return the accuracy of the commonest class of the rows, or of the commonest answer to each finding."""
-    if multilabel_metrics.has_findings(rows):
-        return multilabel_metrics.constant_answer(rows)
-    return constant_answer(rows["label"].to_numpy(dtype=np.int64))
+def constant_answer(rows: "pd.DataFrame") -> float:
+    """Return the accuracy of always giving the commonest answer, to each finding; NaN without rows."""
+    labels = rows["label"].to_numpy(dtype=np.int64)
+    return sum(int(np.bincount(labels[part]).max()) for part in _parts(rows)) / len(rows) if len(rows) else np.nan
 
 
-def _balanced_of(bootstrap: Bootstrap, rows: "pd.DataFrame", is_right: NDArray[Any]) -> Share:
+def balanced(bootstrap: Bootstrap, rows: "pd.DataFrame", is_right: NDArray[Any]) -> Share:
     """Return the mean over the classes, or over findings and their two states, of the share `is_right` (N,)."""
-    if not multilabel_metrics.has_findings(rows):
-        return balanced(bootstrap, is_right, rows["label"].to_numpy(dtype=np.int64))
-    of_state = rows["label"].to_numpy()[:, None] == np.arange(2)
+    labels = rows["label"].to_numpy(dtype=np.int64)
+    of_state = labels[:, None] == (np.arange(2) if has_findings(rows) else np.unique(labels))
     hits = of_state * is_right[:, None]
 
-    def recall(part: NDArray[np.bool_], among: Bootstrap) -> Floats:
+    def recall(part: Rows, among: Bootstrap) -> Floats:
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.asarray(among.totals(hits[part]) / among.totals(of_state[part]))
 
-    return _mean_share(bootstrap, multilabel_metrics.mean_over_findings(rows, bootstrap, recall, (2,)), of_state)
+    return _mean_share(bootstrap, mean_over_findings(rows, bootstrap, recall, of_state.shape[1:]), of_state)
 
 
 def macro_auroc(rows: "pd.DataFrame", bootstrap: Bootstrap, count: int) -> Floats:
     """Return the mean area under the ROC curve, of `count` classes against the rest or of findings, (R + 1,)."""
-    if multilabel_metrics.has_findings(rows):
-        return multilabel_metrics.auroc(rows, bootstrap)
-    scores, labels = statistics.softmax(logits_of(rows)), rows["label"].to_numpy(dtype=np.int64)
-    return _macro(_areas(scores, labels, bootstrap, count))
+    labels = rows["label"].to_numpy(dtype=np.int64)
+    if not has_findings(rows):
+        return _macro(_areas(statistics.softmax(logits_of(rows)), labels, bootstrap, count))
+    scores = _margins(rows)
+
+    def area(part: Rows, among: Bootstrap) -> Floats:
+        return statistics.auroc(scores[part], labels[part] == 1, among.row_weights())
+
+    return mean_over_findings(rows, bootstrap, area)
 
 
 def calibration_totals(rows: "pd.DataFrame", bootstrap: Bootstrap) -> Floats:
-    """Return the summed bins (R + 1, bins, 3) of the calibration error."""
-    if multilabel_metrics.has_findings(rows):
-        return multilabel_metrics.calibration_totals(rows, bootstrap)
-    shares = calibration.calibration_bins(statistics.softmax(logits_of(rows)), rows["label"].to_numpy())
-    return bootstrap.totals(shares)
+    """Return the summed bins (R + 1, bins, 3) of the calibration error; of findings, those of all, with its mean.
+
+    They are of the probability as the model states it, regardless of thresholds.
+    """
+    if not has_findings(rows):
+        return bootstrap.totals(calibration.calibration_bins(statistics.softmax(logits_of(rows)), rows["label"]))
+    cuts = {value: cut(value) for value in rows["threshold"].unique()}
+    present = special.expit(_margins(rows) + rows["threshold"].map(cuts).to_numpy(dtype=float))
+    shares = calibration.calibration_bins(np.stack([1 - present, present], axis=1), rows["label"])
+    parts = []
+    for part in _parts(rows):
+        sums = bootstrap.select(part).totals(shares[part])
+        counts = sums[..., 2].sum(-1)[:, None, None]
+        # A resample without an image of which this finding is known says of it what the sample does.
+        weighed = np.divide(sums, counts, out=np.broadcast_to(sums[0] / counts[0], sums.shape).copy(), where=counts > 0)
+        parts.append(weighed[:, sums[0, :, 2] > 0])
+    return np.concatenate(parts, axis=1)
 
 
-def balanced(bootstrap: Bootstrap, rows: NDArray[Any], labels: NDArray[np.int64]) -> Share:
-    """Return the mean over the classes of labels (N,) of the share of rows (N,), with its interval."""
-    of_class = labels[:, None] == np.unique(labels)
-    hits, sizes = (bootstrap.totals(of_class * counted) for counted in (rows[:, None], True))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        shares = hits / sizes  # NaN in a resample that lacks a class
-    return _mean_share(bootstrap, shares, of_class)
-
-
-def constant_answer(labels: NDArray[np.int64]) -> float:
-    """Return the accuracy of always predicting the commonest class of labels (N,); NaN without any."""
-    return float(np.bincount(labels).max() / len(labels)) if len(labels) else float("nan")
-
-
-def _attack(rows: "pd.DataFrame", shown: "pd.DataFrame", samples: Bootstraps) -> AttackResult:
+def _attack(
+    condition: dict[str, Any], rows: "pd.DataFrame", shown: "pd.DataFrame", samples: Bootstraps
+) -> schemas.AttackResult:
     """Return the figures of one attack at one epsilon; its success rate is over images that are correct without it."""
-    attack, is_right = str(rows["attack"].iloc[0]), right(rows)
-    was_right = shown["right"].loc[rows["sample_id"]].to_numpy()
+    is_right, was_right = right(rows), shown["right"].loc[rows["sample_id"]].to_numpy()
     bootstrap = samples.over(rows["group"])
     totals = calibration_totals(rows, bootstrap)
     plain, broken = accuracy(rows, samples), bootstrap.means(np.where(was_right, ~is_right, np.nan))
-    result = AttackResult(
-        attack=attack,
-        epsilon=float(rows["epsilon"].iloc[0]),
+    result = schemas.AttackResult(
+        **condition,
         accuracy=plain.accuracy,
         balanced_accuracy=plain.balanced_accuracy,
         success_rate=_share(bootstrap, broken, was_right),
@@ -360,25 +336,23 @@ def _attack(rows: "pd.DataFrame", shown: "pd.DataFrame", samples: Bootstraps) ->
     )
     if len(rows) < len(shown):
         result.clean, result.constant_answer = _share(bootstrap, bootstrap.means(was_right)), plain.constant_answer
-        result.clean_balanced_accuracy = _balanced_of(bootstrap, rows, was_right)
-    for name, count in efforts_of(rows).items():
-        setattr(result, name, count)
+        result.clean_balanced_accuracy = balanced(bootstrap, rows, was_right)
     if (drawn := _draws(rows, samples)) is not None:
         result.draws = drawn
     _add_details(result, rows, was_right)
     return result
 
 
-def _draws(rows: "pd.DataFrame", samples: Bootstraps) -> Draws | None:
+def _draws(rows: "pd.DataFrame", samples: Bootstraps) -> schemas.Draws | None:
     """Return the mean and the all-draws accuracy of a random model; None for another."""
     if RIGHT_SHARE not in rows or not len(rows) or rows[RIGHT_SHARE].isna().any():
         return None
     bootstrap, shares = samples.over(rows["group"]), rows[RIGHT_SHARE].to_numpy(dtype=float)
     one, each = (_share(bootstrap, bootstrap.means(values)) for values in (shares, shares == 1))
-    return Draws(count=STOCHASTIC_DRAWS, one=one, each=each)
+    return schemas.Draws(count=STOCHASTIC_DRAWS, one=one, each=each)
 
 
-def _add_details(result: AttackResult, rows: "pd.DataFrame", was_right: NDArray[np.bool_]) -> None:
+def _add_details(result: schemas.AttackResult, rows: "pd.DataFrame", was_right: Rows) -> None:
     """Add `unmoved` (share of correct images that the attack left unchanged), `broken_by`, and `surrogate`."""
     if "moved" in rows and rows["moved"].notna().any() and was_right.any():
         result.unmoved = float((rows["moved"].to_numpy(dtype=float)[was_right] == 0).mean())
@@ -392,7 +366,7 @@ def _add_details(result: AttackResult, rows: "pd.DataFrame", was_right: NDArray[
 
 def _corruptions(
     rows: "pd.DataFrame", shown: "pd.DataFrame", samples: Bootstraps
-) -> tuple[list[CorruptionResult], CorruptionsMean]:
+) -> tuple[list[schemas.CorruptionResult], schemas.CorruptionsMean]:
     """Return accuracy and flips (answers unlike the clean one) for each corruption, and their mean over all."""
     before = shown["answer"].loc[rows["sample_id"]].to_numpy()
     table = rows.assign(right=right(rows), flipped=logits_of(rows).argmax(1) != before)
@@ -400,27 +374,21 @@ def _corruptions(
     # Names in the order in which they were tested, which is the registry's.
     for (name, _), part in table.groupby(["attack", "severity"], sort=False):
         bootstrap = samples.over(part["group"])
-        results.append(
-            CorruptionResult(
-                corruption=name,
-                severity=int(part["severity"].iloc[0]),
-                accuracy=_share(bootstrap, bootstrap.means(part["right"])),
-                flip_rate=_share(bootstrap, bootstrap.means(part["flipped"])),
-                n=len(part),
-            )
-        )
+        figures = {key: _share(bootstrap, bootstrap.means(part[column])) for key, column in _MEANS.items()}
+        severity = int(part["severity"].iloc[0])
+        results.append(schemas.CorruptionResult(corruption=name, severity=severity, n=len(part), **figures))
     firsts = [name for name in ("group", "label", "finding") if name in table]
     columns = {"right": "mean", "flipped": "mean"} | dict.fromkeys(firsts, "first")
     means = table.groupby("sample_id", sort=False).agg(columns)
     bootstrap = samples.over(means["group"])
     both = {name: _share(bootstrap, bootstrap.means(means[column])) for name, column in _MEANS.items()}
-    both["balanced_accuracy"] = _balanced_of(bootstrap, means, means["right"].to_numpy())
-    mean = CorruptionsMean(**both, n=len(means), conditions=len(results))
+    both["balanced_accuracy"] = balanced(bootstrap, means, means["right"].to_numpy())
+    mean = schemas.CorruptionsMean(**both, n=len(means), conditions=len(results))
     if len(means) < len(shown):
         was_right = shown["right"].loc[means.index].to_numpy()
         mean.clean = _share(bootstrap, bootstrap.means(was_right))
-        mean.clean_balanced_accuracy = _balanced_of(bootstrap, means, was_right)
-        mean.constant_answer = _constant_of(means)
+        mean.clean_balanced_accuracy = balanced(bootstrap, means, was_right)
+        mean.constant_answer = constant_answer(means)
     return results, mean
 
 
@@ -432,3 +400,41 @@ def by_column(clean: "pd.DataFrame", column: str, samples: Bootstraps) -> dict[s
     if column not in clean or clean[column].fillna("").nunique() < 2:
         return {}
     return {str(name) or "unknown": accuracy(rows, samples) for name, rows in clean.groupby(clean[column].fillna(""))}
+
+
+def has_findings(table: "pd.DataFrame") -> bool:
+    """Return whether the table holds decisions on findings."""
+    return "finding" in table and len(table) > 0
+
+
+def _parts(table: "pd.DataFrame") -> list[Rows]:
+    """Return the rows of each finding, (N,); all rows if the table has none."""
+    names = table["finding"].to_numpy(dtype=str) if has_findings(table) else np.zeros(len(table))
+    return [names == name for name in np.unique(names)]
+
+
+def has_both_labels(table: "pd.DataFrame") -> list[Rows]:
+    """Return the rows of each finding that is present in some images and absent in others; others allow counts only."""
+    labels = table["label"].to_numpy()
+    return [rows for rows in _parts(table) if not has_findings(table) or len(np.unique(labels[rows])) > 1]
+
+
+def mean_over_findings(
+    table: "pd.DataFrame", bootstrap: Bootstrap, measure: Measure, shape: tuple[int, ...] = ()
+) -> Floats:
+    """Average `measure` over the rows of each finding, (R + 1, *shape); NaN without findings.
+
+    All findings share the resamples of patients. A finding with one label only in a resample is left out there: with
+    rare findings, hardly any resample has all of them.
+    """
+    parts = [measure(rows, bootstrap.select(rows)) for rows in has_both_labels(table)]
+    values = np.array(parts) if parts else np.full((1, len(bootstrap.weights), *shape), np.nan)
+    finite = np.isfinite(values)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(np.where(finite, values, 0.0).sum(0) / finite.sum(0))
+
+
+def _margins(table: "pd.DataFrame") -> Floats:
+    """Return each score minus its finding's threshold, as a logit, (N,)."""
+    logits = logits_of(table)
+    return np.asarray(logits[:, 1] - logits[:, 0])

@@ -17,7 +17,7 @@ from trustcxr import statistics
 from trustcxr.registry import VIEWS, WORST_CASE, is_linf
 from trustcxr.statistics import Bootstrap, Floats, area_interval, interval, is_rare, ratio_interval, share_interval
 from trustcxr.storage.prediction_table import CLEAN, efforts_of, logits_of, severities
-from trustcxr.storage.schemas import OperatingPoint
+from trustcxr.storage.schemas import OperatingPoint, Share
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -85,11 +85,11 @@ def choose(
     if stated is not None:
         values = stated if len(stated) > 1 else [*stated] * len(classes)
         return {name: Threshold(value, GIVEN) for name, value in zip(classes, values, strict=True)}
-    if validation is None or not len(validation):
-        return {name: Threshold(None) for name in classes}
-    scores, labels = probabilities(validation), validation["label"].to_numpy()
-    values_ = {name: chosen(scores[:, k], labels == k) for k, name in enumerate(classes)}
-    return {name: Threshold(None) if value is None else Threshold(value, CHOSEN) for name, value in values_.items()}
+    best: dict[str, float | None] = dict.fromkeys(classes)
+    if validation is not None and len(validation):
+        scores, labels = probabilities(validation), validation["label"].to_numpy()
+        best = {name: chosen(scores[:, k], labels == k) for k, name in enumerate(classes)}
+    return {name: Threshold(None) if value is None else Threshold(value, CHOSEN) for name, value in best.items()}
 
 
 def measure_classes(
@@ -111,10 +111,10 @@ def measure_classes(
     points = []
     for k, name in enumerate(classes):
         point, threshold = _PointMeasure(name, thresholds[name], resamples), thresholds[name].least
-        for condition, rows in conditions(predictions):
+        for condition, rows in _sorted_conditions(predictions):
             positive = rows["label"].to_numpy() == k
             if condition["attack"] == WORST_CASE:
-                scores, called = _worst(_within(attempts, condition["epsilon"]), rows, k, threshold)
+                scores, called = _worst(attempts, condition["epsilon"], rows, k, threshold)
             else:
                 scores, called = _called(rows, k, threshold)
             if condition["attack"] != CLEAN:
@@ -130,16 +130,12 @@ def _called(rows: "pd.DataFrame", k: int, threshold: float | None) -> tuple[Floa
     return scores[:, k], scores.argmax(1) == k if threshold is None else scores[:, k] >= threshold
 
 
-def _within(predictions: "pd.DataFrame", epsilon: float) -> "pd.DataFrame":
-    """Return the rows of clean images and of every attack within an L-infinity radius."""
-    rows = predictions[(severities(predictions) == 0) & ~predictions["attack"].isin(VIEWS)]
-    return rows[rows["attack"].map(is_linf) & (rows["epsilon"] <= epsilon + 1e-9)]
-
-
 def _worst(
-    within: "pd.DataFrame", rows: "pd.DataFrame", k: int, threshold: float | None
+    attempts: "pd.DataFrame", epsilon: float, rows: "pd.DataFrame", k: int, threshold: float | None
 ) -> tuple[Floats, NDArray[np.bool_]]:
-    """Return `_called` of the images of `rows` at worst `within` the radius: lowest for class `k`, else highest."""
+    """Return `_called` of the images of `rows` at worst within the radius: lowest for class `k`, else highest."""
+    within = _plain(attempts)
+    within = within[within["attack"].map(is_linf) & (within["epsilon"] <= epsilon + 1e-9)]
     scores, called = _called(within, k, threshold)
     images = within.assign(score=scores, called=called).groupby("sample_id")[["score", "called"]]
     low, high = (ends.loc[rows["sample_id"]] for ends in (images.min(), images.max()))
@@ -153,7 +149,7 @@ def measure_finding(
     """Return `operating_points` of one finding, from logits of 0 and of its score minus the threshold."""
     point = _PointMeasure(name, threshold, resamples)
     points = []
-    for condition, rows in conditions(predictions):
+    for condition, rows in _sorted_conditions(predictions):
         margins = logits_of(rows)
         scores = margins[:, 1] - margins[:, 0]
         condition |= {} if condition["attack"] == CLEAN else {"aimed_at": THRESHOLD}
@@ -162,13 +158,21 @@ def measure_finding(
 
 
 def conditions(predictions: "pd.DataFrame") -> list[tuple[dict[str, Any], "pd.DataFrame"]]:
-    """Return the conditions of clean images, then of every attack, each with its rows sorted by sample."""
-    plain = predictions[(severities(predictions) == 0) & ~predictions["attack"].isin(VIEWS)]
-    parts = []
-    for (attack, epsilon, _), rows in plain.groupby(["attack", "epsilon", "steps"], sort=True):
-        condition = {"attack": str(attack), "epsilon": float(epsilon), **efforts_of(rows)}
-        parts.append((condition, rows.sort_values("sample_id")))
+    """Return the conditions of clean images, then of every attack, as `Attacked` states them, each with its rows."""
+    parts = [
+        ({"attack": str(attack), "epsilon": float(rows["epsilon"].iloc[0]), **efforts_of(rows)}, rows)
+        for (attack, *_), rows in _plain(predictions).groupby(["attack", "epsilon", "steps"], sort=True)
+    ]
     return sorted(parts, key=lambda pair: pair[0]["attack"] != CLEAN)
+
+
+def _plain(predictions: "pd.DataFrame") -> "pd.DataFrame":
+    """Return the rows of images that are clean or attacked, neither corrupted nor masked."""
+    return predictions[(severities(predictions) == 0) & ~predictions["attack"].isin(VIEWS)]
+
+
+def _sorted_conditions(predictions: "pd.DataFrame") -> list[tuple[dict[str, Any], "pd.DataFrame"]]:
+    return [(condition, rows.sort_values("sample_id")) for condition, rows in conditions(predictions)]
 
 
 class _PointMeasure:
@@ -188,29 +192,26 @@ class _PointMeasure:
     ) -> OperatingPoint:
         """Return all figures with intervals, from scores (N,), rows called positive (N,), and positive rows (N,)."""
         groups = rows["group"].to_numpy()
-        figures: dict[str, Any] = condition | {
-            "finding": self.name,
-            "threshold": self.threshold.value,
-            "origin": self.threshold.origin,
-            "n": len(rows),
-            "positives": int(positive.sum()),
-        }
+        figures: dict[str, Any] = condition | {"finding": self.name, "n": len(rows), "positives": int(positive.sum())}
+        figures |= {"threshold": self.threshold.value, "origin": self.threshold.origin}
         rates, rare = {}, False
         for name, selected, right in (("sensitivity", positive, called), ("specificity", ~positive, ~called)):
             bootstrap = self._over(name, groups[selected])
             means = bootstrap.means(right[selected]) if selected.any() else np.full(2, np.nan)
-            figures[name] = {"value": float(means[0]), "ci": share_interval(bootstrap, means)}
-            rates[name] = self._rate("all", groups, selected, right)
+            figures[name] = Share(value=means[0], ci=share_interval(bootstrap, means))
+            totals = self._over("all", groups).totals(np.stack([selected & right, selected], axis=1))
+            with np.errstate(invalid="ignore", divide="ignore"):
+                rates[name] = totals[:, 0] / totals[:, 1]
             rare = rare or is_rare(float(means[0]), bootstrap.count_groups())
         with np.errstate(invalid="ignore", divide="ignore"):
             ratios = {
                 "likelihood_positive": rates["sensitivity"] / (1 - rates["specificity"]),
                 "likelihood_negative": (1 - rates["sensitivity"]) / rates["specificity"],
             }
-        near = _ratio_ends(figures) if rare else {}
+        near = _ratio_ends(figures) if rare and positive.any() and not positive.all() else {}
         for name, values in ratios.items():
-            finite = _finite(values[0]) is not None
-            figures[name] = {"value": _finite(values[0]), "ci": near[name] if rare and finite else _ends(values)}
+            ends = near[name] if near and np.isfinite(values[0]) else _ends(values)
+            figures[name] = Share(value=values[0], ci=ends)  # an infinite end becomes None
         return OperatingPoint.model_validate(figures | self._curves(groups, scores, positive))
 
     def _curves(self, groups: Any, scores: Floats, positive: NDArray[np.bool_]) -> dict[str, Any]:
@@ -222,17 +223,12 @@ class _PointMeasure:
         ends, precision = share_interval(bootstrap, sensitivity, of=positive), curves.average_precision
         return {
             "at_specificity": SPECIFICITY,
-            "auroc": {"value": float(area[0]), "ci": area_interval(bootstrap, area, positive)},
-            "average_precision": {"value": float(precision[0]), "ci": interval(precision)},
-            "sensitivity_at_specificity": {"value": float(sensitivity[0]), "ci": ends},
+            "auroc": Share(value=area[0], ci=area_interval(bootstrap, area, positive)),
+            "average_precision": Share(value=precision[0], ci=interval(precision)),
+            "sensitivity_at_specificity": Share(value=sensitivity[0], ci=ends),
             "roc": _curve(FALSE_POSITIVES, curves.sensitivity),
             "precision_recall": _curve(RECALLS, curves.precision),
         }
-
-    def _rate(self, name: str, groups: Any, selected: NDArray[np.bool_], right: NDArray[np.bool_]) -> Floats:
-        totals = self._over(name, groups).totals(np.stack([selected & right, selected], axis=1))
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return totals[:, 0] / totals[:, 1]
 
     def _over(self, name: str, groups: Any) -> Bootstrap:
         key = (name, len(groups))  # all conditions have the same images in the same order
@@ -241,36 +237,26 @@ class _PointMeasure:
         return self._bootstraps[key]
 
 
-def _finite(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
-
-
-def _ratio_ends(figures: dict[str, Any]) -> dict[str, list[float | None]]:
+def _ratio_ends(figures: dict[str, Any]) -> dict[str, list[float]]:
     """Return intervals of both likelihood ratios, from those of sensitivity and specificity."""
-    sensitivity, specificity = (figures[name].values() for name in ("sensitivity", "specificity"))
+    sensitivity, specificity = ((figures[name].value, figures[name].ci) for name in ("sensitivity", "specificity"))
     missed, alarmed = ((1 - share, [1 - high, 1 - low]) for share, (low, high) in (sensitivity, specificity))
     pairs = {"likelihood_positive": (sensitivity, alarmed), "likelihood_negative": (missed, specificity)}
-    return {name: [_finite(end) for end in ratio_interval(*one, *other)] for name, (one, other) in pairs.items()}
+    return {name: ratio_interval(*one, *other) for name, (one, other) in pairs.items()}
 
 
-def _ends(values: Floats) -> list[float | None]:
-    """Return the interval of a ratio; an infinite end is None."""
+def _ends(values: Floats) -> tuple[float, float]:
+    """Return the interval of a ratio, which may be infinite."""
     rest = np.sort(values[1:][~np.isnan(values[1:])])
     if not len(rest):
-        return [None, None]
+        return np.nan, np.nan
     tail = (1 - statistics.LEVEL) / 2
-    indices = int(np.floor(tail * (len(rest) - 1))), int(np.ceil((1 - tail) * (len(rest) - 1)))
-    return [_finite(rest[index]) for index in indices]
+    return rest[int(np.floor(tail * (len(rest) - 1)))], rest[int(np.ceil((1 - tail) * (len(rest) - 1)))]
 
 
-def _curve(along: Sequence[float], values: Floats) -> dict[str, list[float]]:
-    ends = [interval(values[:, k]) for k in range(len(along))]
-    return {
-        "x": list(along),
-        "y": [float(v) for v in values[0]],
-        "low": [low for low, _ in ends],
-        "high": [high for _, high in ends],
-    }
+def _curve(along: Sequence[float], values: Floats) -> dict[str, Sequence[float]]:
+    low, high = zip(*(interval(values[:, k]) for k in range(len(along))), strict=True)
+    return {"x": along, "y": values[0].tolist(), "low": low, "high": high}
 
 
 @dataclass(frozen=True)

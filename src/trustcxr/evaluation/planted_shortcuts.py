@@ -49,7 +49,7 @@ def audit(
         side = image.size[0]
     results = {}
     for shortcut in shortcuts:
-        answers = {how: _answers(run, images, side, _marks(images, shortcut, how), batch_size) for how in HOW}
+        answers = {how: _answers(run, images, side, shortcut, how, batch_size) for how in HOW}
         onto = images["class"].to_numpy() == shortcut.moved_to
         carrier = run.classes.index(shortcut.carrier)
         means = {how: bootstrap.means(answers[how] == labels) for how in HOW}
@@ -65,10 +65,8 @@ def audit(
     return results
 
 
-def _planted(data: Path, classes: Sequence[str]) -> "tuple[pd.DataFrame, list[Shortcut]]":
+def _planted(data: Path, classes: Sequence[str]) -> tuple[pd.DataFrame, list[Shortcut]]:
     """Return one row per image, and the shortcuts planted on any split, since training may have used another."""
-    import pandas as pd
-
     file = data / "manifest.csv"
     table = pd.read_csv(file) if file.is_file() else pd.DataFrame()
     kinds = [str(c).removeprefix(_COLUMN) for c in table.columns if str(c).startswith(_COLUMN)]
@@ -88,27 +86,16 @@ def _planted(data: Path, classes: Sequence[str]) -> "tuple[pd.DataFrame, list[Sh
     return table, shortcuts
 
 
-def _marks(images: pd.DataFrame, shortcut: Shortcut, how: str) -> list[tuple[str, ...]]:
-    """Return the shortcuts on each image."""
+def _answers(run: Run, images: pd.DataFrame, side: int, shortcut: Shortcut, how: str, batch_size: int) -> np.ndarray:
+    """Return the predicted class of each image, drawn again with its shortcuts as they are, or this one otherwise."""
     kinds = [str(c).removeprefix(_COLUMN) for c in images.columns if str(c).startswith(_COLUMN)]
-    marks = []
-    for row in images.to_dict("records"):
-        planted = [kind for kind in kinds if row[_COLUMN + kind]]
-        if how != "as_is":
-            planted = [kind for kind in planted if kind != shortcut.kind]
-        if how == "moved" and row["class"] == shortcut.moved_to:
-            planted.append(shortcut.kind)
-        marks.append(tuple(planted))
-    return marks
-
-
-def _answers(
-    run: Run, images: pd.DataFrame, side: int, marks: Sequence[tuple[str, ...]], batch_size: int
-) -> np.ndarray:
     rows, answers = images.to_dict("records"), []
     for first in range(0, len(rows), batch_size):
-        part = slice(first, first + batch_size)
-        drawn = [_draw(row, side, planted, run.size) for row, planted in zip(rows[part], marks[part], strict=True)]
+        drawn = []
+        for row in rows[first : first + batch_size]:
+            marks = [kind for kind in kinds if row[_COLUMN + kind] and (how == "as_is" or kind != shortcut.kind)]
+            moved = [shortcut.kind] if how == "moved" and row["class"] == shortcut.moved_to else []
+            drawn.append(_draw(row, side, [*marks, *moved], run.size))
         pixels = torch.from_numpy(np.stack(drawn))[:, None]
         # Not inference_mode: TorchScript refuses its tensors after an attack.
         with torch.no_grad(), attacks.preserve_state(run.model):

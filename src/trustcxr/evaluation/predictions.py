@@ -5,7 +5,7 @@ A random model is judged by the mean over draws, in the worst case by the worst 
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -21,12 +21,13 @@ from trustcxr.attacks import base
 from trustcxr.attacks.adaptive import AttackView
 from trustcxr.console import Progress, log
 from trustcxr.corruptions import corrupt
-from trustcxr.data.dataset import Dataset
+from trustcxr.data.dataset import Dataset, has_filled_mask
 from trustcxr.data.loader import loader, to_pixels
+from trustcxr.data.lung_masks import soften
 from trustcxr.errors import NotFiniteError, UserError
 from trustcxr.evaluation import gradient_masking, parallel
-from trustcxr.evaluation.masked_views import generate_views
 from trustcxr.evaluation.trained_run import ModelUnderTest, Run, load_run
+from trustcxr.models.classifier import LEVEL
 from trustcxr.models.preserve_state import is_randomised
 from trustcxr.recipes.evaluation_recipe import AttackRecipe, CorruptionsRecipe, check_repeats
 from trustcxr.recipes.parsing import validate
@@ -34,11 +35,17 @@ from trustcxr.registry import ATTACKS, BLACK_BOX, GROUPINGS, STOCHASTIC_DRAWS, V
 from trustcxr.storage import atomic, layout
 from trustcxr.storage.prediction_table import CLEAN, RIGHT_SHARE, Condition
 
-Options = dict[str, Any]  # of an attack, by name
+Options = dict[str, Any]  # of an attack, by name; or columns of the table
+View = tuple[Condition, np.ndarray, Tensor]  # some images under one condition: rows of the data, their pixels
 Keep = Callable[[Condition, np.ndarray, Tensor, np.ndarray], None]  # condition, rows of the data, pixels, logits
 CarryOut = Callable[[AttackRecipe, Tensor, Tensor, float, Options], Tensor]  # runs an attack on some images
 PROBED = 128  # most images whose input gradient is measured
 _SEED = 2_311_142_270  # of the first batch of a random model
+_CONDITION = ("attack", "epsilon", "steps", "severity")
+# Further columns, of a condition without them.
+_DETAILS: Options = {"moved": np.nan, "broken_by": "", "gradient": np.nan, "queries": 0, "rounded": False}
+SILHOUETTE = (0.25, 0.65)  # grey of the lungs and of all else where only their shape is shown, as in an image
+BORDER = 24 / 256  # width of the frame that is left where the border alone is shown, as a share of the side
 SWEEP = (0.0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3)  # epsilons of a whole curve
 
 
@@ -56,30 +63,6 @@ class OverDraws(AttackView):
         """
         torch.manual_seed(int(torch.randint(2**31, ())))
         return torch.stack([self.model(images).float() for _ in range(self.draws)])
-
-
-@dataclass(frozen=True)
-class Version:
-    """Some images under one condition: `rows` of the data, their pixels, and details of the condition."""
-
-    condition: Condition
-    rows: np.ndarray
-    pixels: Tensor
-    moved: np.ndarray | float = np.nan
-    broken_by: Sequence[str] | str = ""
-    gradient: np.ndarray | float = np.nan
-    surrogate: str = ""
-    queries: int = 0
-    rounded: bool = False
-
-    def table(self, about: pd.DataFrame, logits: np.ndarray, right_share: np.ndarray | None) -> pd.DataFrame:
-        """Return its rows of predictions.parquet; `about` describes all images."""
-        stated: dict[str, str | float] = dict(zip(_CONDITION, self.condition, strict=True))
-        further = {"moved": self.moved, "broken_by": self.broken_by, "gradient": self.gradient}
-        further |= {"queries": self.queries, "rounded": self.rounded}
-        drawn = {} if right_share is None else {RIGHT_SHARE: right_share}
-        made_on = {"surrogate": self.surrogate} if self.surrogate else {}
-        return about.iloc[self.rows].assign(**stated, **further, **drawn, **made_on, logits=list(logits))
 
 
 @dataclass(frozen=True)
@@ -109,39 +92,35 @@ class _BatchPlan:
     def predict(self, number: int, raw: Tensor, labels: Tensor, rows: np.ndarray, bar: Progress) -> pd.DataFrame:
         """Return the rows of one batch: raw pixels (B, H, W), labels (B,), `rows` of the data (B,)."""
         tables = []
-        with self._seeded(number):
-            for version in self._versions(number, self.pixels(raw), labels, rows):
-                name, epsilon, _, severity = version.condition
-                logits = _final_logits(self.run, version.pixels, labels, at_worst=name == WORST_CASE)
-                tables.append(version.table(self.about, *logits))
+        with attacks.preserve_state(self.run.model) if self.random else nullcontext():
+            if self.random:  # so that resumed work is the same
+                torch.manual_seed(_SEED + number)
+            for (condition, shown, pixels), details in self._versions(number, self.pixels(raw), labels, rows):
+                name, epsilon, _, severity = condition
+                logits, drawn = _final_logits(self.run, pixels, labels, at_worst=name == WORST_CASE)
+                columns: Options = dict(zip(_CONDITION, condition, strict=True))
+                columns |= _DETAILS | drawn | details
+                tables.append(self.about.iloc[shown].assign(**columns, logits=list(logits)))
                 if self.keep is not None and not self.random:
-                    self.keep(version.condition, version.rows, version.pixels, logits[0])
+                    self.keep(condition, shown, pixels, logits)
                 if name not in VIEWS:
                     bar.advance(note=f"{name} {severity or epsilon:g}")
         return pd.concat(tables, ignore_index=True)
 
-    @contextmanager
-    def _seeded(self, number: int) -> Iterator[None]:
-        """Fix the random state of a random model for this batch, so that resumed work is the same."""
-        if not self.random:
-            yield
-            return
-        with attacks.preserve_state(self.run.model):
-            torch.manual_seed(_SEED + number)
-            yield
-
-    def _versions(self, number: int, images: Tensor, labels: Tensor, rows: np.ndarray) -> Iterator[Version]:
+    def _versions(
+        self, number: int, images: Tensor, labels: Tensor, rows: np.ndarray
+    ) -> Iterator[tuple[View, Options]]:
+        """Yield the images of a batch under each condition, with its details as columns of the table."""
         run, names = self.run, self.about["sample_id"].iloc[rows].tolist()
         if self.clean:
-            yield Version((CLEAN, 0.0, 0, 0), rows, images, gradient=self._gradients(images, labels, rows))
+            yield ((CLEAN, 0.0, 0, 0), rows, images), {"gradient": self._gradients(images, labels, rows)}
         arguments = labels.to(run.device), self.attacks
         yield from _attacked(run, rows, images, *arguments, seed=number, carry_out=self.carry_out)
         for name, severity in self.corruptions:
             changed = corrupt(images, name, severity, keys=names)  # an image's own draw, in any data set and batch
-            changed = changed.contiguous(memory_format=torch.channels_last)
-            yield Version((name, 0.0, 0, severity), rows, changed)
+            yield ((name, 0.0, 0, severity), rows, changed.contiguous(memory_format=torch.channels_last)), {}
         if self.views:
-            yield from (Version(*version) for version in generate_views(self.dataset, rows, images))
+            yield from ((view, {}) for view in generate_views(self.dataset, rows, images))
 
     def _gradients(self, images: Tensor, labels: Tensor, rows: np.ndarray) -> np.ndarray | float:
         """Measure the input gradient on an even part of the images, if there is a gradient attack."""
@@ -174,11 +153,11 @@ def predict(
     model (`OverDraws`) has `right_share`, the share of correct draws; its logits are the mean, but those of
     the worst draw under worst-case.
 
-    `corruptions` are in the column `attack` too, at epsilon 0, with their `severity`. So are the `views` of
-    `masked_views`, if the data has lung masks. The label of `lungs_on_another_image` is that of the lungs: a model that
-    relies on the background scores below chance. `carry_out` makes adversarial images (attack, images, labels, epsilon,
-    options) in another way. `keep` gets each batch of images with its logits, unless the model is random. `parts` is a
-    folder of finished batches, for resuming. UserError for a repeated condition.
+    `corruptions` are in the column `attack` too, at epsilon 0, with their `severity`. So are `views`
+    (`generate_views`), if the data has lung masks. The label of `lungs_on_another_image` is that of the lungs: a model
+    that relies on the background scores below chance. `carry_out` makes adversarial images (attack, images, labels,
+    epsilon, options) in another way. `keep` gets each batch of images with its logits, unless the model is random.
+    `parts` is a folder of finished batches, for resuming. UserError for a repeated condition.
     """
     check_repeats(conditions)
     named = corruptions.conditions() if corruptions else ()
@@ -212,9 +191,6 @@ def predict(
     return table
 
 
-_CONDITION = ("attack", "epsilon", "steps", "severity")
-
-
 def about_images(dataset: Dataset) -> pd.DataFrame:
     """Describe every image: sample_id, group, source, split, class, label, and other columns that divide the data."""
     also = [name for name in GROUPINGS if name in dataset.table and dataset.table[name].notna().any()]
@@ -241,7 +217,7 @@ def _attacked(
     *,
     seed: int,
     carry_out: CarryOut | None,
-) -> Iterator[Version]:
+) -> Iterator[tuple[View, Options]]:
     """Yield every attack at every epsilon, the smallest first, so that worst-case starts from earlier images."""
     earlier: list[tuple[float, Tensor]] = []  # L-infinity radius, perturbed images
     for attack in sorted(conditions, key=lambda attack: attack.name == WORST_CASE):
@@ -250,10 +226,10 @@ def _attacked(
             options["stop_when_wrong"] = True
         if attack.entry.seeded:
             options["seed"] = seed
-        made_on = ""
+        made_on: Options = {}
         if attack.surrogate is not None:
             other = _surrogate(run, attack.surrogate)
-            options["surrogate"], made_on = other.model, other.name
+            options["surrogate"], made_on["surrogate"] = other.model, other.name
         for epsilon in sorted(attack.epsilons):
             if attack.name == WORST_CASE:
                 options["start"] = [images_ for radius, images_ in earlier if radius <= epsilon]
@@ -267,33 +243,29 @@ def _attacked(
                 perturbed = attacks.get(attack.name)(run.model, images, labels, epsilon=epsilon, **options)
             base.check_result(attack.name, images, perturbed, epsilon, attack.entry.norm)
             moved = (perturbed - images).flatten(1).abs().amax(1).float().cpu().numpy()
-            condition = (attack.name, epsilon, attack.effort, 0)
-            version = Version(condition, rows, perturbed, moved, broken or "", surrogate=made_on)
             both = attack.name == WORST_CASE or (carry_out is not None and attack.entry.norm == "linf")
-            yield replace(version, queries=attack.queries or 0, rounded=both)
+            details = {"moved": moved, "broken_by": broken or "", "queries": attack.queries or 0, "rounded": both}
+            yield ((attack.name, epsilon, attack.effort, 0), rows, perturbed), details | made_on
             if attack.entry.norm == "linf":
                 earlier.append((epsilon, perturbed))
 
 
 def _surrogate(run: Run | ModelUnderTest, folder: str) -> Run:
     """Return the run that transfer attacks; UserError unless it has the classes of `run`."""
-    surrogate = _loaded(folder, str(run.device))
+    surrogate = _loaded(folder, on=str(run.device))
     if surrogate.classes != run.classes:
         listed = f"{', '.join(surrogate.classes)} instead of {', '.join(run.classes)}"
         raise UserError(f"{folder}: not a surrogate for {run.name}: its classes are {listed}")
     return surrogate
 
 
-@lru_cache(maxsize=1)
-def _loaded(folder: str, on: str) -> Run:
-    """Load the run in that folder; cached, since every batch needs it."""
-    return load_run(folder, on=on)
+_loaded = lru_cache(maxsize=1)(load_run)  # every batch needs it
 
 
 def _final_logits(
     run: Run | ModelUnderTest, images: Tensor, labels: Tensor, *, at_worst: bool
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return logits (B, C), and for a random model the share of correct draws; UserError for NaN or infinity."""
+) -> tuple[np.ndarray, Options]:
+    """Return logits (B, C), and for a random model the column RIGHT_SHARE; UserError for NaN or infinity."""
     # Not inference_mode: TorchScript refuses its tensors after an attack.
     with torch.no_grad(), attacks.preserve_state(run.model):
         logits, right_share = predict_logits(run.model, images, labels.to(run.device), at_worst=at_worst)
@@ -301,7 +273,7 @@ def _final_logits(
         base.check_finite(logits)
     except NotFiniteError as problem:
         raise NotFiniteError(f"{run.name}: {problem}, so nothing can be measured. Train it again") from None
-    return logits.cpu().numpy(), right_share
+    return logits.cpu().numpy(), {} if right_share is None else {RIGHT_SHARE: right_share}
 
 
 def conditions(
@@ -353,3 +325,46 @@ def predict_logits(
     others = drawn.scatter(2, labels.expand(len(drawn), -1)[..., None], -torch.inf).amax(2)
     worst = (label_logits - others).nan_to_num(nan=-torch.inf).argmin(0)
     return drawn[worst, torch.arange(len(labels), device=drawn.device)], right
+
+
+def generate_views(dataset: Dataset, rows: np.ndarray, images: Tensor) -> Iterator[View]:
+    """Yield VIEWS of the images with a non-empty lung mask: without the lungs, or with little else."""
+    has = has_filled_mask(dataset, "lung", rows)  # nothing would be hidden by an empty mask
+    if not has.any():
+        return
+    masked, pixels = rows[has], images[torch.from_numpy(has).to(images.device)]
+    lungs = torch.from_numpy(np.array(dataset.masks("lung")[masked])).to(pixels)[:, None]
+    border = torch.ones_like(pixels)
+    width = round(BORDER * pixels.shape[-1])
+    border[..., width:-width, width:-width] = 0
+    shape = torch.where(lungs > 0, *SILHOUETTE)
+    mean = pixels.mean(dim=(1, 2, 3), keepdim=True).expand_as(pixels)
+    fills = torch.zeros_like(pixels), torch.full_like(pixels, 0.5), mean
+    hidden = [torch.lerp(pixels, fill, mask) for mask in (lungs, boxes(lungs)) for fill in fills]
+    shown = [*hidden, pixels * lungs, torch.lerp(torch.full_like(pixels, LEVEL), pixels, lungs), shape, pixels * border]
+    if len(np.unique(dataset.labels)) > 1:
+        behind = to_pixels(torch.from_numpy(dataset.batch(_of_another_class(np.asarray(dataset.labels))[masked])))
+        visible = soften(lungs)
+        shown.append(visible * pixels + (1 - visible) * behind.to(pixels))
+    for name, view in zip(VIEWS, shown, strict=False):
+        yield (name, 0.0, 0, 0), masked, view
+
+
+def boxes(masks: Tensor) -> Tensor:
+    """Return the smallest upright box around each mask (B, 1, H, W) of 0 and 1, in the same shape."""
+    inside = torch.ones_like(masks)
+    for across, along in ((2, 3), (3, 2)):
+        line = masks.amax(dim=across, keepdim=True)
+        begun, ended = line.cummax(dim=along).values, line.flip(along).cummax(dim=along).values.flip(along)
+        inside = inside * begun * ended
+    return inside
+
+
+def _of_another_class(labels: np.ndarray) -> np.ndarray:
+    """Return for each image the index of one of another class, (N,), drawn evenly from a fixed seed."""
+    drawn, indices = np.random.default_rng(0).random(len(labels)), np.arange(len(labels))
+    chosen = np.zeros(len(labels), int)
+    for label in np.unique(labels):
+        same, others = labels == label, indices[labels != label]
+        chosen[same] = others[(drawn[same] * len(others)).astype(int)]
+    return chosen

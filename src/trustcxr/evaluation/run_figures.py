@@ -9,11 +9,11 @@ import torch
 
 from trustcxr.console import plural
 from trustcxr.evaluation import calibration, gradient_masking, metrics
+from trustcxr.evaluation.operating_points import conditions
 from trustcxr.evaluation.trained_run import About, ModelUnderTest, Run
 from trustcxr.models.preserve_state import is_randomised
-from trustcxr.registry import VIEWS
 from trustcxr.statistics import Bootstraps, interval
-from trustcxr.storage.prediction_table import CLEAN, IMAGES, efforts_of, right, severities
+from trustcxr.storage.prediction_table import IMAGES, right
 from trustcxr.storage.schemas import VERSION, Alarm, Drop, RunDocument, Share, TrainingDocument
 from trustcxr.storage.schemas.run_document import CONSTANT, OVERFITTING
 
@@ -31,17 +31,11 @@ def describe(
 
     `validation`: predictions on the run's validation images, to fit the temperature of "calibration".
     """
-    trained = run if isinstance(run, Run) else None
-    return figures(
-        About(run.name, run.name) if trained is None else trained.about,
-        run.classes,
-        predictions,
-        validation=validation if trained is not None else None,
-        resamples=resamples,
-        refit=trained is not None and trained.recipe.training.refit,
-        training=trained.training if trained is not None else TrainingDocument(),
-        at_random=lambda: trained is not None and is_randomised(trained.model, _noise(trained)),
-    )
+    about, options = About(run.name, run.name), dict[str, Any]()
+    if isinstance(run, Run):
+        about, options = run.about, {"validation": validation, "refit": run.recipe.training.refit}
+        options |= {"training": run.training, "at_random": lambda: is_randomised(run.model, _noise(run))}
+    return figures(about, run.classes, predictions, resamples=resamples, **options)
 
 
 def figures(
@@ -49,11 +43,11 @@ def figures(
     classes: tuple[str, ...],
     predictions: pd.DataFrame,
     *,
-    validation: pd.DataFrame | None,
+    validation: pd.DataFrame | None = None,
     resamples: int,
-    refit: bool,
-    training: TrainingDocument,
-    at_random: Callable[[], bool],
+    refit: bool = False,
+    training: TrainingDocument | None = None,
+    at_random: Callable[[], bool] = lambda: False,
 ) -> RunDocument:
     """Return all of `describe` that comes from tables; only `at_random` needs the network."""
     document = metrics.from_predictions(predictions, classes, resamples=resamples)
@@ -67,7 +61,7 @@ def figures(
         document.masking.reasons.append(AT_RANDOM)
     if validation is not None and len(validation):
         document.calibration = calibration.describe(predictions, validation, resamples=resamples, refit=refit)
-    document.alarms = find_alarms(document.model_copy(update={"training": training}))
+    document.alarms = find_alarms(document.model_copy(update={"training": training or TrainingDocument()}))
     return document
 
 
@@ -108,29 +102,16 @@ def compare_with_internal(internal: pd.DataFrame, external: pd.DataFrame, *, res
     if IMAGES in internal and IMAGES in external and set(internal[IMAGES]) == set(external[IMAGES]):
         return []
     ours, theirs = Bootstraps(resamples=resamples, seed=0), Bootstraps(resamples=resamples, seed=1)
-    drops = []
-    for (attack, epsilon, _), (here, there) in _in_both(internal, external).items():
+    drops, others = [], {_key(rows): rows for _, rows in conditions(external)}
+    for about, here in conditions(internal):
+        if (there := others.get(_key(here))) is None:
+            continue
         within, outside = ours.over(here["group"]).means(right(here)), theirs.over(there["group"]).means(right(there))
-        change = within - outside
-        drop = Drop(
-            attack=attack,
-            epsilon=epsilon,
-            internal=float(within[0]),
-            external=float(outside[0]),
-            drop=Share(value=change[0], ci=interval(change)),
-            n_internal=len(here),
-            n_external=len(there),
-            **efforts_of(here),
-        )
-        drops.append(drop)
+        change, counts = within - outside, {"n_internal": len(here), "n_external": len(there)}
+        ends = Share(value=change[0], ci=interval(change))
+        drops.append(Drop(**about, **counts, internal=within[0], external=outside[0], drop=ends))
     return drops
 
 
-def _in_both(first: pd.DataFrame, second: pd.DataFrame) -> dict[tuple[str, float, int], Any]:
-    """Return the rows of both tables under the same attack, epsilon and steps; clean first."""
-    parts = []
-    for table in (first, second):
-        rows = table[(severities(table) == 0) & ~table["attack"].isin(VIEWS)]
-        parts.append({(str(a), float(e), int(s)): r for (a, e, s), r in rows.groupby(["attack", "epsilon", "steps"])})
-    shared = sorted(set(parts[0]) & set(parts[1]), key=lambda key: (key[0] != CLEAN, key))
-    return {key: (parts[0][key], parts[1][key]) for key in shared}
+def _key(rows: pd.DataFrame) -> tuple[Any, ...]:
+    return tuple(rows[["attack", "epsilon", "steps"]].iloc[0])
