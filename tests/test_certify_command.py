@@ -122,7 +122,7 @@ def test_the_document_can_be_printed_as_json(run: Path, images: Path) -> None:
 
 
 def test_an_answer_is_certified_only_where_it_is_right_and_proved() -> None:
-    rows = {"group": list("aabb"), "label": [0, 0, 1, 2], "epsilon": 0.01}
+    rows = {"group": list("aabb"), "label": [0, 0, 1, 2], "epsilon": 0.01, "method": "crown", "tf32": False}
     table = pd.DataFrame(rows | {"proved": [True, True, False, True], "certified": [True, False, False, True]})
     (entry,) = certified.describe(table, resamples=200)
     assert entry.plain()["accuracy"]["value"] == 0.5
@@ -134,6 +134,7 @@ def test_what_is_proved_has_intervals() -> None:
     random = np.random.default_rng(0)
     proved, label = random.random(300) < 0.6, np.arange(300) % 3
     rows = {"group": np.arange(300).astype(str), "label": label, "epsilon": 0.01, "proved": proved}
+    rows |= {"method": "crown", "tf32": False}
     (entry,) = certified.describe(pd.DataFrame(rows | {"certified": proved & (label > 0)}), resamples=300)
     for name, value in (("proved", proved.mean()), ("balanced_accuracy", (proved & (label > 0)).mean())):
         low, high = entry.plain()[name]["ci"]

@@ -304,7 +304,7 @@ def test_a_map_is_judged_by_what_removing_does() -> None:
 
 def test_the_same_place_of_a_healthy_image_is_filled_and_its_fall_is_subtracted() -> None:
     radiographs, healthy = _images("COVID-19"), _images("Normal", seed=30)
-    table = explained.compare_with_healthy(_lesion_reader(), radiographs, healthy, 0, 1, fills=("grey",))
+    table = explained.remove_lesions(_lesion_reader(), radiographs, 0, healthy, 1, fills=("grey",))
     assert set(table["control"]) == {explained.HEALTHY_IMAGE}
     own = table["fall"] - (table["control_before"] - table["control_answer"])
     assert table["effect"].to_numpy() == pytest.approx(own.to_numpy())
@@ -321,7 +321,7 @@ def test_the_same_place_of_a_healthy_image_is_filled_and_its_fall_is_subtracted(
 
 def test_beside_a_healthy_image_the_whole_lesion_is_removed_too() -> None:
     radiographs, healthy, reader = _images("COVID-19"), _images("Normal", seed=30), _lesion_reader()
-    beside = explained.compare_with_healthy(reader, radiographs, healthy, 0, 1, fills=("grey",))
+    beside = explained.remove_lesions(reader, radiographs, 0, healthy, 1, fills=("grey",))
     alone = explained.remove_lesions(reader, radiographs, 0, fills=("grey",))
     alone = alone[alone["control"] == "lung"]
     assert beside["whole"].to_numpy() == pytest.approx(alone["whole"].to_numpy())
@@ -342,7 +342,7 @@ def test_a_model_that_any_edit_upsets_has_an_effect_but_none_over_a_healthy_imag
             return 4.0 * known
 
     radiographs, healthy = _images("COVID-19"), _images("Normal", seed=30)
-    table = explained.compare_with_healthy(Upset(), radiographs, healthy, 0, 1, fills=("grey",))
+    table = explained.remove_lesions(Upset(), radiographs, 0, healthy, 1, fills=("grey",))
     assert table["fall"].min() > 0.4
     assert table["effect"].abs().max() < 1e-6
 

@@ -17,8 +17,8 @@ from trustcxr.evaluation import metrics
 from trustcxr.evaluation.predictions import about_images
 from trustcxr.evaluation.trained_run import Run
 from trustcxr.models.preserve_state import preserve_state, without_tf32
-from trustcxr.statistics import Bootstraps, share_interval
-from trustcxr.storage.schemas import CertifiedResult, Share
+from trustcxr.statistics import Bootstraps
+from trustcxr.storage.schemas import CertifiedResult
 
 EPSILONS = (0.005, 0.01, 0.02)
 
@@ -57,13 +57,12 @@ def describe(table: pd.DataFrame, *, resamples: int = 2000) -> list[CertifiedRes
     bootstraps, results = Bootstraps(resamples=resamples), []
     for epsilon, rows in table.groupby("epsilon"):
         bootstrap, certified = bootstraps.over(rows["group"]), rows["certified"].to_numpy(dtype=bool)
-        figures, proved = bootstrap.means(certified), bootstrap.means(rows["proved"])
         results.append(
             CertifiedResult(
                 epsilon=float(str(epsilon)),
-                accuracy=Share(value=figures[0], ci=share_interval(bootstrap, figures)),
+                accuracy=metrics.share(bootstrap, bootstrap.means(certified)),
                 balanced_accuracy=metrics.balanced(bootstrap, rows, certified),
-                proved=Share(value=proved[0], ci=share_interval(bootstrap, proved)),
+                proved=metrics.share(bootstrap, bootstrap.means(rows["proved"])),
                 n=len(rows),
                 method=str(rows["method"].iloc[0]),
                 tf32=bool(rows["tf32"].any()),

@@ -93,7 +93,7 @@ def _classified(
     shares = {"recall": true, "precision": predicted}
     per_class = {
         label: schemas.ClassResult(
-            **{name: _share(bootstrap, figures[name][:, k], of[:, k]) for name, of in shares.items()},
+            **{name: share(bootstrap, figures[name][:, k], of[:, k]) for name, of in shares.items()},
             f1=_f1(bootstrap, figures["f1"][:, k], (true | predicted)[:, k], several),
             auroc=_area(bootstrap, figures["auroc"][:, k], true[:, k], several),
             n=int(true[:, k].sum()),
@@ -106,7 +106,7 @@ def _classified(
         for name in ("precision", "f1", "auroc")
     }
     return Classification(
-        accuracy=_share(bootstrap, figures["accuracy"]),
+        accuracy=share(bootstrap, figures["accuracy"]),
         balanced_accuracy=recall,
         recall_macro=recall,
         **means,
@@ -170,8 +170,8 @@ def _figure(values: Floats) -> Share:
     return Share(value=float(values[0]), ci=statistics.interval(values))
 
 
-def _share(bootstrap: Bootstrap, means: Floats, of: Rows | None = None) -> Share:
-    """Return a share of the rows, or `of` some, (R + 1,), with its interval."""
+def share(bootstrap: Bootstrap, means: Floats, of: Rows | None = None) -> Share:
+    """Return a share of the rows, or `of` some, (R + 1,) in the sample and its resamples, with its interval."""
     return Share(value=float(means[0]), ci=share_interval(bootstrap, means, of=of))
 
 
@@ -258,7 +258,7 @@ def accuracy(rows: "pd.DataFrame", samples: Bootstraps) -> Accuracy:
     """Return accuracy, balanced accuracy, accuracy of a constant answer and n of the rows of one condition."""
     bootstrap = samples.over(rows["group"])
     return Accuracy(
-        accuracy=_share(bootstrap, bootstrap.means(right(rows))),
+        accuracy=share(bootstrap, bootstrap.means(right(rows))),
         balanced_accuracy=balanced(bootstrap, rows, right(rows)),
         n=len(rows),
         constant_answer=constant_answer(rows),
@@ -329,13 +329,13 @@ def _attack(
         **condition,
         accuracy=plain.accuracy,
         balanced_accuracy=plain.balanced_accuracy,
-        success_rate=_share(bootstrap, broken, was_right),
+        success_rate=share(bootstrap, broken, was_right),
         ece=_calibration_error(totals, bootstrap),
         ece_plug_in=float(calibration.calibration_error(totals[0])),
         n=len(rows),
     )
     if len(rows) < len(shown):
-        result.clean, result.constant_answer = _share(bootstrap, bootstrap.means(was_right)), plain.constant_answer
+        result.clean, result.constant_answer = share(bootstrap, bootstrap.means(was_right)), plain.constant_answer
         result.clean_balanced_accuracy = balanced(bootstrap, rows, was_right)
     if (drawn := _draws(rows, samples)) is not None:
         result.draws = drawn
@@ -348,7 +348,7 @@ def _draws(rows: "pd.DataFrame", samples: Bootstraps) -> schemas.Draws | None:
     if RIGHT_SHARE not in rows or not len(rows) or rows[RIGHT_SHARE].isna().any():
         return None
     bootstrap, shares = samples.over(rows["group"]), rows[RIGHT_SHARE].to_numpy(dtype=float)
-    one, each = (_share(bootstrap, bootstrap.means(values)) for values in (shares, shares == 1))
+    one, each = (share(bootstrap, bootstrap.means(values)) for values in (shares, shares == 1))
     return schemas.Draws(count=STOCHASTIC_DRAWS, one=one, each=each)
 
 
@@ -374,19 +374,19 @@ def _corruptions(
     # Names in the order in which they were tested, which is the registry's.
     for (name, _), part in table.groupby(["attack", "severity"], sort=False):
         bootstrap = samples.over(part["group"])
-        figures = {key: _share(bootstrap, bootstrap.means(part[column])) for key, column in _MEANS.items()}
+        figures = {key: share(bootstrap, bootstrap.means(part[column])) for key, column in _MEANS.items()}
         severity = int(part["severity"].iloc[0])
         results.append(schemas.CorruptionResult(corruption=name, severity=severity, n=len(part), **figures))
     firsts = [name for name in ("group", "label", "finding") if name in table]
     columns = {"right": "mean", "flipped": "mean"} | dict.fromkeys(firsts, "first")
     means = table.groupby("sample_id", sort=False).agg(columns)
     bootstrap = samples.over(means["group"])
-    both = {name: _share(bootstrap, bootstrap.means(means[column])) for name, column in _MEANS.items()}
+    both = {name: share(bootstrap, bootstrap.means(means[column])) for name, column in _MEANS.items()}
     both["balanced_accuracy"] = balanced(bootstrap, means, means["right"].to_numpy())
     mean = schemas.CorruptionsMean(**both, n=len(means), conditions=len(results))
     if len(means) < len(shown):
         was_right = shown["right"].loc[means.index].to_numpy()
-        mean.clean = _share(bootstrap, bootstrap.means(was_right))
+        mean.clean = share(bootstrap, bootstrap.means(was_right))
         mean.clean_balanced_accuracy = balanced(bootstrap, means, was_right)
         mean.constant_answer = constant_answer(means)
     return results, mean

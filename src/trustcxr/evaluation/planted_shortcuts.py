@@ -13,9 +13,10 @@ from PIL import Image
 from trustcxr import attacks
 from trustcxr.data.loader import to_pixels
 from trustcxr.errors import UserError
+from trustcxr.evaluation.metrics import share
 from trustcxr.evaluation.trained_run import Run
-from trustcxr.statistics import Bootstrap, share_interval
-from trustcxr.storage.schemas import Accuracy, PlantedShortcut, Share
+from trustcxr.statistics import Bootstrap
+from trustcxr.storage.schemas import Accuracy, PlantedShortcut
 
 _COLUMN = "shortcut_"
 HOW = ("as_is", "removed", "moved")
@@ -52,13 +53,12 @@ def audit(
         answers = {how: _answers(run, images, side, shortcut, how, batch_size) for how in HOW}
         onto = images["class"].to_numpy() == shortcut.moved_to
         carrier = run.classes.index(shortcut.carrier)
-        means = {how: bootstrap.means(answers[how] == labels) for how in HOW}
-        shares = {how: Share(value=m[0], ci=share_interval(bootstrap, m)) for how, m in means.items()}
+        shares = {how: share(bootstrap, bootstrap.means(answers[how] == labels)) for how in HOW}
         results[shortcut.kind] = PlantedShortcut(
             carrier=shortcut.carrier,
             moved_to=shortcut.moved_to,
             n=len(images),
-            **{how: Accuracy(accuracy=share) for how, share in shares.items()},
+            **{how: Accuracy(accuracy=part) for how, part in shares.items()},
             follows=(answers["moved"][onto] == carrier).mean(),
             follows_before=(answers["removed"][onto] == carrier).mean(),
         )

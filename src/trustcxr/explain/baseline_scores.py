@@ -29,7 +29,7 @@ CEILING = "pointing_ceiling"  # hit rate of an oracle that picks the best of a m
 _CUTS = ("", "lung")  # fields of a measure: the whole image, or this mask
 
 Grid = tuple[int, int]
-_Batch = tuple[Tensor, Tensor, "Masks"]
+Batch = tuple[Tensor, Tensor, "Masks"]  # images, labels, masks
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ def spread_of_draws(means: Sequence[float]) -> float:
 def make_random_baseline(
     model: nn.Module,
     rows: np.ndarray,
-    batches: Callable[[np.ndarray], Iterator[_Batch]],
+    batches: Callable[[np.ndarray], Iterator[Batch]],
     names: Sequence[str],
     thresholds: Mapping[str, float],
 ) -> RandomWeightsBaseline:

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from trustcxr import attacks, corruptions, registry
 from trustcxr.console import Progress, log, track
 from trustcxr.data.dataset import Dataset, has_filled_mask
-from trustcxr.data.lesion_edits import EditInputs
-from trustcxr.data.loader import to_pixels
+from trustcxr.data.lesion_edits import EditInputs, make_edit_inputs
 from trustcxr.errors import UserError
 from trustcxr.evaluation.trained_run import ModelUnderTest, Run
 from trustcxr.explain import baseline_scores, baselines, faithfulness, lesion_effect, measures, randomisation
@@ -27,7 +26,6 @@ from trustcxr.registry import STABILITY_ATTACK, USUAL_ATTACKS, Method
 from trustcxr.storage.prediction_table import CLEAN
 
 BY_CAUSE = "ranked_by_cause"  # a measure of the sample's clean images
-RANDOM = registry.RANDOM_MAP  # always scored: a map without any knowledge of the model
 CASCADE = "randomised:"  # prefix of the part that was made random last
 _STEPS = 10  # of insertion and deletion
 _EXPENSIVE = USUAL_ATTACKS[1]  # needs many passes: of the sample alone
@@ -144,11 +142,10 @@ def score_batches(
     log_masks(dataset, len(rows))
     with Progress(f"explaining {run.name} on {len(rows)} images", len(rows) + len(sample)) as bar:
 
-        def drawn(some: np.ndarray) -> Iterator[tuple[Tensor, Tensor, baseline_scores.Masks]]:
-            for part in lesion_effect.slices(some, batch_size):
-                yield (*load_images(run, dataset, part), _masks(dataset, part, run.device))
+        def drawn(some: np.ndarray) -> Iterator[baseline_scores.Batch]:
+            return (load_batch(run, dataset, part) for part in lesion_effect.slices(some, batch_size))
 
-        image = load_images(run, dataset, rows[:1])[0]
+        image = load_batch(run, dataset, rows[:1])[0]
         cells = {name: methods_by_name.cells(run.model, image, name) for name in methods}
         weights = baseline_scores.make_random_baseline(run.model, rows, drawn, randomised, levels)
         scorer = _Scorer(run, dataset, methods, ways, cells, weights, levels, mean_mask)
@@ -179,19 +176,16 @@ def check_methods(run: Run | ModelUnderTest, methods: Sequence[str]) -> None:
 
 
 def add_random_map(methods: Sequence[str]) -> tuple[str, ...]:
-    """Return these methods, each once, and the random map."""
-    return tuple(dict.fromkeys([*(name.strip().lower() if "@" not in name else name for name in methods), RANDOM]))
+    """Return these methods, each once, and the random map, which knows nothing of the model."""
+    names = (name if "@" in name else name.strip().lower() for name in methods)
+    return tuple(dict.fromkeys([*names, registry.RANDOM_MAP]))
 
 
-def load_images(run: Run | ModelUnderTest, dataset: Dataset, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Return images (B, 1, H, W) in [0, 1] and labels (B,) of some rows, on the model's device."""
-    images = to_pixels(torch.from_numpy(dataset.batch(rows)).to(run.device))
-    return images, torch.as_tensor(np.asarray(dataset.labels[rows]), device=run.device)
-
-
-def _masks(dataset: Dataset, rows: np.ndarray, device: torch.device) -> baseline_scores.Masks:
-    kinds = (torch.from_numpy(np.array(dataset.masks(kind)[rows])).to(device) != 0 for kind in ("infection", "lung"))
-    return baseline_scores.Masks(*kinds)
+def load_batch(run: Run | ModelUnderTest, dataset: Dataset, rows: np.ndarray) -> baseline_scores.Batch:
+    """Return images (B, 1, H, W) in [0, 1], labels (B,) and masks of some rows, on the model's device."""
+    inputs = make_edit_inputs(dataset, rows, run.device)
+    labels = torch.as_tensor(np.asarray(dataset.labels[rows]), device=run.device)
+    return inputs.images, labels, baseline_scores.Masks(inputs.lesion, inputs.lung)
 
 
 def predict_classes(run: Run | ModelUnderTest, images: Tensor) -> np.ndarray:
@@ -216,8 +210,8 @@ class _Scorer:
 
     def load(self, rows: np.ndarray) -> tuple[Tensor, Tensor, baseline_scores.Masks, Rows]:
         """Return images, labels and masks of the rows, and their table, still empty."""
-        images, labels = load_images(self.run, self.dataset, rows)
-        masks, true = _masks(self.dataset, rows, self.run.device), np.array(self.run.classes)[self.dataset.labels[rows]]
+        images, labels, masks = load_batch(self.run, self.dataset, rows)
+        true = np.array(self.run.classes)[self.dataset.labels[rows]]
         about = {"sample_id": self.dataset.sample_ids[rows], "group": self.dataset.groups[rows]}
         about |= {"split": self.dataset.splits[rows], "class": true, "target": true}
         return images, labels, masks, Rows(about | {"lesion": masks.lesion.cpu().numpy()}, self.cells, self.thresholds)
@@ -334,15 +328,14 @@ def tune_thresholds(
     rows = lesion_effect.select_annotated(dataset, np.flatnonzero(dataset.has_mask("infection")))
     totals: dict[str, np.ndarray] = {}
     for some in track(lesion_effect.slices(rows, batch_size), f"thresholds for the maps of {run.name}"):
-        images, labels = load_images(run, dataset, some)
-        infection = _masks(dataset, some, run.device).infection
-        if not infection.any():
+        images, labels, masks = load_batch(run, dataset, some)
+        if not masks.infection.any():
             continue
         saliency = methods_by_name.maps(run.model, images, labels, names)
         centre = baselines.centre_prior(*images.shape[-2:]).to(run.device)
-        saliency[baseline_scores.CENTRE] = centre.expand(infection.shape)
+        saliency[baseline_scores.CENTRE] = centre.expand(masks.infection.shape)
         for name, maps in saliency.items():
-            sums = [float(measures.iou(maps, infection, float(level)).nansum()) for level in _LEVELS]
+            sums = [float(measures.iou(maps, masks.infection, float(level)).nansum()) for level in _LEVELS]
             totals[name] = totals.get(name, np.zeros(len(_LEVELS))) + sums
     return {name: float(_LEVELS[int(total.argmax())]) for name, total in totals.items()}
 

@@ -4,12 +4,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-import torch
 
 from trustcxr.data.dataset import Dataset
 from trustcxr.evaluation.trained_run import Run
 from trustcxr.explain import measures, methods
-from trustcxr.explain.evaluate import find_annotated, load_images, predict_classes
+from trustcxr.explain.evaluate import find_annotated, load_batch, predict_classes
 from trustcxr.registry import MEASURES
 from trustcxr.storage.prediction_table import CLEAN
 
@@ -41,14 +40,12 @@ def choose_images(
 def make_panels(run: Run, dataset: Dataset, chosen: Mapping[int, str], *, method: str) -> dict[str, np.ndarray]:
     """Return arrays for the report's panels of the rows `chosen`: images, masks, saliency, predictions, figures."""
     rows = np.array(list(chosen), dtype=int)
-    images, labels = load_images(run, dataset, rows)
+    images, labels, masks = load_batch(run, dataset, rows)
     maps = methods.maps(run.model, images, labels, [method])[method]
-    infection = np.array(dataset.masks("infection")[rows])
-    mask = torch.from_numpy(infection).to(maps.device)
-    figures = {name: measures.measure_function(MEASURES[name])(maps, mask) for name in MAIN}
+    figures = {name: measures.measure_function(MEASURES[name])(maps, masks.infection) for name in MAIN}
     return {
         "image": np.array(dataset.images[rows])[:, 0],
-        "infection": infection,
+        "infection": np.array(dataset.masks("infection")[rows]),
         "lung": np.array(dataset.masks("lung")[rows]),
         "saliency": maps.float().cpu().numpy(),
         "sample_id": np.array(dataset.sample_ids[rows], dtype=str),

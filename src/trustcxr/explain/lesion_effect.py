@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
-from itertools import pairwise, product
+from itertools import chain, pairwise, product
 from typing import Any
 
 import numpy as np
@@ -50,56 +50,27 @@ CELLS = 8  # cells along each side of an image that are removed one by one
 
 
 def remove_lesions(
-    model: nn.Module, images: EditInputs, target: int | Tensor, *, fills: Sequence[str] = tuple(lesion_edits.FILLS)
+    model: nn.Module,
+    images: EditInputs,
+    target: int | Tensor,
+    healthy: EditInputs | None = None,
+    healthy_target: int | Tensor = 0,
+    *,
+    fills: Sequence[str] = tuple(lesion_edits.FILLS),
 ) -> pd.DataFrame:
     """Remove the lesion and each control, and return probabilities of `target`: a row an image, fill and control.
+
+    With `healthy` images, one each, the control is the same place in the lungs of these.
 
     Columns: image (row of the batch), lesion (share of the lungs), fill, control, share (of the lesion with a congruent
     counterpart), before, without (that part removed), control_answer (the control changed), whole (all of the lesion
     removed), fall (before - without), effect (control_answer - without). `flipped`, `flipped_control` and
     `flipped_whole` are 1 if the predicted class changed. `fall` and `effect` are NaN for images without a lung mask, or
-    with a counterpart of less than SMALLEST of the lesion.
+    with a counterpart of less than SMALLEST of the lesion. Of healthy images, control_before and control_answer are the
+    probability of their own class, `healthy_target`: the effect is fall - (control_before - control_answer).
     """
-    return _remove(model, images, target, pairs(images), fills)
-
-
-def compare_with_healthy(
-    model: nn.Module,
-    images: EditInputs,
-    healthy: EditInputs,
-    target: int | Tensor,
-    healthy_target: int | Tensor,
-    *,
-    fills: Sequence[str] = FILLS,
-) -> pd.DataFrame:
-    """Remove lesions, and fill the same place in the lungs of a healthy image each: a row an image and fill.
-
-    Columns as `remove_lesions`, with control_answer and control_before for the probability of the healthy image's own
-    class after and before: the effect is fall - (control_before - control_answer).
-    """
-    places = {HEALTHY_IMAGE: lesion_edits.match_place(images, healthy)}
-    return _remove(model, images, target, places, fills, healthy, healthy_target)
-
-
-def pairs(images: EditInputs) -> dict[str, Pair]:
-    """Return the part of each lesion that is compared, and its control, by the control's name."""
-    return {
-        "lung": lesion_edits.match_controls(images.lesion, images.lung),
-        "background": lesion_edits.match_controls(images.lesion, ~images.lung),
-    }
-
-
-def _remove(
-    model: nn.Module,
-    images: EditInputs,
-    target: int | Tensor,
-    controls: Mapping[str, Pair],
-    fills: Sequence[str],
-    healthy: EditInputs | None = None,
-    healthy_target: int | Tensor = 0,
-) -> pd.DataFrame:
-    """Remove the part of each lesion that has a control, and change the control, in the image or a healthy one."""
     others, other_target = (images, target) if healthy is None else (healthy, healthy_target)
+    controls = pairs(images) if healthy is None else {HEALTHY_IMAGE: lesion_edits.match_place(images, healthy)}
     lungs, tables = images.lung.flatten(1).any(1) & others.lung.flatten(1).any(1), []
     with preserve_state(model, autocast_cache=False), torch.no_grad():
         before = _answer(model, images.images, target)
@@ -113,6 +84,14 @@ def _remove(
             about["share"] = pair.share.where(lungs, torch.nan).cpu().numpy()
             tables.append(_compared(before, without, control_answers, about, whole=whole, control_before=at_first))
     return pd.concat(tables, ignore_index=True)
+
+
+def pairs(images: EditInputs) -> dict[str, Pair]:
+    """Return the part of each lesion that is compared, and its control, by the control's name."""
+    return {
+        "lung": lesion_edits.match_controls(images.lesion, images.lung),
+        "background": lesion_edits.match_controls(images.lesion, ~images.lung),
+    }
 
 
 def _changed(images: EditInputs, others: EditInputs, pair: Pair, fill: str, *, refilled: bool) -> tuple[Tensor, Tensor]:
@@ -233,7 +212,7 @@ def lesion_effects(
 ) -> pd.DataFrame:
     """Return the table of lesion_effects.parquet: `remove_lesions` of every image with a lesion, for its own class.
 
-    Each is compared with a drawn healthy image too (`compare_with_healthy`); the groups of these rows join all patients
+    Each is compared with a drawn healthy image too; the groups of these rows join all patients
     that share a healthy image. A drawn `sample` is also inpainted (with
     scikit-image), edited under PGD at `epsilon`, and transplanted into healthy images, clean and under PGD. Empty if no
     image has a lesion mask.
@@ -241,13 +220,13 @@ def lesion_effects(
     rows = select_annotated(dataset, find_lesion_rows(dataset))
     drawn = np.sort(np.random.default_rng(0).permutation(rows)[:sample])
     measure = partial(_measure, run, dataset)
-    jobs = [partial(measure, partial(remove_lesions, fills=fills), some) for some in slices(rows[:, None], batch_size)]
+    remove = partial(remove_lesions, fills=fills)
+    jobs = [partial(measure, remove, some) for some in slices(rows[:, None], batch_size)]
     healthy = np.random.default_rng(0).permutation(_healthy(run, dataset))
     if len(healthy):
         partners = np.stack([rows, np.resize(healthy, len(rows))], 1)
         parts = slices(partners, batch_size), slices(_join_groups(dataset.groups[partners]), batch_size)
-        compare = partial(compare_with_healthy, fills=fills)
-        jobs += [partial(measure, compare, some, groups=groups) for some, groups in zip(*parts, strict=True)]
+        jobs += [partial(measure, remove, some, groups=groups) for some, groups in zip(*parts, strict=True)]
     single = slices(drawn[:, None], batch_size)
     if find_spec("skimage") is not None:
         jobs += [partial(measure, partial(remove_lesions, fills=("inpaint",)), some) for some in single]
@@ -300,7 +279,7 @@ def _measure(
     *,
     groups: np.ndarray | None = None,
 ) -> pd.DataFrame:
-    """Call a function on the images of rows (N, K) and their labels, and describe the first of each in its table.
+    """Call a function on the images and labels of rows (N, K), and describe the first of each in its table.
 
     These first images are attacked by PGD at `epsilon`, unless it is 0. `groups` (N,), if they are not the images' own.
     """
@@ -309,7 +288,7 @@ def _measure(
     if epsilon > 0:
         attacked = attacks.pgd(run.model, images[0].images, labels[0], epsilon=epsilon, steps=PGD_STEPS)
         images[0] = replace(images[0], images=attacked)
-    table = function(run.model, *images, *labels)
+    table = function(run.model, *chain(*zip(images, labels, strict=True)))
     numbers = table["image"].to_numpy()
     image = rows[numbers, 0]
     group = dataset.groups[image] if groups is None else groups[numbers]
@@ -318,7 +297,7 @@ def _measure(
 
 
 def _transplant(
-    model: nn.Module, images: EditInputs, ill: EditInputs, well: EditInputs, _: Tensor, labels: Tensor, __: Tensor
+    model: nn.Module, images: EditInputs, _: Tensor, ill: EditInputs, labels: Tensor, well: EditInputs, __: Tensor
 ) -> pd.DataFrame:
     """Run `transplant_lesions` for the labels of the donors of a lesion."""
     return transplant_lesions(model, images, ill, well, labels)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from trustcxr import registry
 from trustcxr.explain.baseline_scores import CEILING, DRAWS, SHARPENED, SIMILARITY, SPREAD
-from trustcxr.explain.evaluate import BY_CAUSE, CASCADE, RANDOM
+from trustcxr.explain.evaluate import BY_CAUSE, CASCADE
 from trustcxr.registry import STABILITY_ATTACK
 from trustcxr.statistics import Bootstrap, Floats, interval, share_interval
 from trustcxr.storage import schemas
@@ -121,7 +121,7 @@ def summarise(table: pd.DataFrame, *, images: int, resamples: int = 2000) -> dic
     map of one cell has only its share of null maps.
     """
     counts = Summary(resamples)
-    names = sorted(table["method"].unique(), key=lambda name: (name == RANDOM,))
+    names = sorted(table["method"].unique(), key=lambda name: (name == registry.RANDOM_MAP,))
     return {str(name): _method(str(name), table[table["method"] == name], counts, images) for name in names}
 
 
