@@ -212,12 +212,18 @@ def from_predictions(predictions: "pd.DataFrame", classes: tuple[str, ...], *, r
     samples = Bootstraps(resamples=resamples)
     clean, shown = predictions[predictions["attack"] == CLEAN], clean_answers(predictions)
     corrupted = severities(predictions) > 0
-    views = {view: predictions[predictions["attack"] == view] for view in VIEWS}
+    if has_findings(clean):
+        overall = classify_findings(clean, classes, resamples=resamples)
+    else:
+        labels = clean["label"].to_numpy(dtype=np.int64)
+        overall = classification(logits_of(clean), labels, clean["group"], classes, resamples=resamples)
     document = RunDocument(
-        clean=_clean(clean, classes, resamples),
+        clean=overall,
         by_source=by_column(clean, "source", samples),
         by_group={name: by_column(clean, name, samples) for name in GROUPINGS if clean.get(name) is not None},
-        shortcuts={view: accuracy(rows, samples) for view, rows in views.items() if len(rows)},
+        shortcuts={
+            view: accuracy(rows, samples) for view in VIEWS if len(rows := predictions[predictions["attack"] == view])
+        },
         attacks=[
             _attack(condition, rows, shown, samples)
             for condition, rows in conditions(predictions)
@@ -236,13 +242,6 @@ def from_predictions(predictions: "pd.DataFrame", classes: tuple[str, ...], *, r
     if corrupted.any():
         document.corruptions, document.corruptions_mean = _corruptions(predictions[corrupted], shown, samples)
     return document
-
-
-def _clean(clean: "pd.DataFrame", classes: tuple[str, ...], resamples: int) -> Classification:
-    if has_findings(clean):
-        return classify_findings(clean, classes, resamples=resamples)
-    labels = clean["label"].to_numpy(dtype=np.int64)
-    return classification(logits_of(clean), labels, clean["group"], classes, resamples=resamples)
 
 
 def _input_gradients(clean: "pd.DataFrame") -> schemas.InputGradients | None:

@@ -131,7 +131,6 @@ def score_batches(
     """
     options = options or ExplanationRecipe()
     methods = add_random_map(options.methods)
-    check_methods(run, methods)
     rows, levels = find_annotated(dataset), dict(thresholds or {})
     ways = [] if left_out.attacks else [Change(name, options.epsilon) for name in USUAL_ATTACKS]
     named = UNDER if options.corruptions == "all" else [corruptions.get(name).name for name in options.corruptions]
@@ -324,7 +323,6 @@ def tune_thresholds(
     After cheXlocalize (Saporta et al. 2022). Empty if no image has an infection mask.
     """
     names = add_random_map(methods)
-    check_methods(run, names)
     rows = lesion_effect.select_annotated(dataset, np.flatnonzero(dataset.has_mask("infection")))
     totals: dict[str, np.ndarray] = {}
     for some in track(lesion_effect.slices(rows, batch_size), f"thresholds for the maps of {run.name}"):

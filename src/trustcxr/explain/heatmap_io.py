@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from itertools import product
+from itertools import chain, count, product
 from pathlib import Path
 
 import numpy as np
@@ -32,12 +32,9 @@ def choose_paths(paths: Sequence[Path], out: Path, run: Path) -> dict[Path, Path
 
 def _candidates(path: Path, folder: Path) -> Iterator[Path]:
     parent = path.absolute().parent.name
-    stem, name = path.stem[:180], path.name[:180]
-    yield folder / f"{stem}{ENDING}"
-    yield folder / f"{name}{ENDING}"
-    yield folder / f"{parent[:40]}-{name}{ENDING}"
-    for number in range(2, 100_000):
-        yield folder / f"{name}-{number}{ENDING}"
+    name = path.name[:180]
+    first = (path.stem[:180], name, f"{parent[:40]}-{name}")
+    yield from (folder / f"{text}{ENDING}" for text in chain(first, (f"{name}-{number}" for number in count(2))))
 
 
 def _free_for(heatmap: Path, image: Path, run: Path) -> bool:
@@ -53,9 +50,8 @@ def _free_for(heatmap: Path, image: Path, run: Path) -> bool:
 def make_metadata(image: Path, run: Path) -> PngInfo:
     """Make a heatmap's metadata: notice, and fingerprints of image and run."""
     info = PngInfo()
-    info.add_text(MARK, NOTICE)
-    info.add_text(SOURCE, fingerprint(image))
-    info.add_text(MAKER, fingerprint(run.resolve()))
+    for key, text in ((MARK, NOTICE), (SOURCE, fingerprint(image)), (MAKER, fingerprint(run.resolve()))):
+        info.add_text(key, text)
     return info
 
 

@@ -103,7 +103,11 @@ def _order_of_calls(model: nn.Module) -> Iterator[dict[str, int]]:
 
 def _parts(model: nn.Module, called: dict[str, int]) -> Iterator[tuple[str, list[nn.Parameter]]]:
     """Yield the parts in the order of the cascade: the last run first, networks in step, the gate last."""
-    gate, starts, done = _gate_parameters(model), _starts(model), dict[str, int]()
+    gate, net, done = _gate_parameters(model), getattr(model, "net", None), dict[str, int]()
+    # The network of a Classifier is one module, `net`: its parts are one level further down, as those of an ensemble's.
+    starts = ["net." if isinstance(net, nn.Module) else ""]
+    if isinstance(net, Ensemble):
+        starts = [f"net.nets.{index}." for index in range(len(net.nets))]
     networks: list[dict[str | None, list[nn.Parameter]]] = [{} for _ in starts]
     for name, parameter in reversed(list(model.named_parameters())):
         if any(parameter is other for other in gate):
@@ -119,15 +123,6 @@ def _parts(model: nn.Module, called: dict[str, int]) -> Iterator[tuple[str, list
         yield " + ".join(filter(None, step)), list(chain(*parameters))
     if gate:
         yield "gate", gate
-
-
-def _starts(model: nn.Module) -> list[str]:
-    """Return the prefixes of the parameter names of each network."""
-    net = getattr(model, "net", None)
-    if isinstance(net, Ensemble):
-        return [f"net.nets.{index}." for index in range(len(net.nets))]
-    # A Classifier's network is one module, `net`: its parts are one level further down.
-    return ["net." if isinstance(net, nn.Module) else ""]
 
 
 def _gate_parameters(model: nn.Module) -> list[nn.Parameter]:
