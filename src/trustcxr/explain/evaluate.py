@@ -1,7 +1,7 @@
 """Score the saliency maps of annotated images, a batch at a time: no map is stored."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -55,40 +55,6 @@ class Change(NamedTuple):
         if corruptions.get(name).artefact:
             return corruptions.artefact(images, name, severity, keys=about["sample_id"].tolist())
         return corruptions.corrupt(images, name, severity, keys=about["sample_id"].tolist()), None
-
-
-@dataclass
-class Rows:
-    """The table of one batch as it grows, a method and condition at a time. `cells`: the grid of each method's map."""
-
-    about: dict[str, np.ndarray]
-    cells: Mapping[str, baseline_scores.Grid | None]
-    thresholds: Mapping[str, float]
-    tables: list[pd.DataFrame] = field(default_factory=list)
-
-    def add(
-        self,
-        method: str,
-        change: Change,
-        scores: Mapping[str, Tensor],
-        references: Mapping[str, Mapping[str, Tensor]] | None = None,
-        *,
-        predicted: np.ndarray | None = None,
-    ) -> None:
-        """Add scores (B,) by measure, and those of the references."""
-        count = len(self.about["sample_id"])
-        columns: dict[str, Any] = {name: np.tile(column, len(scores)) for name, column in self.about.items()}
-        columns["predicted"] = np.tile(predicted if predicted is not None else np.full(count, None), len(scores))
-        columns |= {"method": method, "condition": change.condition}
-        columns |= {"cells": " x ".join(map(str, self.cells[method] or ()))}
-        columns |= {"epsilon": change.epsilon, "severity": change.severity}
-        columns["measure"] = np.repeat(list(scores), count)
-        columns["value"] = _stacked(scores, scores, count)
-        for name in (*registry.REFERENCES, baseline_scores.SPREAD, *baseline_scores.SHARPENED):
-            columns[name] = _stacked(scores, (references or {}).get(name, {}), count)
-        threshold = self.thresholds.get(method, np.nan)
-        columns["threshold"] = np.where(columns["measure"] == "infection_iou_tuned", threshold, np.nan)
-        self.tables.append(pd.DataFrame(columns))
 
 
 _UNCHANGED = Change(CLEAN)
@@ -149,10 +115,10 @@ def score_batches(
         weights = baseline_scores.make_random_baseline(run.model, rows, drawn, randomised, levels)
         scorer = _Scorer(run, dataset, methods, ways, cells, weights, levels, mean_mask)
         for some in lesion_effect.slices(rows, batch_size):
-            yield scorer.score_all(some)
+            yield pd.concat(scorer.score_all(some), ignore_index=True)
             bar.advance(len(some))
         for some in lesion_effect.slices(sample, batch_size):
-            yield scorer.score_sample(some, followed)
+            yield pd.concat(scorer.score_sample(some, followed), ignore_index=True)
             bar.advance(len(some))
 
 
@@ -207,18 +173,43 @@ class _Scorer:
     thresholds: Mapping[str, float]
     mean_mask: Tensor | None
 
-    def load(self, rows: np.ndarray) -> tuple[Tensor, Tensor, baseline_scores.Masks, Rows]:
-        """Return images, labels and masks of the rows, and their table, still empty."""
+    def load(self, rows: np.ndarray) -> tuple[Tensor, Tensor, baseline_scores.Masks, dict[str, np.ndarray]]:
+        """Return images, labels and masks of the rows, and columns that describe each."""
         images, labels, masks = load_batch(self.run, self.dataset, rows)
         true = np.array(self.run.classes)[self.dataset.labels[rows]]
         about = {"sample_id": self.dataset.sample_ids[rows], "group": self.dataset.groups[rows]}
         about |= {"split": self.dataset.splits[rows], "class": true, "target": true}
-        return images, labels, masks, Rows(about | {"lesion": masks.lesion.cpu().numpy()}, self.cells, self.thresholds)
+        return images, labels, masks, about | {"lesion": masks.lesion.cpu().numpy()}
 
-    def score_all(self, rows: np.ndarray) -> pd.DataFrame:
-        """Score maps against the masks, clean and attacked, and their stability under cheap changes."""
+    def table(
+        self,
+        about: Mapping[str, np.ndarray],
+        method: str,
+        change: Change,
+        scores: Mapping[str, Tensor],
+        references: Mapping[str, Mapping[str, Tensor]] | None = None,
+        *,
+        predicted: np.ndarray | None = None,
+    ) -> pd.DataFrame:
+        """Return rows of one method and condition: scores (B,) by measure, and those of the references."""
+        count = len(about["sample_id"])
+        columns: dict[str, Any] = {name: np.tile(column, len(scores)) for name, column in about.items()}
+        columns["predicted"] = np.tile(predicted if predicted is not None else np.full(count, None), len(scores))
+        columns |= {"method": method, "condition": change.condition}
+        columns |= {"cells": " x ".join(map(str, self.cells[method] or ()))}
+        columns |= {"epsilon": change.epsilon, "severity": change.severity}
+        columns["measure"] = np.repeat(list(scores), count)
+        columns["value"] = _stacked(scores, scores, count)
+        for name in (*registry.REFERENCES, baseline_scores.SPREAD, *baseline_scores.SHARPENED):
+            columns[name] = _stacked(scores, (references or {}).get(name, {}), count)
+        threshold = self.thresholds.get(method, np.nan)
+        columns["threshold"] = np.where(columns["measure"] == "infection_iou_tuned", threshold, np.nan)
+        return pd.DataFrame(columns)
+
+    def score_all(self, rows: np.ndarray) -> Iterator[pd.DataFrame]:
+        """Yield scores of maps against the masks, clean and attacked, and their stability under cheap changes."""
         run, methods, weights, thresholds = self.run, self.methods, self.weights, self.thresholds
-        images, labels, masks, table = self.load(rows)
+        images, labels, masks, about = self.load(rows)
         scores_of = partial(baseline_scores.score_maps, masks=masks)
         baseline = baseline_scores.BatchBaselines(images, masks, thresholds, self.cells, self.mean_mask)
         alone = {name: str(other) for name in methods if (other := Method.parse(name).baseline)}
@@ -238,35 +229,34 @@ class _Scorer:
                 references[key] = scores_of(plain, threshold=thresholds.get(alone[name]))
                 references[key + registry.SHARP] = baseline_scores.RankMatched(plain, masks).score(values)
             references["chance"] |= {baseline_scores.CEILING: references["chance"][registry.HIT_RATE]}
-            table.add(name, _UNCHANGED, scores, references, predicted=answers)
+            yield self.table(about, name, _UNCHANGED, scores, references, predicted=answers)
         looks = baseline_scores.select_model_methods(methods)
         for way in (way for way in self.ways if way.condition != _EXPENSIVE):
-            pixels, drawn = way.apply(run.model, images, labels, table.about)
+            pixels, drawn = way.apply(run.model, images, labels, about)
             # Maps that ignore the model cannot be unstable: FGSM alone shows what they score.
             chosen = methods if way.condition == STABILITY_ATTACK else looks
             changed = methods_by_name.maps(run.model, pixels, labels, chosen)
             attacked = predict_classes(run, pixels) if way.condition == STABILITY_ATTACK else None
             for name, maps in changed.items():
-                add = partial(table.add, name, way, predicted=attacked)
+                add = partial(self.table, about, name, way, predicted=attacked)
                 if way.condition == STABILITY_ATTACK:
                     level = thresholds.get(name)
                     references = baseline.compare(name) | {"chance": baseline_scores.score_chance(maps, masks, level)}
-                    add(scores_of(maps, threshold=level), references)
-                add(_stability(clean[name], maps))
+                    yield add(scores_of(maps, threshold=level), references)
+                yield add(_stability(clean[name], maps))
                 if drawn is not None:
-                    add(*_moved(clean[name], maps, drawn))
-        return pd.concat(table.tables, ignore_index=True)
+                    yield add(*_moved(clean[name], maps, drawn))
 
-    def score_sample(self, rows: np.ndarray, randomised: Sequence[str]) -> pd.DataFrame:
-        """Score stability under expensive changes, faithfulness, and the cascade of the methods `randomised`."""
+    def score_sample(self, rows: np.ndarray, randomised: Sequence[str]) -> Iterator[pd.DataFrame]:
+        """Yield stability under expensive changes, faithfulness, and the cascade of the methods `randomised`."""
         run, methods = self.run, self.methods
-        images, labels, masks, table = self.load(rows)
+        images, labels, masks, about = self.load(rows)
         clean = methods_by_name.maps(run.model, images, labels, methods)
         looks = baseline_scores.select_model_methods(methods)
         for way in (way for way in self.ways if way.condition == _EXPENSIVE):
-            pixels, _ = way.apply(run.model, images, labels, table.about)
+            pixels, _ = way.apply(run.model, images, labels, about)
             for name, maps in methods_by_name.maps(run.model, pixels, labels, looks).items():
-                table.add(name, way, _stability(clean[name], maps))
+                yield self.table(about, name, way, _stability(clean[name], maps))
         ends = faithfulness.ends(run.model, images, labels)
         falls = lesion_effect.measure_causes(run.model, EditInputs(images, masks.lung, masks.infection), labels)
         bright = {"brightness": {BY_CAUSE: _by_cause(images[:, 0] * masks.lung, falls)}}
@@ -277,7 +267,7 @@ class _Scorer:
                 "road": faithfulness.road(run.model, images, maps, ends, shares=_REMOVED),
                 BY_CAUSE: _by_cause(maps, falls),
             }
-            table.add(name, _UNCHANGED, curves, bright)
+            yield self.table(about, name, _UNCHANGED, curves, bright)
         names = baseline_scores.select_model_methods(randomised)
 
         def maps_of(network: nn.Module, classes: Tensor) -> list[Tensor]:
@@ -286,8 +276,7 @@ class _Scorer:
         for stages in randomisation.cascade(run.model, images, maps_of, labels) if names else ():
             for name, stage in zip(names, stages, strict=True):
                 scores = {f"randomised_{key}": value for key, value in stage._asdict().items() if key != "part"}
-                table.add(name, Change(CASCADE + stage.part), scores)
-        return pd.concat(table.tables, ignore_index=True)
+                yield self.table(about, name, Change(CASCADE + stage.part), scores)
 
 
 def _by_cause(maps: Tensor, falls: Tensor) -> Tensor:
