@@ -72,13 +72,8 @@ def _predictions_of(predictions: pd.DataFrame, row: AttackResult) -> pd.DataFram
 def measure_input_gradients(model: nn.Module, images: Tensor, labels: Tensor, chosen: Tensor) -> NDArray[np.float64]:
     """Return the largest absolute gradient of the cross-entropy over an image's pixels, in float32, (B,).
 
-    Args:
-        model: pixel space -> logits (B, C).
-        images: (B, 1, H, W) in [0, 1].
-        labels: (B,) int.
-        chosen: (B,) bool; the others are NaN.
-
-    The value is 0 if the logits do not depend on the image, infinite if the gradient is not a number.
+    `images`: (B, 1, H, W) in [0, 1]; `labels`: (B,) int; `chosen`: (B,) bool, the others are NaN. The value is 0 if the
+    logits do not depend on the image, infinite if the gradient is not a number.
     """
     sizes = np.full(len(images), np.nan)
     if not bool(chosen.any()):

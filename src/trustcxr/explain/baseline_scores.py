@@ -29,6 +29,7 @@ CEILING = "pointing_ceiling"  # hit rate of an oracle that picks the best of a m
 _CUTS = ("", "lung")  # fields of a measure: the whole image, or this mask
 
 Grid = tuple[int, int]
+Cells = Mapping[str, Grid | None]  # of each method's map, None for pixels
 Batch = tuple[Tensor, Tensor, "Masks"]  # images, labels, masks
 
 
@@ -114,12 +115,7 @@ class BatchBaselines:
     """
 
     def __init__(
-        self,
-        images: Tensor,
-        masks: Masks,
-        thresholds: Mapping[str, float],
-        cells: Mapping[str, Grid | None],
-        mean_mask: Tensor | None = None,
+        self, images: Tensor, masks: Masks, thresholds: Mapping[str, float], cells: Cells, mean_mask: Tensor | None
     ) -> None:
         self.masks, self.cells = masks, cells
         maps: dict[str | Grid, Tensor] = dict(baselines.image_baselines(images, masks.lung, mean_mask).items())

@@ -168,7 +168,7 @@ class _Scorer:
     dataset: Dataset
     methods: Sequence[str]
     ways: Sequence[Change]
-    cells: Mapping[str, baseline_scores.Grid | None]
+    cells: baseline_scores.Cells
     weights: baseline_scores.RandomWeightsBaseline
     thresholds: Mapping[str, float]
     mean_mask: Tensor | None

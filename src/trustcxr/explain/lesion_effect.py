@@ -202,25 +202,18 @@ def select_annotated(dataset: Dataset, rows: np.ndarray) -> np.ndarray:
 
 
 def lesion_effects(
-    run: Run | ModelUnderTest,
-    dataset: Dataset,
-    *,
-    fills: Sequence[str] = FILLS,
-    batch_size: int = 32,
-    sample: int = 0,
-    epsilon: float = 0.0,
+    run: Run | ModelUnderTest, dataset: Dataset, *, batch_size: int = 32, sample: int = 0, epsilon: float = 0.0
 ) -> pd.DataFrame:
     """Return the table of lesion_effects.parquet: `remove_lesions` of every image with a lesion, for its own class.
 
-    Each is compared with a drawn healthy image too; the groups of these rows join all patients
-    that share a healthy image. A drawn `sample` is also inpainted (with
-    scikit-image), edited under PGD at `epsilon`, and transplanted into healthy images, clean and under PGD. Empty if no
-    image has a lesion mask.
+    Each is compared with a drawn healthy image too; the groups of these rows join all patients that share one. A drawn
+    `sample` is also inpainted (with scikit-image), edited under PGD at `epsilon`, and transplanted into healthy images,
+    clean and under PGD. Empty if no image has a lesion mask.
     """
     rows = select_annotated(dataset, find_lesion_rows(dataset))
     drawn = np.sort(np.random.default_rng(0).permutation(rows)[:sample])
     measure = partial(_measure, run, dataset)
-    remove = partial(remove_lesions, fills=fills)
+    remove = partial(remove_lesions, fills=FILLS)
     jobs = [partial(measure, remove, some) for some in slices(rows[:, None], batch_size)]
     healthy = np.random.default_rng(0).permutation(_healthy(run, dataset))
     if len(healthy):
@@ -231,7 +224,7 @@ def lesion_effects(
     if find_spec("skimage") is not None:
         jobs += [partial(measure, partial(remove_lesions, fills=("inpaint",)), some) for some in single]
     if epsilon > 0:
-        jobs += [partial(measure, partial(remove_lesions, fills=FILLS), some, epsilon) for some in single]
+        jobs += [partial(measure, remove, some, epsilon) for some in single]
     count = min(len(drawn), len(healthy)) if len(healthy) > 1 else 0
     trios = np.stack([healthy[:count], drawn[:count], np.roll(healthy, 1)[:count]], 1)
     for radius in dict.fromkeys((0.0, epsilon)):
