@@ -26,7 +26,7 @@ from trustcxr.data.loader import loader, to_pixels
 from trustcxr.data.lung_masks import soften
 from trustcxr.errors import NotFiniteError, UserError
 from trustcxr.evaluation import gradient_masking, parallel
-from trustcxr.evaluation.trained_run import ModelUnderTest, Run, load_run
+from trustcxr.evaluation.trained_run import AnyModel, Run, load_run
 from trustcxr.models.classifier import LEVEL
 from trustcxr.models.preserve_state import is_randomised
 from trustcxr.recipes.evaluation_recipe import AttackRecipe, CorruptionsRecipe, check_repeats
@@ -69,7 +69,7 @@ class OverDraws(AttackView):
 class _BatchPlan:
     """Conditions of each batch: attacks, corruptions at their severities, views."""
 
-    run: Run | ModelUnderTest
+    run: AnyModel
     dataset: Dataset
     about: pd.DataFrame
     attacks: Sequence[AttackRecipe]
@@ -131,7 +131,7 @@ class _BatchPlan:
 
 
 def predict(
-    run: Run | ModelUnderTest,
+    run: AnyModel,
     dataset: Dataset,
     conditions: Sequence[AttackRecipe] = (),
     *,
@@ -209,7 +209,7 @@ def about_images(dataset: Dataset) -> pd.DataFrame:
 
 
 def _attacked(
-    run: Run | ModelUnderTest,
+    run: AnyModel,
     rows: np.ndarray,
     images: Tensor,
     labels: Tensor,
@@ -250,7 +250,7 @@ def _attacked(
                 earlier.append((epsilon, perturbed))
 
 
-def _surrogate(run: Run | ModelUnderTest, folder: str) -> Run:
+def _surrogate(run: AnyModel, folder: str) -> Run:
     """Return the run that transfer attacks; UserError unless it has the classes of `run`."""
     surrogate = _loaded(folder, on=str(run.device))
     if surrogate.classes != run.classes:
@@ -262,9 +262,7 @@ def _surrogate(run: Run | ModelUnderTest, folder: str) -> Run:
 _loaded = lru_cache(maxsize=1)(load_run)  # every batch needs it
 
 
-def _final_logits(
-    run: Run | ModelUnderTest, images: Tensor, labels: Tensor, *, at_worst: bool
-) -> tuple[np.ndarray, Options]:
+def _final_logits(run: AnyModel, images: Tensor, labels: Tensor, *, at_worst: bool) -> tuple[np.ndarray, Options]:
     """Return logits (B, C), and for a random model the column RIGHT_SHARE; UserError for NaN or infinity."""
     # Not inference_mode: TorchScript refuses its tensors after an attack.
     with torch.no_grad(), attacks.preserve_state(run.model):

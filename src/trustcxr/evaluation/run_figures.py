@@ -10,7 +10,7 @@ import torch
 from trustcxr.console import plural
 from trustcxr.evaluation import calibration, gradient_masking, metrics
 from trustcxr.evaluation.operating_points import conditions
-from trustcxr.evaluation.trained_run import About, ModelUnderTest, Run
+from trustcxr.evaluation.trained_run import About, AnyModel, Run
 from trustcxr.models.preserve_state import is_randomised
 from trustcxr.statistics import Bootstraps, interval
 from trustcxr.storage.prediction_table import IMAGES, right
@@ -21,11 +21,7 @@ AT_RANDOM = "its outputs are random, and attack and test see the same draw: its 
 
 
 def describe(
-    run: Run | ModelUnderTest,
-    predictions: pd.DataFrame,
-    *,
-    validation: pd.DataFrame | None = None,
-    resamples: int = 2000,
+    run: AnyModel, predictions: pd.DataFrame, *, validation: pd.DataFrame | None = None, resamples: int = 2000
 ) -> RunDocument:
     """Return the document of metrics.json, without saliency, from predictions of one split.
 

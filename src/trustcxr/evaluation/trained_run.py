@@ -93,6 +93,9 @@ class Run:
         return next(self.model.parameters()).device
 
 
+AnyModel = Run | ModelUnderTest
+
+
 def device() -> torch.device:
     """Return the accelerator, or the CPU without one."""
     if torch.cuda.is_available():

@@ -15,7 +15,7 @@ from trustcxr.console import Progress, log, track
 from trustcxr.data.dataset import Dataset, has_filled_mask
 from trustcxr.data.lesion_edits import EditInputs, make_edit_inputs
 from trustcxr.errors import UserError
-from trustcxr.evaluation.trained_run import ModelUnderTest, Run
+from trustcxr.evaluation.trained_run import AnyModel
 from trustcxr.explain import baseline_scores, baselines, faithfulness, lesion_effect, measures, randomisation
 from trustcxr.explain import methods as methods_by_name
 from trustcxr.explain.base import ALL_DONE, LeftOut
@@ -79,7 +79,7 @@ def find_annotated(dataset: Dataset) -> np.ndarray:
 
 
 def score_batches(
-    run: Run | ModelUnderTest,
+    run: AnyModel,
     dataset: Dataset,
     options: ExplanationRecipe | None = None,
     *,
@@ -130,7 +130,7 @@ def check_options(options: ExplanationRecipe) -> None:
         corruptions.get(name)
 
 
-def check_methods(run: Run | ModelUnderTest, methods: Sequence[str]) -> None:
+def check_methods(run: AnyModel, methods: Sequence[str]) -> None:
     """Raise UserError for a method, or a layer in its name, that the model does not have."""
     for name in methods:
         base, layer = methods_by_name.parse(name)
@@ -146,14 +146,14 @@ def add_random_map(methods: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*names, registry.RANDOM_MAP]))
 
 
-def load_batch(run: Run | ModelUnderTest, dataset: Dataset, rows: np.ndarray) -> baseline_scores.Batch:
+def load_batch(run: AnyModel, dataset: Dataset, rows: np.ndarray) -> baseline_scores.Batch:
     """Return images (B, 1, H, W) in [0, 1], labels (B,) and masks of some rows, on the model's device."""
     inputs = make_edit_inputs(dataset, rows, run.device)
     labels = torch.as_tensor(np.asarray(dataset.labels[rows]), device=run.device)
     return inputs.images, labels, baseline_scores.Masks(inputs.lesion, inputs.lung)
 
 
-def predict_classes(run: Run | ModelUnderTest, images: Tensor) -> np.ndarray:
+def predict_classes(run: AnyModel, images: Tensor) -> np.ndarray:
     """Return the names of the predicted classes, (B,)."""
     # Not inference_mode: TorchScript that was attacked keeps its own graph, and refuses such tensors.
     with torch.no_grad(), attacks.preserve_state(run.model):
@@ -164,7 +164,7 @@ def predict_classes(run: Run | ModelUnderTest, images: Tensor) -> np.ndarray:
 class _Scorer:
     """Scores some rows of a data set, by these methods and under these changes of the images."""
 
-    run: Run | ModelUnderTest
+    run: AnyModel
     dataset: Dataset
     methods: Sequence[str]
     ways: Sequence[Change]
@@ -305,7 +305,7 @@ def _moved(before: Tensor, after: Tensor, drawn: Tensor) -> tuple[dict[str, Tens
 
 
 def tune_thresholds(
-    run: Run | ModelUnderTest, dataset: Dataset, methods: Sequence[str], *, batch_size: int = 32
+    run: AnyModel, dataset: Dataset, methods: Sequence[str], *, batch_size: int = 32
 ) -> dict[str, float]:
     """Return the threshold with the best mean IoU on a (validation) split, for each method and the centre prior.
 

@@ -30,7 +30,7 @@ from trustcxr.data import lesion_edits
 from trustcxr.data.dataset import Dataset, has_filled_mask
 from trustcxr.data.lesion_edits import EditInputs, Pair
 from trustcxr.errors import UserError
-from trustcxr.evaluation.trained_run import ModelUnderTest, Run
+from trustcxr.evaluation.trained_run import AnyModel
 from trustcxr.explain.base import target_classes
 from trustcxr.models.preserve_state import preserve_state
 from trustcxr.recipes.training_recipe import TrainingRecipe
@@ -202,7 +202,7 @@ def select_annotated(dataset: Dataset, rows: np.ndarray) -> np.ndarray:
 
 
 def lesion_effects(
-    run: Run | ModelUnderTest, dataset: Dataset, *, batch_size: int = 32, sample: int = 0, epsilon: float = 0.0
+    run: AnyModel, dataset: Dataset, *, batch_size: int = 32, sample: int = 0, epsilon: float = 0.0
 ) -> pd.DataFrame:
     """Return the table of lesion_effects.parquet: `remove_lesions` of every image with a lesion, for its own class.
 
@@ -238,7 +238,7 @@ def slices(rows: np.ndarray, size: int) -> list[np.ndarray]:
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
-def _healthy(run: Run | ModelUnderTest, dataset: Dataset) -> np.ndarray:
+def _healthy(run: AnyModel, dataset: Dataset) -> np.ndarray:
     """Return the rows of the healthy class with lungs and without a lesion; empty if no class is healthy."""
     recipe = getattr(run, "recipe", None)  # None for an external model
     name = (TrainingRecipe() if recipe is None else recipe.training).counterfactuals.healthy_class
@@ -264,7 +264,7 @@ def _join_groups(pairs: np.ndarray) -> np.ndarray:
 
 
 def _measure(
-    run: Run | ModelUnderTest,
+    run: AnyModel,
     dataset: Dataset,
     function: Callable[..., pd.DataFrame],
     rows: np.ndarray,
