@@ -111,7 +111,8 @@ def measure_classes(
     points = []
     for k, name in enumerate(classes):
         point, threshold = _PointMeasure(name, thresholds[name], resamples), thresholds[name].least
-        for condition, rows in _sorted_conditions(predictions):
+        for condition, part in conditions(predictions):
+            rows = part.sort_values("sample_id")
             positive = rows["label"].to_numpy() == k
             if condition["attack"] == WORST_CASE:
                 scores, called = _worst(attempts, condition["epsilon"], rows, k, threshold)
@@ -149,7 +150,8 @@ def measure_finding(
     """Return `operating_points` of one finding, from logits of 0 and of its score minus the threshold."""
     point = _PointMeasure(name, threshold, resamples)
     points = []
-    for condition, rows in _sorted_conditions(predictions):
+    for condition, part in conditions(predictions):
+        rows = part.sort_values("sample_id")
         margins = logits_of(rows)
         scores = margins[:, 1] - margins[:, 0]
         condition |= {} if condition["attack"] == CLEAN else {"aimed_at": THRESHOLD}
@@ -169,10 +171,6 @@ def conditions(predictions: "pd.DataFrame") -> list[tuple[dict[str, Any], "pd.Da
 def _plain(predictions: "pd.DataFrame") -> "pd.DataFrame":
     """Return the rows of images that are clean or attacked, neither corrupted nor masked."""
     return predictions[(severities(predictions) == 0) & ~predictions["attack"].isin(VIEWS)]
-
-
-def _sorted_conditions(predictions: "pd.DataFrame") -> list[tuple[dict[str, Any], "pd.DataFrame"]]:
-    return [(condition, rows.sort_values("sample_id")) for condition, rows in conditions(predictions)]
 
 
 class _PointMeasure:

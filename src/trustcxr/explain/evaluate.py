@@ -259,13 +259,14 @@ class _Scorer:
                 yield self.table(about, name, way, _stability(clean[name], maps))
         ends = faithfulness.ends(run.model, images, labels)
         falls = lesion_effect.measure_causes(run.model, EditInputs(images, masks.lung, masks.infection), labels)
-        bright = {"brightness": {BY_CAUSE: _by_cause(images[:, 0] * masks.lung, falls)}}
+        by_cause = partial(lesion_effect.rank_by_cause, falls=falls)
+        bright = {"brightness": {BY_CAUSE: by_cause(images[:, 0] * masks.lung)}}
         for name, maps in clean.items():
             curves = {
                 "insertion": faithfulness.insertion(run.model, images, maps, ends, steps=_STEPS).area,
                 "deletion": faithfulness.deletion(run.model, images, maps, ends, steps=_STEPS).area,
                 "road": faithfulness.road(run.model, images, maps, ends, shares=_REMOVED),
-                BY_CAUSE: _by_cause(maps, falls),
+                BY_CAUSE: by_cause(maps),
             }
             yield self.table(about, name, _UNCHANGED, curves, bright)
         names = baseline_scores.select_model_methods(randomised)
@@ -277,10 +278,6 @@ class _Scorer:
             for name, stage in zip(names, stages, strict=True):
                 scores = {f"randomised_{key}": value for key, value in stage._asdict().items() if key != "part"}
                 yield self.table(about, name, Change(CASCADE + stage.part), scores)
-
-
-def _by_cause(maps: Tensor, falls: Tensor) -> Tensor:
-    return torch.from_numpy(lesion_effect.rank_by_cause(maps, falls))
 
 
 def _stability(before: Tensor, after: Tensor) -> dict[str, Tensor]:

@@ -402,7 +402,7 @@ def _part(index: int, cells: int, side: int) -> slice:
     return slice(round(index * side / cells), round((index + 1) * side / cells))
 
 
-def rank_by_cause(saliency: Tensor, falls: Tensor) -> np.ndarray:
+def rank_by_cause(saliency: Tensor, falls: Tensor) -> Tensor:
     """Return Spearman's rank correlation of maps (B, H, W), averaged over cells, and falls (B, cells, cells), (B,).
 
     NaN for fewer than three cells or equal falls; 0 for a map that is the same in all cells.
@@ -411,7 +411,7 @@ def rank_by_cause(saliency: Tensor, falls: Tensor) -> np.ndarray:
     rows, columns = ([_part(index, cells, side) for index in range(cells)] for side in (height, width))
     shares = torch.stack([saliency[:, *cell].double().mean((1, 2)) for cell in product(rows, columns)], 1)
     pairs_of = zip(shares.cpu().numpy(), falls.flatten(1).double().cpu().numpy(), strict=True)
-    return np.array([_spearman(a, b) for a, b in pairs_of])
+    return torch.tensor([_spearman(a, b) for a, b in pairs_of], dtype=torch.float64)
 
 
 def _spearman(of_map: np.ndarray, of_cause: np.ndarray) -> float:
