@@ -67,11 +67,6 @@ class Summary:
                 leads.append(schemas.Lead(measure=measure, baseline=name, difference=difference))
         return leads
 
-    def mean(self, values: pd.Series, groups: pd.Series) -> schemas.Figure:
-        """Return a mean and its interval."""
-        means: Floats = self._over(groups.to_numpy(dtype=str)).means(values)
-        return schemas.Figure(value=means[0], ci=interval(means))
-
     def _over(self, names: NDArray[np.str_]) -> Bootstrap:
         key = names.tobytes()
         if key not in self._drawn:
@@ -224,7 +219,9 @@ def _stability(rows: pd.DataFrame, counts: Summary) -> Iterator[schemas.Change]:
 
 def _overall(rows: pd.DataFrame, counts: Summary) -> dict[str, schemas.Figure]:
     """Return one figure for all corruptions, and two for all artefacts: means over each image's mean."""
-    figures = {name: counts.mean(values["value"], values["group"]) for name, values in average_changes(rows).items()}
+    figures: dict[str, schemas.Figure] = {}
+    for name, values in average_changes(rows).items():
+        figures |= counts.means(values.assign(measure=name))
     on_artefacts = rows[rows["measure"] == "artefact_energy"]
     if len(on_artefacts):
         figures["artefact_energy_chance"] = schemas.Figure(value=on_artefacts["chance"].mean())
