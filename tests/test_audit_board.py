@@ -28,7 +28,7 @@ def audit(folder: Path, **changes: Any) -> Path:
 
 
 def on_board(folder: Path) -> list[str]:
-    return sorted(name for name, _ in leaderboard.gather_audits(folder).entries)
+    return sorted(name for name, *_ in leaderboard.gather_audits(folder).entries)
 
 
 def test_audits_behind_links_are_found_each_once_and_circles_end(tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def test_folders_that_may_not_be_read_are_named(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(os, "scandir", scandir)
     found = leaderboard.gather_audits(tmp_path)
-    assert [name for name, _ in found.entries] == ["open"]
+    assert [name for name, *_ in found.entries] == ["open"]
     assert found.refused == (("shut", "this folder cannot be read: permission denied"),)
 
 
@@ -65,7 +65,7 @@ def test_unknown_images_are_nobodys(tmp_path: Path) -> None:
     assert "unknown images" in complaint("leaderboard", tmp_path)
     audit(tmp_path / "known")
     found = leaderboard.gather_audits(tmp_path)
-    assert [name for name, _ in found.entries] == ["known"]
+    assert [name for name, *_ in found.entries] == ["known"]
     assert dict(found.refused) == dict.fromkeys(("one", "two"), "unknown images: no checksum of them in its audit.json")
 
 
@@ -107,7 +107,7 @@ def test_damaged_audits_are_named_with_the_reason(tmp_path: Path, changes: dict[
     if changes.get("clean"):
         path.write_text(json.dumps(json.loads(path.read_text()) | changes))  # NaN as it is
     found = leaderboard.gather_audits(tmp_path)
-    assert [name for name, _ in found.entries] == ["whole"]
+    assert [name for name, *_ in found.entries] == ["whole"]
     ((name, why),) = found.refused
     assert name == "damaged"
     assert why.startswith(f"{path}: damaged: {words}")

@@ -23,7 +23,7 @@ from trustcxr.attacks import computes_in_bfloat16
 from trustcxr.audit import facts, subgroups
 from trustcxr.audit import run_audit as audits
 from trustcxr.report import audit_html
-from trustcxr.report.checklist import GUIDELINES, MAKER, NOT_MEASURED, build_checklist
+from trustcxr.report.tables.audit_rows import GUIDELINES, MAKER, NOT_MEASURED, build_checklist
 from trustcxr.storage import layout
 from trustcxr.storage.schemas import AuditDocument, OperatingPoint, Share, read_schema
 

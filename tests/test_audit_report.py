@@ -207,7 +207,7 @@ def test_audits_of_unequal_effort_do_not_share_a_leaderboard(tmp_path: Path) -> 
         worst = {"attack": "worst-case", "epsilon": 0.02, "accuracy": {"value": 0.6}, "steps": 20, "queries": queries}
         audit(tmp_path / name, attacks=[worst])
     board = leaderboard.gather_audits(tmp_path)
-    assert {name for name, _ in board.entries} == {"one", "two"}
+    assert {name for name, *_ in board.entries} == {"one", "two"}
     why = "attacked by worst-case-20/300, the others by worst-case-20/50: audit it again"
     assert board.refused == (("more", why),)
     assert "attacked by worst-case-20/50, %" in leaderboard.make_table(board).header
@@ -257,8 +257,11 @@ def test_without_images_handed_in_the_leaderboard_says_nothing_of_them(tmp_path:
     page, _ = leaderboard.write(leaderboard.gather_audits(tmp_path), tmp_path)
     assert "ubmitted" not in page.read_text().split("</script>")[1]
     assert leaderboard.list_remarks(leaderboard.gather_audits(tmp_path)) == []
-    assert [name for name, _ in leaderboard.gather_audits(tmp_path).entries] == ["plain", "withdrawn"]
-    assert leaderboard.make_row("withdrawn", read_schema(AuditDocument, path))["attacked, %"].value is None
+    assert [name for name, *_ in leaderboard.gather_audits(tmp_path).entries] == ["plain", "withdrawn"]
+    assert (
+        leaderboard.make_row(leaderboard.Row("withdrawn", read_schema(AuditDocument, path)))["attacked, %"].value
+        is None
+    )
 
 
 def test_the_leaderboard_as_one_json_document(audits: Path) -> None:
@@ -295,7 +298,7 @@ def test_only_audits_of_one_protocol_and_data_compare(audits: Path, tmp_path: Pa
     (audits / "broken").mkdir()
     (audits / "broken" / "audit.json").write_text("{")
     found = leaderboard.gather_audits(audits)
-    assert {name for name, _ in found.entries} == {"good", "bad"}
+    assert {name for name, *_ in found.entries} == {"good", "bad"}
     why = dict(found.refused)
     assert set(why) == {"own", "older", "elsewhere", "classes", "broken"}
     assert "audited by exam-0" in why["older"]

@@ -60,7 +60,7 @@ def test_who_leaves_out_images_leads_no_board(greys: Path, tmp_path: Path, answe
     assert [line for line in said if line.startswith("Tested on: 30 of 36 images of “images”")]
     assert [line for line in describe_audit(whole) if line.startswith("Tested on: 36 images of “images”")]
     found = leaderboard.gather_audits(tmp_path / "out")
-    assert [name for name, _ in found.entries] == ["whole", "part"]
+    assert [name for name, *_ in found.entries] == ["whole", "part"]
     assert found.n == 36
     for pair in (("whole", "part"), ("part", "whole")):
         said = run("compare", *(tmp_path / "out" / name for name in pair)).stdout.splitlines()

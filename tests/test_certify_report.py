@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from trustcxr.report.figures import accuracy as figure
+from trustcxr.report.figures import charts as figure
 from trustcxr.report.figures import svg
 from trustcxr.report.load import Run
-from trustcxr.report.tables import certified as table
+from trustcxr.report.tables import robustness as table
 from trustcxr.storage.schemas import RunDocument
 
 
@@ -38,10 +38,10 @@ def test_beside_a_proof_stands_the_lowest_attack_of_the_same_ball() -> None:
 
 
 def test_the_bar_goes_from_proof_by_the_open_part_to_what_is_lost() -> None:
-    (gap,) = table.gaps([run([ENTRY], ATTACKS)])
-    assert [(start, end) for start, end, _ in figure.proof_parts(gap)] == [(0.0, 0.6), (0.6, 0.65), (0.65, 0.8)]
-    (alone,) = table.gaps([run([ENTRY])])
-    assert [(start, end) for start, end, _ in figure.proof_parts(alone)] == [(0.0, 0.6), (0.6, 0.8), (0.8, 0.8)]
+    (gap,) = table.list_proofs([run([ENTRY], ATTACKS)])
+    assert figure.proof_parts(gap) == [(0.0, 0.6), (0.6, 0.65), (0.65, 0.8)]
+    (alone,) = table.list_proofs([run([ENTRY])])
+    assert figure.proof_parts(alone) == [(0.0, 0.6), (0.6, 0.8), (0.8, 0.8)]
     drawn = figure.proof_bars([run([ENTRY], ATTACKS)])
     assert drawn is not None
     assert svg.render_inline(drawn, "k").startswith("<svg role")

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from small_networks import accuracy, images_and_labels, trained
 from trustcxr import attacks
 from trustcxr.evaluation import gradient_masking, metrics, predictions, run_figures
-from trustcxr.report import alarm_list as report_alarms
-from trustcxr.report import load
+from trustcxr.report import key_findings, load
 from trustcxr.storage.schemas import RunDocument, StudyDocument, Verdict
 
 
@@ -122,7 +121,7 @@ def test_what_three_judges_disagreed_on(
     made = run_figures.find_alarms(stored)
     assert [alarm.kind for alarm in made] == signs
     run = load.Run(stored.model_copy(update={"alarms": made}), Path(), [])
-    shown = report_alarms.gather_alarms(load.StudyFolder(Path(), StudyDocument(), [run], []), [run])
+    shown = key_findings.gather_alarms(load.StudyFolder(Path(), StudyDocument(), [run], []), [run])
     assert [(g.kind, len(g.lines)) for g in shown.groups] == [(kind, 1) for kind in signs]
     assert shown.count == len(made)
 

@@ -9,7 +9,7 @@ from pack import Pack
 from test_engines import small
 from trustcxr import report
 from trustcxr.report.load import load_report
-from trustcxr.report.tables import comparisons
+from trustcxr.report.tables import accuracy
 from trustcxr.storage import atomic, schemas
 from trustcxr.storage.schemas import OverSeeds, RunDocument, StudyDocument
 from trustcxr.study import engines
@@ -58,7 +58,7 @@ def test_labels_are_in_the_page_the_terminal_and_the_tables(done: Path, study: S
     runs = load_report(done).runs
     assert sum("half" in run.label for run in runs) == 2
     assert len({run.label for run in runs}) == len(runs)
-    assert any("half" in cell.small for row in comparisons.comparisons(study).rows for cell in row)
+    assert any("half" in cell.small for row in accuracy.comparisons(study).rows for cell in row)
     page = (report.write(done)).read_text()
     assert "Over seeds" in page
 
@@ -71,14 +71,14 @@ def test_figures_over_seeds_are_those_of_the_runs(study: StudyDocument) -> None:
     assert (figure.n, group.seeds) == (2, [0, 1])
     assert figure.mean == pytest.approx(fmean(v for v in values if v is not None))
     assert figure.deviation == pytest.approx(stdev(v for v in values if v is not None))
-    table = comparisons.over_seeds(study)
+    table = accuracy.over_seeds(study)
     assert table is not None
     assert figure.mean in [cell.value for row in table.rows for cell in row]
 
 
 def test_one_seed_has_no_spread() -> None:
     assert over_seeds([RunDocument(model="a", defence="fgsm", seed=0)]) == []
-    assert comparisons.over_seeds(StudyDocument()) is None
+    assert accuracy.over_seeds(StudyDocument()) is None
 
 
 def test_of_several_numbers_of_steps_the_lowest_counts() -> None:

@@ -21,7 +21,7 @@ from trustcxr.explain import lesion_effect as explained
 from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.recipes.training_recipe import ModelRecipe
 from trustcxr.report.load import Run as ReportRun
-from trustcxr.report.tables.lesions import effects, reported
+from trustcxr.report.tables.saliency import least_lesion_effects, lesion_effects
 from trustcxr.storage.schemas import RunDocument
 
 SIZE, COUNT = 48, 12
@@ -371,7 +371,7 @@ def test_the_smaller_of_effect_and_fall_is_reported_by_the_least_favourable_fill
     document = RunDocument.model_validate({"lesions": rows, "model": "m", "defence": "d"})
     assert document.lesion_effect is not None
     assert (document.lesion_effect.fill, document.lesion_effect.least.value) == ("mirror", 0.2)
-    (line,) = reported([ReportRun(document, Path(), [])]).rows
+    (line,) = least_lesion_effects([ReportRun(document, Path(), [])]).rows
     assert line[2].value == 0.2
     assert line[3].text == "mirrored lung"
     assert RunDocument().lesion_effect is None
@@ -438,7 +438,7 @@ def test_a_run_is_asked_about_every_image_with_a_lesion_and_the_report_shows_it(
     assert [(row.fill, row.control) for row in document] == [
         (fill, control) for control in (*explained.CONTROLS, explained.HEALTHY_IMAGE) for fill in explained.FILLS
     ]
-    shown = effects([ReportRun(RunDocument(lesions=document, model="m", defence="d"), tmp_path, [])])
+    shown = lesion_effects([ReportRun(RunDocument(lesions=document, model="m", defence="d"), tmp_path, [])])
     assert len(shown.rows) == 6
     assert shown.rows[0][2].text == "healthy grey"
     assert shown.rows[0][8].value == pytest.approx(document[0].effect.value)
@@ -483,7 +483,7 @@ def test_a_sample_is_inpainted_attacked_and_put_into_healthy_images_too(tmp_path
     told = [(row.condition, row.epsilon, row.fill, row.control, row.images) for row in document if row.fill != "mirror"]
     assert ("pgd", 0.02, "grey", "lung", 3) in told
     assert ("clean", 0.0, "transplant", "healthy patch", 3) in told
-    shown = effects([ReportRun(RunDocument(lesions=document, model="m", defence="d"), tmp_path, [])])
+    shown = lesion_effects([ReportRun(RunDocument(lesions=document, model="m", defence="d"), tmp_path, [])])
     assert ("pgd", 0.02, "transplant", "healthy patch", 3) in told
     assert len(shown.rows) == len(document) == 14
     assert "PGD, epsilon 0.02" in str([row[2] for row in shown.rows])
@@ -536,7 +536,7 @@ def test_images_without_lungs_are_left_out_of_transplants() -> None:
 
 def test_data_without_lesion_masks_has_no_lesion_effect(tmp_path: Path) -> None:
     assert explained.summarise_effects(pd.DataFrame()) == []
-    assert effects([ReportRun(RunDocument(), tmp_path, [])]).rows == []
+    assert lesion_effects([ReportRun(RunDocument(), tmp_path, [])]).rows == []
 
 
 def test_means_are_of_the_images_that_the_effect_is_of() -> None:

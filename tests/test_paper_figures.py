@@ -10,9 +10,9 @@ import pytest
 from study_fixture import make_study
 from test_cli import complaint, run
 from trustcxr.registry import ATTACKS, DEFENCES
-from trustcxr.report import figure_export, load
-from trustcxr.report.figures import svg, training_curves
-from trustcxr.report.figures.accuracy import accuracy_dots
+from trustcxr.report import load, study_html
+from trustcxr.report.figures import svg
+from trustcxr.report.figures.charts import accuracy_dots, training_curve
 from trustcxr.report.ranking import choose_headline
 
 color = pytest.importorskip("skimage.color", reason="scikit-image is not installed: colours were not compared")
@@ -91,7 +91,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_titles_are_whole_and_marks_say_their_values(study: Path) -> None:
     found = load.load_report(study)
     one = found.runs[2]
-    drawing = training_curves.training_curve(one)
+    drawing = training_curve(one)
     assert drawing is not None
     drawn = svg.render_inline(drawing, "k")
     texts = re.findall(r"<text[^>]*>([^<]*)</text>", drawn)
@@ -147,4 +147,4 @@ def test_a_pdf_holds_its_letters_and_is_the_same_each_time(study: Path, tmp_path
     assert b"/FontFile2" in first, "TrueType, as journals ask"
     assert b"/Type3" not in first
     names = {path.name for path in (tmp_path / "one").glob("*.pdf")}
-    assert len(names) == len(list(figure_export.drawings(load.load_report(study), narrow=True)))
+    assert len(names) == len(list(study_html.drawings(load.load_report(study), narrow=True)))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
-from trustcxr.report.figures import heatmaps
+from trustcxr.report.figures import pictures
 
 GREY = np.full((64, 96), 100, np.uint8)
 BOX = np.zeros_like(GREY)
@@ -14,7 +14,7 @@ BOX[8:24, 12:36] = 1  # near the top, left of the middle
 
 
 def shown(image: np.ndarray = GREY, **given: Any) -> np.ndarray:
-    found = np.asarray(heatmaps.picture(image, **given)).astype(float)
+    found = np.asarray(pictures.picture(image, **given)).astype(float)
     assert found.shape == (288, 288, 3)
     return found
 
@@ -31,7 +31,7 @@ def test_a_image_alone_is_the_image_stretched_to_a_square() -> None:
     assert found[0, :, 0] == pytest.approx(np.linspace(-0.33, 190.33, 288), abs=1.5)
 
 
-@pytest.mark.parametrize(("name", "colour"), [("infection", heatmaps.INFECTION), ("lung", heatmaps.LUNG)])
+@pytest.mark.parametrize(("name", "colour"), [("infection", pictures.INFECTION), ("lung", pictures.LUNG)])
 def test_the_outline_runs_along_the_border_of_its_mask(name: str, colour: str) -> None:
     found = shown(**{name: BOX})
     rows, columns = np.nonzero(like(found, colour))
@@ -44,7 +44,7 @@ def test_the_outline_runs_along_the_border_of_its_mask(name: str, colour: str) -
 
 
 def test_a_mask_that_ends_with_the_image_has_its_whole_outline() -> None:
-    found = like(shown(infection=np.ones_like(GREY)), heatmaps.INFECTION)
+    found = like(shown(infection=np.ones_like(GREY)), pictures.INFECTION)
     assert [found[2:-2, place].mean() > 0.9 for place in (0, -1)] == [True, True]
     assert [found[place, 2:-2].mean() > 0.9 for place in (0, -1)] == [True, True]
 

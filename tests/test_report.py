@@ -14,8 +14,8 @@ import pytest
 from study_fixture import CLASSES, make_study
 from trustcxr import report
 from trustcxr.errors import UserError
-from trustcxr.report import alarm_list, formatting, load, ranking
-from trustcxr.report.figures import heatmaps
+from trustcxr.report import formatting, key_findings, load, ranking
+from trustcxr.report.figures import pictures
 from trustcxr.report.tables import accuracy
 from trustcxr.storage.schemas import Alarm, StudyDocument
 
@@ -259,9 +259,10 @@ def test_recorded_alarms_are_shown_once(study: Path, page: Page) -> None:
     for text in {a["text"] for a in document["alarms"]}:
         assert shown.count(f": {text}") == sum(a["text"] == text for a in document["alarms"])
     found = load.load_report(study)
-    assert alarm_list.gather_alarms(found, found.runs).count == len(document["alarms"]), "as many as the terminal says"
+    counted = key_findings.gather_alarms(found, found.runs).count_text
+    assert counted == f"{len(document['alarms'])} alarms", "as many as the terminal says"
     found.study.alarms = [Alarm(kind="new", text="said by the study alone")]
-    groups = alarm_list.gather_alarms(found, found.runs).groups
+    groups = key_findings.gather_alarms(found, found.runs).groups
     assert [g.lines for g in groups if g.kind == "new"] == [["said by the study alone"]]
 
 
@@ -295,9 +296,9 @@ def test_shortcuts_are_shown_when_present(tmp_path: Path) -> None:
 
 def test_overlay_is_fixed_and_leaves_unlit_pixels_grey() -> None:
     image = np.full((4, 4), 200, np.uint8)
-    shown = heatmaps.overlay(image, np.zeros((4, 4), np.float32))
+    shown = pictures.overlay(image, np.zeros((4, 4), np.float32))
     assert np.ptp(shown, axis=2).max() < 0.01
-    half, full = (heatmaps.overlay(image, np.full((4, 4), v, np.float32)) for v in (0.5, 1.0))
+    half, full = (pictures.overlay(image, np.full((4, 4), v, np.float32)) for v in (0.5, 1.0))
     assert full.sum() > half.sum() > shown.sum()
 
 

@@ -14,11 +14,10 @@ from trustcxr.evaluation import gradient_masking, run_figures
 from trustcxr.recipes.parsing import validate
 from trustcxr.recipes.study_recipe import StudyRecipe
 from trustcxr.registry import Effort
-from trustcxr.report import alarm_list, formatting, key_findings, load, methods_text, ranking
-from trustcxr.report.figures import heatmaps, saliency, svg
-from trustcxr.report.figures.accuracy import epsilon_curves, forests
+from trustcxr.report import formatting, key_findings, load, methods_text, ranking
+from trustcxr.report.figures import pictures, svg
+from trustcxr.report.figures.charts import accuracy_forests, epsilon_curves, saliency_forests
 from trustcxr.report.tables import accuracy, provenance, robustness
-from trustcxr.report.tables.comparisons import comparisons
 from trustcxr.storage.schemas import Comparison, RandomWeights, RunDocument, StudyDocument
 
 
@@ -52,7 +51,7 @@ def test_a_constant_network_raises_an_alarm() -> None:
     assert good.metrics.alarms == []
     head = ranking.choose_headline(EMPTY, [good, bad])
     assert [row[2].note for row in accuracy.leaderboard([good, bad], head).rows] == ["", "bad"]
-    findings = alarm_list.gather_alarms(load.StudyFolder(Path(), EMPTY, [], []), [good, bad])
+    findings = key_findings.gather_alarms(load.StudyFolder(Path(), EMPTY, [], []), [good, bad])
     assert [(g.kind, len(g.lines)) for g in findings.groups] == [("no_better_than_constant", 1)]
     assert "No run is shown to be better" in key_findings.summarise(EMPTY, [bad], head)["Unperturbed"]
 
@@ -110,7 +109,7 @@ def test_overfitting_is_what_training_noticed(tmp_path: Path) -> None:
     for training, lines in (({"alarm": text}, [f"m · fgsm: {text}"]), ({}, [])):
         run = _run(clean={"accuracy": {"value": 0.8}}, training=training)
         run.folder = tmp_path
-        found = alarm_list.gather_alarms(load.StudyFolder(Path(), EMPTY, [], []), [run])
+        found = key_findings.gather_alarms(load.StudyFolder(Path(), EMPTY, [], []), [run])
         assert [line for g in found.groups if g.kind == "catastrophic_overfitting" for line in g.lines] == lines
 
 
@@ -201,7 +200,7 @@ def test_svg_keeps_text_and_ids_apart() -> None:
 
 def test_numbers_as_words() -> None:
     assert formatting.percent(0.8229) == "82.3\u00a0%"
-    assert formatting.percent(None) == formatting.percent(float("nan")) == formatting.percent("x") == formatting.DASH
+    assert formatting.percent(None) == formatting.percent(float("nan")) == formatting.DASH
     assert formatting.signed(-0.0004) == "0.000"
     assert formatting.signed(0.012) == "+0.012"
     assert formatting.signed(-0.012) == "−0.012"
@@ -317,11 +316,11 @@ def test_methods_say_where_a_machine_could_not_compute_in_what_was_asked_for() -
 def test_both_forest_plots_have_the_colour_of_the_table(better: str | None, ends: list[float]) -> None:
     said = {"model": "m", "defence": "fgsm", "better": better, "difference": {"value": sum(ends) / 2, "ci": ends}}
     row = Comparison.model_validate(said | {"measure": "infection_energy", "method": "gradcam"})
-    note = comparisons(StudyDocument(comparisons=[row])).rows[0][-1].note.split()[0]
+    note = accuracy.comparisons(StudyDocument(comparisons=[row])).rows[0][-1].note.split()[0]
     colour = {"good": svg.BETTER, "bad": svg.WORSE, "quiet": svg.QUIET}[note]
     assert (note == "quiet") == (better is None)
-    accuracy = row.model_copy(update={"measure": "lungs_blacked_out accuracy", "method": None})
-    for drawing in (*forests([accuracy]), *(drawing for _, drawing in saliency.forests([row]))):
+    of_accuracy = row.model_copy(update={"measure": "lungs_blacked_out accuracy", "method": None})
+    for drawing in (*accuracy_forests([of_accuracy]), *saliency_forests([row]).values()):
         drawn = Figure()
         drawing.plot(drawn)
         assert {to_hex(line.get_color()) for line in drawn.axes[0].lines if line.get_marker() == "o"} == {colour}
@@ -333,7 +332,7 @@ def test_cells_are_drawn_only_for_the_method_that_has_them() -> None:
 
     def shown(**method: str) -> str:
         run.panels = image | {key: np.array([value]) for key, value in method.items()}
-        return str([panel.lines for example in heatmaps.build_gallery([run]).examples for panel in example.panels])
+        return str([panel.lines for example in pictures.build_gallery([run])["examples"].values() for panel in example])
 
     assert "2 × 3 cells" in shown(method="gradcam")
     assert "cells" not in shown(method="layercam")

@@ -12,8 +12,8 @@ from test_audit_command import few_steps
 from test_audit_verdict import GOOD
 from trustcxr.audit.facts import HIGHEST, SMALLEST_CHANGES
 from trustcxr.report import audit_html
-from trustcxr.report.figures.accuracy import worst_curve
-from trustcxr.report.figures.audit_figures import draw_smallest_changes
+from trustcxr.report.figures.charts import worst_curve
+from trustcxr.report.figures.pictures import draw_smallest_changes
 from trustcxr.report.tables.audit_rows import as_run
 from trustcxr.storage.schemas import AuditDocument, read_schema
 
@@ -46,13 +46,13 @@ def test_the_page_shows_each_change_as_three_pictures_and_none_without_the_file(
     page = (audited / "report.html").read_text()
     assert page.count("<img src=") == 3 * SMALLEST_CHANGES
     drawn = zip(document.smallest_changes, draw_smallest_changes(document, audited), strict=True)
-    row, first = next((row, change) for row, change in drawn if row.epsilon)
+    row, (pictures, size, _) = next((row, change) for row, change in drawn if row.epsilon)
     epsilon = row.epsilon or 0.0
-    assert first.size == f"{255 * epsilon:.2g} of 255 grey levels"
-    assert [text for _, text in first.pictures][2] == f"The change, {0.5 / epsilon:.0f} times magnified"
+    assert size == f"{255 * epsilon:.2g} of 255 grey levels"
+    assert [text for _, text in pictures][2] == f"The change, {0.5 / epsilon:.0f} times magnified"
     assert "<img" not in audit_html.render(document)
     document.smallest_changes = [row.model_copy(update={"epsilon": None})]
-    assert draw_smallest_changes(document, audited)[0].size == "No change found"
+    assert draw_smallest_changes(document, audited)[0][1] == "No change found"
     (audited / "smallest_changes.npz").write_text("damaged")
     assert draw_smallest_changes(document, audited) == []
 

@@ -98,7 +98,7 @@ def test_no_name_becomes_a_formula_of_a_spreadsheet_and_figures_stay_figures() -
     assert [line[0] for line in lines] == [*(f"'{text}" for text in bad), *figures]
     assert {line[1] for line in lines} == {"'=B()"}
     audit = AuditDocument(model=AuditedModel(name="@SUM(1)"), clean=Classification(accuracy=Share(value=-0.5)))
-    whole = leaderboard.Board("", "=data", 1, (), (("=f", audit),), ())
+    whole = leaderboard.Board("", "=data", 1, (), (leaderboard.Row("=f", audit),), ())
     line = next(csv.DictReader(io.StringIO(leaderboard.to_csv(whole))))
     assert (line["model"], line["folder"], line["clean"], line["paper"]) == ("'@SUM(1)", "'=f", "-0.5", "")
 

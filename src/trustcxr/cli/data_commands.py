@@ -126,10 +126,10 @@ def prune_cache(
 
 def _print_cache(document: "PruneDocument", last: str, *, json: bool) -> None:
     from trustcxr import report
-    from trustcxr.report import status_text
+    from trustcxr.report import terminal
 
     if json:
         return print_json(document)
     if document.entries:
-        report.print_rows(f"decoded images in {document.cache}, and checkpoints", status_text.list_prunable(document))
+        report.print_rows(f"decoded images in {document.cache}, and checkpoints", terminal.list_prunable(document))
     return print(last)

@@ -166,7 +166,7 @@ def certify(
     check_exists(data)  # before what takes seconds to load
     from trustcxr import api, report
     from trustcxr.report.load import Run
-    from trustcxr.report.tables.certified import SCOPE, proved
+    from trustcxr.report.tables.robustness import SCOPE, proved
 
     document = api.certify_model(
         run,
@@ -228,7 +228,7 @@ def explain(
     from trustcxr import report
     from trustcxr.explain.saliency_summary import SURVIVES
     from trustcxr.report.load import Run
-    from trustcxr.report.tables.lesions import effects, reported
+    from trustcxr.report.tables.saliency import least_lesion_effects, lesion_effects
     from trustcxr.report.terminal import describe_saliency, list_saliency
 
     for name, part in document.saliency.items():
@@ -237,7 +237,7 @@ def explain(
             print(f"  {line}")
     if document.lesions:
         runs = [Run(document, document.folder or Path(), [])]
-        for table in (reported(runs), effects(runs)):
+        for table in (least_lesion_effects(runs), lesion_effects(runs)):
             report.print_table(table)
     return _print_end(document, hidden=SURVIVES)  # already printed for each map
 

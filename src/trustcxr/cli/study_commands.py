@@ -99,12 +99,12 @@ def status(
 
 def _show_plan(plan: "StudyPlan", title: str, *, json: bool) -> None:
     from trustcxr import report
-    from trustcxr.report import status_text
+    from trustcxr.report import terminal
 
     if json:
         return print_json(plan)
-    report.print_rows(title, status_text.list_states(plan))
-    return _print_lines(status_text.describe_status(plan))
+    report.print_rows(title, terminal.list_states(plan))
+    return _print_lines(terminal.describe_status(plan))
 
 
 @study_app.command(epilog="Example: trustcxr verify out/quick")
@@ -113,11 +113,11 @@ def verify(
     json: Json = False,
 ) -> None:
     """Compute every figure of a study again from its tables. The exit code is 1 if one differs."""
-    from trustcxr.report import status_text
+    from trustcxr.report import terminal
     from trustcxr.study import verify_study
 
     result = verify_study.verify(study)
-    print_json(result) if json else _print_lines(status_text.describe_verification(result))
+    print_json(result) if json else _print_lines(terminal.describe_verification(result))
     if not result.agrees:
         raise Exit(1)
 
@@ -132,12 +132,11 @@ def report(
 ) -> None:
     """Write the HTML page of a study, or of a single run, from its tables."""
     from trustcxr import report
-    from trustcxr.report import figure_export
 
     if figures is None and (kind or width):
         raise UserError(f"--{'format' if kind else 'width'} needs --figures. Add --figures DIR.")
     options = {"kind": kind or "pdf", "width": width or "single"}
-    paths = [] if figures is None else figure_export.write_figures(study, out=figures, **options)
+    paths = [] if figures is None else report.write_figures(study, out=figures, **options)
     page = report.write(study, tables=tables)
     print(page, *([page.with_name("report-tables")] if tables else []), *paths, sep="\n")
 

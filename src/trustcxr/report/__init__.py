@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 from trustcxr._lazy import attach
 
 if TYPE_CHECKING:
-    from trustcxr.report.figure_export import write_figures
-    from trustcxr.report.study_html import write
+    from trustcxr.report.study_html import write, write_figures
     from trustcxr.report.terminal import print_rows, print_study, print_table
 else:
     __getattr__, __dir__, __all__ = attach(__name__)

@@ -1,13 +1,13 @@
 """Describe audit.json in sentences: model, data, results and limits."""
 
 from trustcxr.registry import WORST_CASE
-from trustcxr.report import html
-from trustcxr.report.alarm_list import SHORT
+from trustcxr.report import formatting, html
+from trustcxr.report.key_findings import SHORT
 from trustcxr.report.load import find_lowest
 from trustcxr.report.terminal import format_percent, format_share
 from trustcxr.statistics import format_probability
 from trustcxr.storage.prediction_table import CLEAN
-from trustcxr.storage.schemas import LEVEL, AuditDocument, AuditPair, OperatingPoint, Share, Statement
+from trustcxr.storage.schemas import LEVEL, AuditDocument, AuditPair, OperatingPoint, Statement
 
 _MARKS = {True: "passed", False: "FAILED", None: "not checked"}
 _MET = {True: "yes", False: "NO", None: "open"}
@@ -22,31 +22,25 @@ QUESTIONS = {
 
 
 def describe_audit(document: AuditDocument) -> list[str]:
-    """Return an audit as lines for the terminal."""
+    """Return an audit as lines for the terminal: whether the measurement is sound, then the model, then the figures."""
     (model, *notes), images = describe_model(document)
+    points = [point for point in document.operating_points if point.attack == CLEAN]
     return [
-        *describe_verdict(document),
+        f"Is the measurement sound? {describe_soundness(document)}",
+        *(f"  - {reason}" for reason in document.verdict.reasons),
+        "Is the model good enough?",
+        *(f"  {_MET[row.met]}: {title_question(row.question)} {row.text}" for row in document.verdict.model),
+        "",
         f"Model: {model}",
         f"Tested on: {images}",
         *(f"  note: {note}" for note in notes),
         *(f"  {_MARKS[check.passed]}: {check.check}: {check.text}" for check in document.entry_checks),
         "Results:",
         *(f"  {line}" for line in describe_results(document)),
-        *_describe_operating_points(document),
+        *(["At the operating point:"] if points else []),
+        *(line for point in points for line in _describe_operating_point(document, point)),
         "Limits:",
         *(f"  {line}" for line in describe_limits(document)),
-    ]
-
-
-def describe_verdict(document: AuditDocument) -> list[str]:
-    """Return both answers of an audit as lines: the measurement, then the model."""
-    verdict = document.verdict
-    return [
-        f"Is the measurement sound? {describe_soundness(document)}",
-        *(f"  - {reason}" for reason in verdict.reasons),
-        "Is the model good enough?",
-        *(f"  {_MET[row.met]}: {title_question(row.question)} {row.text}" for row in verdict.model),
-        "",
     ]
 
 
@@ -92,14 +86,10 @@ def describe_results(document: AuditDocument) -> tuple[str, ...]:
     return tuple(html.fill_lines("results", parts | {"share": format_share, "percent": format_percent}))
 
 
-def _describe_operating_points(document: AuditDocument) -> list[str]:
-    """Return sensitivity and specificity of each class or finding, clean and under the attack that leaves least."""
-    lines = []
-    for point in document.operating_points:
-        if point.attack == CLEAN:
-            lines.append(f"  {point.finding}, {format_threshold(point)}: {format_rates(point)}")
-            lines += [f"    {line}" for line in describe_attacked(document, point.finding)]
-    return ["At the operating point:", *lines] if lines else []
+def _describe_operating_point(document: AuditDocument, point: OperatingPoint) -> list[str]:
+    """Return sensitivity and specificity of a class or finding, clean and under the attack that leaves least."""
+    first = f"  {point.finding}, {format_threshold(point)}: {format_rates(point)}"
+    return [first, *(f"    {line}" for line in describe_attacked(document, point.finding))]
 
 
 def describe_attacked(document: AuditDocument, finding: str) -> list[str]:
@@ -108,9 +98,8 @@ def describe_attacked(document: AuditDocument, finding: str) -> list[str]:
     if worst is None:
         return []
     target = {"": "", "answer": ", made against the answer and not against this threshold, at most"}
-    name = worst.effort.name
     against = target.get(worst.aimed_at, ", made against this threshold, at most")
-    return [f"under {name} at epsilon {worst.epsilon:g}{against}: {format_rates(worst)}"]
+    return [f"under {worst.effort.name} at epsilon {worst.epsilon:g}{against}: {format_rates(worst)}"]
 
 
 def find_hardest(document: AuditDocument, finding: str) -> OperatingPoint | None:
@@ -139,22 +128,19 @@ def format_rates(point: OperatingPoint) -> str:
 
 
 def _format_ratios(point: OperatingPoint) -> list[str]:
-    """Return the likelihood ratios that are defined, each with its interval."""
+    """Return the likelihood ratios that are defined, each with its interval; what is missing of them is infinite."""
     sensitivity, specificity = point.sensitivity.value, point.specificity.value
     if sensitivity is None or specificity is None:
         return []
-    parts = [
+    texts = []
+    for name, ratio, infinite in (
         ("LR+", point.likelihood_positive, sensitivity > 0 and specificity == 1),
         ("LR-", point.likelihood_negative, sensitivity < 1 and specificity == 0),
-    ]
-    return [f"{name} {_format_ratio(ratio)}" for name, ratio, infinite in parts if infinite or ratio.value is not None]
-
-
-def _format_ratio(ratio: Share) -> str:
-    """Return a ratio with its interval; a missing value or upper end is infinite."""
-    low, high = ratio.ci or (None, None)
-    inside = "" if low is None else f" [{low:.3g}, {'∞' if high is None else f'{high:.3g}'}]"
-    return ("∞" if ratio.value is None else f"{ratio.value:.3g}") + inside
+    ):
+        low, high = ratio.ci or (None, None)
+        inside = "" if low is None else f" [{low:.3g}, {formatting.ratio(high)}]"
+        texts += [f"{name} {formatting.ratio(ratio.value)}{inside}"] if infinite or ratio.value is not None else []
+    return texts
 
 
 def describe_limits(document: AuditDocument) -> tuple[str, ...]:
@@ -172,22 +158,22 @@ def describe_limits(document: AuditDocument) -> tuple[str, ...]:
 
 def list_pairs(pair: AuditPair) -> list[dict[str, str | int | None]]:
     """Return two audits side by side, a row for each measure."""
+
+    def signed(value: float | None) -> str:
+        return "-" if value is None else f"{value:+.1%}"
+
     return [
         {
             "measure": row.measure,
             "A": format_percent(row.first),
             "B": format_percent(row.second),
-            "B less A": f"{_signed(row.difference.value)} [{', '.join(map(_signed, row.difference.ci or ()))}]",
+            "B less A": f"{signed(row.difference.value)} [{', '.join(map(signed, row.difference.ci or ()))}]",
             "p, corrected": "-" if row.p_corrected is None else f"{row.p_corrected:.2g}",
             "differ": "yes" if row.settled else "not settled",
             "n": row.n,
         }
         for row in pair.rows
     ]
-
-
-def _signed(value: float | None) -> str:
-    return "-" if value is None else f"{value:+.1%}"
 
 
 def describe_pairs(pair: AuditPair) -> list[str]:

@@ -3,32 +3,25 @@
 import math
 import re
 from collections.abc import Iterable, Sequence
-from typing import SupportsFloat
 
 from trustcxr.console import format_duration
 from trustcxr.console import plural as plural
-from trustcxr.registry import ATTACKS, CORRUPTIONS, MEASURES, Method, format_attack
-from trustcxr.storage.schemas import Share
+from trustcxr.registry import ATTACKS, CORRUPTIONS, MEASURES, Method
+from trustcxr.registry import format_attack as attack
+from trustcxr.storage.schemas import Comparison, Share
 
 DASH = "–"
 MINUS = "−"
 STANDARD = "standard"
 _ABBREVIATED = {"val": "validation", "f1": "F1", "auroc": "AUROC"} | {a.name: a.label for a in ATTACKS.values()}
-Value = SupportsFloat | str | None  # a number in a document or a table
 
 
-def finite(value: Value) -> float | None:
+def finite(value: float | None) -> float | None:
     """Return the value as a float, or None if it is not finite."""
-    if isinstance(value, bool) or value is None:
-        return None
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return None
-    return number if math.isfinite(number) else None
+    return None if value is None or not math.isfinite(value) else float(value)
 
 
-def decimal(value: Value, digits: int = 3) -> str:
+def decimal(value: float | None, digits: int = 3) -> str:
     """Return 0.123 with a true minus sign, or a dash."""
     number = finite(value)
     if number is None:
@@ -36,19 +29,18 @@ def decimal(value: Value, digits: int = 3) -> str:
     return f"{number + 0.0:.{digits}f}".replace("-", MINUS) if round(number, digits) else f"{0:.{digits}f}"
 
 
-def signed(value: Value, digits: int = 3) -> str:
+def signed(value: float | None, digits: int = 3) -> str:
     """Return +0.012 or −0.012, or a dash."""
     text = decimal(value, digits)
     return text if text == DASH or text.startswith(MINUS) or not float(text) else "+" + text
 
 
-def percent_number(value: Value, digits: int = 1) -> str:
+def percent_number(value: float | None, digits: int = 1) -> str:
     """Return a share in percent without the sign: 82.3 for 0.823."""
-    number = finite(value)
-    return DASH if number is None else decimal(100 * number, digits)
+    return decimal(None if value is None else 100 * value, digits)
 
 
-def percent(value: Value, digits: int = 1) -> str:
+def percent(value: float | None, digits: int = 1) -> str:
     """Return 82.3 % with a no-break space, or a dash."""
     text = percent_number(value, digits)
     return text if text == DASH else f"{text}\u00a0%"
@@ -74,7 +66,7 @@ def interval(ends: Sequence[float | None] | None, digits: int = 3, *, scale: flo
     return f" (95\u00a0% CI {inside})" if inside else ""
 
 
-def with_count(figure: Share, n: Value = None) -> str:
+def with_count(figure: Share, n: float | None = None) -> str:
     """Return `82.3 % (95 % CI 79.0 to 85.3, n = 570)`."""
     inside = range_text(figure.interval, 1, scale=100)
     parts = [f"95\u00a0% CI {inside}" if inside else "", "" if n is None else f"n\u00a0=\u00a0{count(n)}"]
@@ -82,41 +74,36 @@ def with_count(figure: Share, n: Value = None) -> str:
     return percent(figure.value) + (f" ({brackets})" if brackets else "")
 
 
-def count(value: Value) -> str:
+def ratio(value: float | None) -> str:
+    """Return a likelihood ratio; a missing one is infinite."""
+    return "∞" if value is None else f"{value:.3g}"
+
+
+def count(value: float | None) -> str:
     """Return 12,345, or a dash."""
-    number = finite(value)
-    return DASH if number is None else f"{number:,.0f}"
+    return DASH if value is None else f"{value:,.0f}"
 
 
-def p_value(value: Value) -> str:
+def p_value(value: float | None) -> str:
     """Return two significant figures, `< 0.001` below that, or a dash; more if they would hide the side of 0.05."""
-    number = finite(value)
-    if number is None:
+    if value is None:
         return DASH
-    if number < 0.001:
+    if value < 0.001:
         return "<\u00a00.001"
-    if number >= 0.1:
-        return f"{number:.2f}"
-    texts = (f"{number:.{digits}g}" for digits in range(2, 17))
-    return next((text for text in texts if (float(text) < 0.05) == (number < 0.05)), f"{number}")
+    if value >= 0.1:
+        return f"{value:.2f}"
+    texts = (f"{value:.{digits}g}" for digits in range(2, 17))
+    return next((text for text in texts if (float(text) < 0.05) == (value < 0.05)), f"{value}")
 
 
-def epsilon(value: Value) -> str:
+def epsilon(value: float | None) -> str:
     """Return an epsilon without trailing zeros: 0.02."""
-    number = finite(value)
-    return DASH if number is None else f"{number:.6g}"
+    return DASH if value is None else f"{value:.6g}"
 
 
-def seconds(value: Value) -> str:
+def seconds(value: float | None) -> str:
     """Return a time as the terminal shows it: 42 s, 3 min 20 s, 2 h 5 min; or a dash."""
-
-    number = finite(value)
-    return DASH if number is None else format_duration(number)
-
-
-def attack(name: object) -> str:
-    """Return FGSM, PGD or worst-case."""
-    return format_attack(name)
+    return DASH if value is None else format_duration(value)
 
 
 def corruption(name: object) -> str:
@@ -163,13 +150,14 @@ def capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def training_name(defence: object, background: object, label: str = "") -> str:
-    """Return defence, label if any, and background if it is not the whole image."""
-    parts = variant(background, label)
-    return f"{defence} ({parts})" if parts else str(defence)
-
-
 def variant(background: object, label: str = "", seed: str = "") -> str:
     """Return what differs between runs of one network and defence: label, background unless full, seed."""
     beyond = "" if str(background or "full") == "full" else f"background {background}"
     return ", ".join(part for part in (label, beyond, seed) if part)
+
+
+def qualifiers(rows: Sequence[Comparison]) -> list[str]:
+    """Return what tells comparisons of one network and defence apart: label, background, seed if there are several."""
+    seeded = len({row.seed for row in rows}) > 1
+    seeds = [f"seed {row.seed}" if seeded and row.seed is not None else "" for row in rows]
+    return [variant(row.background, row.label, seed) for row, seed in zip(rows, seeds, strict=True)]

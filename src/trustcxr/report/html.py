@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trustcxr.storage.atomic import parse_yaml
+from trustcxr.version import NOTICE, __version__
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -41,6 +42,8 @@ def load_templates() -> "Environment":
         "script": Markup(script),
         "script_source": f"'sha256-{digest}'",
         "folded_above": FOLDED_ABOVE,
+        "notice": NOTICE,
+        "version": __version__,
     }
     return templates
 

@@ -1,11 +1,14 @@
-"""Summarise a study or one run: the question, and three sentences with intervals that answer it."""
+"""Summarise a study: its alarms by kind, the question, and three sentences with intervals that answer it."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
-from trustcxr.report import formatting, ranking
-from trustcxr.report.load import Run
+from trustcxr.report import formatting, html, ranking
+from trustcxr.report.load import Run, StudyFolder
 from trustcxr.storage.schemas import AttackResult, Classification, StudyDocument
 
+SHORT = {kind: texts["short"] for kind, texts in html.read_yaml("alarms.yaml").items()}
+SHORT |= {"trained_on": "tested on images of its training"}
 _ENERGY = "infection_energy"
 Numbers = Callable[[Run], Classification | AttackResult]
 
@@ -18,10 +21,10 @@ def describe_compared(runs: list[Run], head: ranking.Headline) -> str:
     what = runs[0].label if len(runs) == 1 else f"{formatting.plural(len(runs), 'run')} of {networks}"
     counts = formatting.join_counts(run.clean.n for run in runs)
     text = f"{what}, on {counts} images of the split “{head.split}”."
-    constant = ranking.shared_constant_answer(runs)
-    if constant is None:
+    answers = {round(value, 6) for run in runs if (value := run.clean.constant_answer) is not None}
+    if len(answers) != 1:
         return text
-    return f"{text} Always giving the commonest class would score {formatting.percent(constant)}."
+    return f"{text} Always giving the commonest class would score {formatting.percent(answers.pop())}."
 
 
 def summarise(study: StudyDocument, runs: list[Run], head: ranking.Headline) -> dict[str, str]:
@@ -40,22 +43,18 @@ def best_by(runs: list[Run], numbers: Numbers) -> Run | None:
     return max(scored, key=lambda run: numbers(run).accuracy.value or 0.0, default=None)
 
 
-def _name_best(best: Run, runs: list[Run], numbers: Numbers) -> str:
-    """Return the best run's label, and the number of other runs with the same accuracy."""
-    same = sum(numbers(run).accuracy.value == numbers(best).accuracy.value for run in runs if run is not best)
-    return f"{best.label} (and {formatting.plural(same, 'other')} with the same figure)" if same else best.label
-
-
-def _lead(best: Run, runs: list[Run], numbers: Numbers) -> str:
-    """Return by how much the best run leads the next, and if their intervals overlap; empty without a lead."""
-    accuracy, second = numbers(best).accuracy, best_by([run for run in runs if run is not best], numbers)
-    value = accuracy.value or 0.0
+def _lead(best: Run, runs: list[Run], numbers: Numbers) -> tuple[str, str]:
+    """Return the best run with the number of its equals, and how far it leads the next; empty without a lead."""
+    others, accuracy = [run for run in runs if run is not best], numbers(best).accuracy
+    same = sum(numbers(run).accuracy.value == accuracy.value for run in others)
+    name = f"{best.label} (and {formatting.plural(same, 'other')} with the same figure)" if same else best.label
+    value, second = accuracy.value or 0.0, best_by(others, numbers)
     if second is None or value <= (numbers(second).accuracy.value or 0.0):
-        return ""
+        return name, ""
     other = numbers(second).accuracy
     text = f", {formatting.decimal(100 * (value - (other.value or 0.0)), 1)} points above the next ({second.label}"
     overlap = accuracy.interval and other.interval and accuracy.interval[0] <= other.interval[1]
-    return text + ("; their intervals overlap)" if overlap else ")")
+    return name, text + ("; their intervals overlap)" if overlap else ")")
 
 
 def _clean(runs: list[Run], best: Run) -> str:
@@ -64,7 +63,7 @@ def _clean(runs: list[Run], best: Run) -> str:
         return f"No run is shown to be better than always giving the commonest class: at most {figure} ({best.label})."
     if len(runs) == 1:
         return f"On unperturbed images its accuracy is {figure}."
-    name, lead = _name_best(best, runs, lambda run: run.clean), _lead(best, runs, lambda run: run.clean)
+    name, lead = _lead(best, runs, lambda run: run.clean)
     return f"On unperturbed images {name} is most accurate: {figure}{lead}."
 
 
@@ -84,12 +83,11 @@ def _attacked(runs: list[Run], head: ranking.Headline) -> str:
         which = "no L-infinity attack" + ("" if one else " on a run whose gradients hold")
         return f"At epsilon {at} {which} was measured, so nothing is known about robustness."
     entry, constant = lowest(best), best.clean.constant_answer
-    figure = formatting.with_count(entry.accuracy, entry.n)
-    attack = entry.effort.name
-    name = "its accuracy is" if one else f"{_name_best(best, trusted, lowest)} is most accurate:"
-    lead = _lead(best, trusted, lowest)
-    text = f"If every pixel may change by at most {at} ({head.grey_levels()} of 255 grey levels), {name} {figure} "
-    text += f"under {attack}, its strongest attack{lead}."
+    figure, levels = formatting.with_count(entry.accuracy, entry.n), formatting.decimal(255 * (head.epsilon or 0.0), 1)
+    name, lead = _lead(best, trusted, lowest)
+    name = "its accuracy is" if one else f"{name} is most accurate:"
+    text = f"If every pixel may change by at most {at} ({levels} of 255 grey levels), {name} {figure} "
+    text += f"under {entry.effort.name}, its strongest attack{lead}."
     low = entry.accuracy.interval[0] if entry.accuracy.interval else entry.accuracy.value
     if constant is not None and low is not None:
         text += f" This is {'better' if low > constant else 'not shown to be better'} than a constant answer."
@@ -130,9 +128,7 @@ def _robust_heatmaps(study: StudyDocument) -> str:
 
 
 def _energy(run: Run) -> str:
-    methods = run.metrics.saliency
-    name = ranking.main_method(methods)
-    figure, method = methods[name].figure(_ENERGY), formatting.method(name)
+    figure, method = run.main_saliency.figure(_ENERGY), formatting.method(next(iter(run.metrics.saliency)))
     if figure.value is None:
         return f"Its {method} heatmaps were not compared with infection masks"
     inside = formatting.range_text(figure.interval)
@@ -145,8 +141,7 @@ def _energy(run: Run) -> str:
 
 def _above_baselines(runs: list[Run]) -> str:
     """Return in how many runs the main heatmap is above its baselines and above random weights."""
-    parts = [methods[ranking.main_method(methods)] for methods in (run.metrics.saliency for run in runs)]
-    tested = [part for part in parts if part.shows is not None]
+    tested = [run.main_saliency for run in runs if run.main_saliency.shows is not None]
     if not tested:
         return ""
     count = sum(bool(part.shows) and not part.survives for part in tested)
@@ -154,3 +149,61 @@ def _above_baselines(runs: list[Run]) -> str:
     text += formatting.plural(len(tested), "run")
     others = "in the others it shows" if count else "it shows"
     return f"{text}." if count == len(tested) else f"{text}; {others} nothing that the network learned."
+
+
+@dataclass
+class AlarmGroup:
+    """Alarms of one kind, with a line and the label of the run for each."""
+
+    kind: str
+    title: str
+    meaning: str
+    lines: list[str] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)  # each run once
+
+
+@dataclass
+class AlarmList:
+    """The alarms, the kinds that were looked for, and what could not be checked."""
+
+    groups: list[AlarmGroup]
+    looked_for: list[str]
+    unchecked: list[str]
+
+    @property
+    def count_text(self) -> str:
+        """Return the number of alarms and of failed runs."""
+        failed = sum(len(group.lines) for group in self.groups if group.kind == "failed")
+        counts = [(sum(len(group.lines) for group in self.groups) - failed, "alarm"), (failed, "failed run")]
+        return formatting.join_words(formatting.plural(number, name) for number, name in counts if number)
+
+
+def gather_alarms(folder: StudyFolder, runs: list[Run]) -> AlarmList:
+    """Return the alarms of the runs and of the study by kind."""
+    run_names = {run.name for run in runs}
+    alarms = [(alarm, run.label) for run in runs for alarm in run.metrics.alarms]
+    alarms += [(alarm, "") for alarm in folder.study.alarms if alarm.run not in run_names]  # it repeats those of runs
+    kinds = html.read_yaml("alarms.yaml")
+    groups = {kind: AlarmGroup(kind, texts["title"], texts["meaning"]) for kind, texts in kinds.items()}
+    for alarm, label in alarms:
+        kind = alarm.kind or "other"
+        title, text = formatting.measure(kind).capitalize(), alarm.text or alarm.kind or "an alarm without text"
+        group = groups.setdefault(kind, AlarmGroup(kind, title, "Recorded by the study."))
+        group.lines.append(f"{label}: {text}" if label else text)
+        if label and label not in group.labels:
+            group.labels.append(label)
+    failed = [f"{f.run or formatting.DASH}: {f.reason or formatting.DASH}" for f in folder.study.failures]
+    groups["failed"] = AlarmGroup("failed", "Runs that failed", "They are not in the tables of this page.", failed)
+    titles = [texts["title"] for texts in kinds.values()]
+    titles = [title if title[1].isupper() else title[0].lower() + title[1:] for title in titles]
+    return AlarmList([group for group in groups.values() if group.lines], titles, _list_unchecked(runs))
+
+
+def _list_unchecked(runs: list[Run]) -> list[str]:
+    lines = []
+    if count := sum(run.masked is None for run in runs):
+        lines.append(f"failing gradients in {formatting.plural(count, 'run')}: the verdict of each gives the reason")
+    robust = [run for run in runs if run.defence != formatting.STANDARD]
+    if count := sum(run.history is None or "val_pgd_accuracy" not in run.history for run in robust):
+        lines.append(f"overfitting in {formatting.plural(count, 'run')} without PGD accuracy in its history")
+    return lines

@@ -3,34 +3,24 @@
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from trustcxr.errors import UserError
-from trustcxr.registry import WORST_CASE, is_linf
+from trustcxr.registry import WORST_CASE
 from trustcxr.report import formatting, html
+from trustcxr.report.load import find_worst_attack
 from trustcxr.report.tables.table import Cell, Table, guarded, share, whole
 from trustcxr.report.terminal import format_percent
 from trustcxr.statistics import Bootstraps, interval
-from trustcxr.storage import atomic, layout
+from trustcxr.storage import atomic, layout, schemas
 from trustcxr.storage.os_errors import reason
 from trustcxr.storage.prediction_table import read_image_results
-from trustcxr.storage.schemas import (
-    ENTRY_NAME,
-    AttackResult,
-    AuditDocument,
-    ImageResults,
-    LeaderboardEntry,
-    RunDocument,
-    Share,
-    Submitted,
-    read_audit,
-    read_schema,
-)
-from trustcxr.version import NOTICE
+from trustcxr.storage.schemas import AuditDocument, ImageResults, LeaderboardEntry, Share
 
 Pair = dict[str, list[float] | None]
 PAGE, TABLE = "leaderboard.html", "leaderboard.csv"
@@ -38,26 +28,31 @@ _GRADIENT_CHECKS = (
     *("gradients", "same answer with gradients", "nothing stops gradients", "no gradients used inside"),
     "black box against white box",
 )
-_PAIRED = ("clean", "attacked")
 _IN_TERMINAL = ["model", "measurement", "clean, %", "attacked, %", "clean reported, %", "attacked reported, %", "n"]
+
+
+class Row(NamedTuple):
+    """One audit: its folder, the entry of a leaderboard if it is one, and right or wrong for each image if known."""
+
+    name: str
+    audit: AuditDocument
+    entry: LeaderboardEntry | None = None
+    results: ImageResults | None = None
 
 
 @dataclass(frozen=True)
 class Board:
-    """Comparable audits in rank order by folder, rejected folders with reasons, protocol and data set.
+    """Comparable audits in rank order, rejected folders with reasons, protocol and data set.
 
-    `submissions`: the entries of a leaderboard among them by name. `results`: right or wrong for each image, by name.
-    `others`: boards of entries that do not compare.
+    `others`: boards of entries of a leaderboard that do not compare.
     """
 
     protocol: str
     data: str
     n: int
     classes: tuple[str, ...]
-    entries: tuple[tuple[str, AuditDocument], ...]
+    entries: tuple[Row, ...]
     refused: tuple[tuple[str, str], ...]
-    submissions: dict[str, LeaderboardEntry] = field(default_factory=dict)
-    results: dict[str, ImageResults] = field(default_factory=dict)
     others: tuple["Board", ...] = ()
 
     @property
@@ -77,20 +72,25 @@ class Board:
     @property
     def attack(self) -> str:
         """Return the attack with its effort, which all compared audits share; empty without attacks."""
-        return next((name for _, one in self.entries if (name := find_worst_attack(one).effort.name)), "")
+        return next((name for row in self.entries if (name := find_worst_attack(row.audit).effort.name)), "")
 
     @property
     def names(self) -> dict[str, str]:
         """Return the name of each folder's model, with the folder if another model has that name too."""
-        names = {folder: document.model.name or formatting.DASH for folder, document in self.entries}
+        names = {row.name: row.audit.model.name or formatting.DASH for row in self.entries}
         counts = Counter(names.values())
         return {folder: name if counts[name] == 1 else f"{name} ({folder})" for folder, name in names.items()}
+
+    @property
+    def has_entries(self) -> bool:
+        """Return whether entries of a leaderboard are among them."""
+        return any(row.entry for row in self.entries)
 
     @property
     def copies(self) -> list[list[str]]:
         """Return the folders of audits of the same model, by its checksum, with the same figures."""
         groups: dict[tuple[str, str], list[str]] = {}
-        for folder, document in self.entries:
+        for folder, document, *_ in self.entries:
             if which := document.model.sha256 or document.examination:
                 groups.setdefault((which, repr(_shares(document))), []).append(folder)
         return [folders for folders in groups.values() if len(folders) > 1]
@@ -101,49 +101,42 @@ def gather_audits(folder: Path) -> Board:
 
     Entries of a leaderboard that do not compare with it are boards of their own, in `others`.
     """
-    audits, refused, submissions, results = _read_audits(folder)
+    audits, refused = _read_audits(folder)
     if not audits:
         why = f"{refused[0][0]}: {refused[0][1]}" if refused else "`trustcxr audit` writes one into its --out folder"
         raise UserError(f"{folder}: no {layout.AUDIT_FILE} of a complete audit in it: {why}")
     boards: list[Board] = []
+    has_entries = any(one.entry for one in audits)
     while audits:
-        attacked = [one for _, one in audits if find_worst_attack(one).attack]  # scores alone compare with any effort
-        candidates = attacked or [one for _, one in audits]
-        chosen = max(candidates, key=lambda one: sum(not _why_apart(other, one) for _, other in audits))
-        reasons = [(name, document, _why_apart(document, chosen)) for name, document in audits]
-        entries = sorted(
-            ((name, document) for name, document, why in reasons if not why), key=lambda pair: _rank(pair[1])
-        )
-        first = entries[0][1]
+        attacked = [one for one in audits if find_worst_attack(one.audit).attack]  # scores compare with any effort
+        chosen = max(attacked or audits, key=lambda one: sum(not _why_apart(other, one) for other in audits))
+        reasons = [(one, _why_apart(one, chosen)) for one in audits]
+        entries = sorted((one for one, why in reasons if not why), key=lambda one: _rank(one.audit))
+        first = entries[0].audit
         count = first.data.total or first.data.n or 0
-        entries_by_name = {name: submissions[name] for name, _ in entries if name in submissions}
-        what = str(first.protocol), first.data.name, count, tuple(first.classes), tuple(entries), ()
-        boards.append(Board(*what, entries_by_name, results))
-        audits = [(name, document) for name, document, why in reasons if why]
-        if not submissions:
-            refused += [(name, why) for name, _, why in reasons if why]
+        boards.append(Board(str(first.protocol), first.data.name, count, tuple(first.classes), tuple(entries), ()))
+        audits = [one for one, why in reasons if why]
+        if not has_entries:
+            refused += [(one.name, why) for one, why in reasons if why]
             break
     return replace(boards[0], refused=tuple(refused), others=tuple(boards[1:]))
 
 
-def _read_audits(
-    folder: Path,
-) -> tuple[
-    list[tuple[str, AuditDocument]], list[tuple[str, str]], dict[str, LeaderboardEntry], dict[str, ImageResults]
-]:
-    """Return the complete audits under a folder by name, the others with reasons, entries, and results of images."""
+def _read_audits(folder: Path) -> tuple[list[Row], list[tuple[str, str]]]:
+    """Return the complete audits under a folder, and the names of the others with reasons."""
     if not folder.is_dir():
         why = "this is a file" if folder.exists() else "no such folder"
         raise UserError(f"{folder}: {why}. Give the folder that contains the folders of audits.")
-    audits: list[tuple[str, AuditDocument]] = []
+    audits: list[Row] = []
     refused: list[tuple[str, str]] = []
-    submissions: dict[str, LeaderboardEntry] = {}
-    results: dict[str, ImageResults] = {}
     for path in sorted(_find_files(folder, refused)):
         is_audit = path.name == layout.AUDIT_FILE
         name = (path.parent if is_audit else path.with_suffix("")).relative_to(folder).as_posix()
         try:
-            document = read_audit(path) if is_audit else _read_entry(path, name, submissions)
+            entry = None if is_audit else schemas.read_schema(LeaderboardEntry, path)
+            if entry is not None and entry.faults:
+                raise UserError(f"{path}: {entry.faults[0]}")
+            document = schemas.read_audit(path) if entry is None else entry.audit
         except UserError as problem:
             refused.append((name, str(problem)))
             continue
@@ -152,20 +145,9 @@ def _read_audits(
         elif not document.data.is_identified:
             refused.append((name, f"unknown images: no checksum of them in its {layout.AUDIT_FILE}"))
         else:
-            audits.append((name, document))
-            of_images = read_image_results(path.parent, document) if is_audit else submissions[name].image_results
-            if of_images is not None:
-                results[name] = of_images
-    return audits, refused, submissions, results
-
-
-def _read_entry(path: Path, name: str, submissions: dict[str, LeaderboardEntry]) -> AuditDocument:
-    """Return the audit of an entry, and add the entry to `submissions`; UserError if it is faulty."""
-    entry = read_schema(LeaderboardEntry, path)
-    if entry.faults:
-        raise UserError(f"{path}: {entry.faults[0]}")
-    submissions[name] = entry
-    return entry.audit
+            results = read_image_results(path.parent, document) if entry is None else entry.image_results
+            audits.append(Row(name, document, entry, results))
+    return audits, refused
 
 
 def _find_files(folder: Path, refused: list[tuple[str, str]]) -> Iterator[Path]:
@@ -190,7 +172,7 @@ def _find_files(folder: Path, refused: list[tuple[str, str]]) -> Iterator[Path]:
             waiting += [path for name in folders if (path := Path(current) / name).is_symlink()]
             if layout.AUDIT_FILE in (*files, *folders):
                 yield Path(current) / layout.AUDIT_FILE
-            yield from (Path(current) / name for name in files if ENTRY_NAME.fullmatch(name))
+            yield from (Path(current) / name for name in files if schemas.ENTRY_NAME.fullmatch(name))
 
 
 def _rank(document: AuditDocument) -> tuple[bool, float, float]:
@@ -203,8 +185,9 @@ def _rank(document: AuditDocument) -> tuple[bool, float, float]:
     return not document.verdict.sound, -(-1.0 if left is None else left), -(clean or 0.0)
 
 
-def _why_apart(document: AuditDocument, others: AuditDocument) -> str:
+def _why_apart(one: Row, other: Row) -> str:
     """Return why an audit does not compare with the others; empty if it does."""
+    document, others = one.audit, other.audit
     if document.protocol != others.protocol:
         return f"audited by {document.protocol}, the others by {others.protocol}"
     if not document.same_classes(others):
@@ -213,21 +196,10 @@ def _why_apart(document: AuditDocument, others: AuditDocument) -> str:
         return f"not the same images as the others {document.data.describe_difference(others.data)}"
     if not document.data.same_truth(others.data):
         return "not the same labels of findings as the others on these images"
-    efforts = [find_worst_attack(one).effort for one in (document, others)]
+    efforts = [find_worst_attack(audit).effort for audit in (document, others)]
     if efforts[0] != efforts[1] and all(effort.attack for effort in efforts):
         return f"attacked by {efforts[0].name}, the others by {efforts[1].name}: audit it again"
     return ""
-
-
-def find_worst_attack(document: RunDocument) -> AttackResult:
-    """Return the worst case at its largest epsilon, withdrawn or not; without one the strongest attack."""
-    worst = [row for row in document.attacks if row.attack == WORST_CASE]
-    if worst:
-        return max(worst, key=lambda row: row.epsilon or 0.0)
-    rows = [row for row in document.attacks if row.accuracy.value is not None and is_linf(row.attack)]
-    largest = max((row.epsilon or 0.0 for row in rows), default=None)
-    rows = [row for row in rows if row.epsilon == largest]
-    return min(rows, key=lambda row: row.accuracy.value or 0.0, default=AttackResult())
 
 
 def own_accuracy(document: AuditDocument) -> float | None:
@@ -246,12 +218,11 @@ def own_accuracy(document: AuditDocument) -> float | None:
     return (round(value * worst.n) + sum(one.found_alone or 0 for one in submitted)) / worst.n
 
 
-def _counted_submissions(document: AuditDocument) -> list[Submitted]:
+def _counted_submissions(document: AuditDocument) -> list[schemas.Submitted]:
     """Return the submitted images that lowered the worst case on the board."""
-    worst = find_worst_attack(document)
-    if worst.attack != WORST_CASE or worst.accuracy.value is None:
-        return []
-    return [one for one in document.misled_alone if (one.epsilon or 0.0) <= (worst.epsilon or 0.0) + 1e-9]
+    worst = document.largest_worst_case
+    largest = -1.0 if worst is None else worst.epsilon or 0.0
+    return [one for one in document.misled_alone if (one.epsilon or 0.0) <= largest + 1e-9]
 
 
 def describe_submitted(document: AuditDocument) -> str:
@@ -281,7 +252,7 @@ def describe_gradients(document: AuditDocument) -> str:
 
 def list_remarks(board: Board) -> list[str]:
     """Return a line for each worst case that counts submitted images, and for each audit with two rows."""
-    texts = ((board.names[folder], describe_submitted(document)) for folder, document in board.entries)
+    texts = ((board.names[row.name], describe_submitted(row.audit)) for row in board.entries)
     return [f"{name}: {text}" for name, text in texts if text] + _describe_copies(board)
 
 
@@ -303,12 +274,9 @@ def _shares(document: AuditDocument) -> dict[str, Share]:
     }
 
 
-def _list_rows(board: Board) -> list[tuple[str, AuditDocument, LeaderboardEntry | None]]:
-    return [(name, document, board.submissions.get(name)) for name, document in board.entries]
-
-
-def _record(name: str, document: AuditDocument, entry: LeaderboardEntry | None = None) -> dict[str, object]:
+def _record(row: Row) -> dict[str, object]:
     """Return one audit as values: shares of one with intervals, counts and texts; None if missing."""
+    name, document, entry, _ = row
     reported, worst, mean = document.model.reported, find_worst_attack(document), document.corruptions_mean
     shares: dict[str, object] = {}
     for column, figure in _shares(document).items():
@@ -341,7 +309,7 @@ def _record(name: str, document: AuditDocument, entry: LeaderboardEntry | None =
     }
 
 
-def _format_attack(worst: AttackResult) -> str:
+def _format_attack(worst: schemas.AttackResult) -> str:
     return "" if worst.epsilon is None else f"{worst.effort.name}, epsilon {worst.epsilon:g}"
 
 
@@ -353,7 +321,7 @@ def to_json(board: Board) -> dict[str, object]:
         "n": board.n,
         "classes": list(board.classes),
         "copies": board.copies,
-        "rows": [_record(*row) for row in _list_rows(board)],
+        "rows": [_record(row) for row in board.entries],
         "refused": [{"folder": name, "why": why} for name, why in board.refused],
         "others": [to_json(other) for other in board.others],
     }
@@ -363,10 +331,10 @@ def to_csv(board: Board) -> str:
     """Return the board and its others as CSV: the values of the JSON document, an interval as two columns."""
     import pandas as pd
 
-    lines, boards = [], (board, *board.others)
-    for row in (row for one in boards for row in _list_rows(one)):
+    lines = []
+    for row in (row for one in (board, *board.others) for row in one.entries):
         line: dict[str, object] = {}
-        for column, value in _record(*row).items():
+        for column, value in _record(row).items():
             if column.endswith("_ci"):
                 low, high = value if isinstance(value, list) else (None, None)
                 line |= {f"{column[:-3]} low": low, f"{column[:-3]} high": high}
@@ -377,8 +345,9 @@ def to_csv(board: Board) -> str:
     return pd.DataFrame(lines).astype(object).to_csv(index=False)
 
 
-def make_row(name: str, document: AuditDocument) -> dict[str, Cell]:
+def make_row(row: Row) -> dict[str, Cell]:
     """Return the cells of one audit by column."""
+    name, document, *_ = row
     reported, worst = document.model.reported, find_worst_attack(document)
     sound, reasons = bool(document.verdict.sound), "; ".join(document.verdict.reasons)
     gradients = describe_gradients(document)
@@ -392,9 +361,9 @@ def make_row(name: str, document: AuditDocument) -> dict[str, Cell]:
         "clean, %": shares.pop("clean, %"),
         "attacked reported, %": share(reported.attacked),
         "attacked, %": shares.pop("attacked, %"),
-        "by": replace(_text(_format_attack(worst)), small=describe_submitted(document)),
+        "by": _text(_format_attack(worst), describe_submitted(document)),
         **shares,
-        "n": replace(whole(document.clean.n), small=fewer),
+        "n": whole(document.clean.n, fewer),
         "threat model": _text(reported.threat_model),
         "training data": _text(reported.training_data),
         "paper": _text(reported.paper),
@@ -402,49 +371,48 @@ def make_row(name: str, document: AuditDocument) -> dict[str, Cell]:
     }
 
 
-def make_entry_row(name: str, document: AuditDocument, entry: LeaderboardEntry | None) -> dict[str, Cell]:
+def make_entry_row(row: Row) -> dict[str, Cell]:
     """Return the cells of an entry by column, with its badge and source; few enough for sorting on a small screen.
 
-    `entry` is None if the audit stands beside entries and is none itself.
+    The row may stand beside entries and be none itself.
     """
-    cells = make_row(name, document)
+    cells, (name, document, entry, _) = make_row(row), row
     for column in ("clean", "attacked"):
         reported = cells.pop(f"{column} reported, %")
         second = f"reported {reported.text}" if reported.value is not None else ""
         cells[f"{column}, %"] = replace(cells[f"{column}, %"], second=second)
-    submitted, trained = describe_submitted(document), cells.pop("training data")
     worst, epsilon = cells["attacked, %"], find_worst_attack(document).epsilon
-    second = "; ".join(part for part in ("" if epsilon is None else f"at {epsilon:g}", worst.second, submitted) if part)
+    parts = ("" if epsilon is None else f"at {epsilon:g}", worst.second, describe_submitted(document))
     cells |= {
         "model": replace(cells["model"], second=(document.model.sha256 or "")[:8]),
-        "attacked, %": replace(worst, second=second),
-        "trained": replace(trained, small=cells.pop("threat model").text),
-        "badge": _text("audit") if entry is None else Cell(entry.badge, f"by {entry.run_by}", note="text"),
-        "source": _text(name) if entry is None else Cell(entry.source, f"licence {entry.licence}", note="text"),
+        "attacked, %": replace(worst, second="; ".join(filter(None, parts))),
+        "trained": replace(cells["training data"], small=cells["threat model"].text),
+        "badge": _text("audit") if entry is None else _text(entry.badge, f"by {entry.run_by}"),
+        "source": _text(name) if entry is None else _text(entry.source, f"licence {entry.licence}"),
     }
     columns = ("model", "badge", "measurement", "clean, %", "attacked, %", "corrupted, %", "AUROC, %")
     return {column: cells[column] for column in (*columns, "calibration error, %", "n", "trained", "source")}
 
 
-def _text(text: str) -> Cell:
-    return Cell(text or formatting.DASH, note="text")
+def _text(text: str, small: str = "") -> Cell:
+    return Cell(text or formatting.DASH, small, note="text")
 
 
 def make_table(board: Board) -> Table:
     """Return the whole leaderboard."""
-    if board.submissions:
-        rows, title = [make_entry_row(*row) for row in _list_rows(board)], board.title
+    if board.has_entries:
+        rows, title = list(map(make_entry_row, board.entries)), board.title
     else:
-        rows, title = [make_row(name, document) for name, document in board.entries], "Leaderboard"
+        rows, title = list(map(make_row, board.entries)), "Leaderboard"
     return Table(title, _name_attack(board, list(rows[0])), [list(cells.values()) for cells in rows])
 
 
 def terminal_table(board: Board) -> Table:
     """Return the columns for a terminal; models of one name have their folders."""
     rows = []
-    for folder, document in board.entries:
-        cells = make_row(folder, document)
-        cells["model"] = replace(cells["model"], text=board.names[folder], small="")
+    for row in board.entries:
+        cells = make_row(row)
+        cells["model"] = replace(cells["model"], text=board.names[row.name], small="")
         rows.append([cells[column] for column in _IN_TERMINAL])
     return Table(board.title, _name_attack(board, _IN_TERMINAL), rows)
 
@@ -458,8 +426,7 @@ def _name_attack(board: Board, header: list[str]) -> list[str]:
 def write(board: Board, out: Path) -> tuple[Path, Path]:
     """Write the page and the table into `out`; return their paths."""
     for path, text in ((out / PAGE, render(board)), (out / TABLE, to_csv(board))):
-        with atomic.atomic_write(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        atomic.write_text(path, text)
     return out / PAGE, out / TABLE
 
 
@@ -468,10 +435,10 @@ def render(board: Board) -> str:
     boards = (board, *board.others)
     parts = {
         "board": board,
-        "notice": NOTICE,
         "tables": [(one, make_table(one)) for one in boards],
-        "submitted": [board.names[folder] for folder, document in board.entries if describe_submitted(document)],
+        "submitted": [board.names[row.name] for row in board.entries if describe_submitted(row.audit)],
         "copies": _describe_copies(board),
+        "has_results": any(row.results for one in boards for row in one.entries),
         "data": [_list_page_data(one) for one in boards],
     }
     return html.fill_template("board.html.j2", parts)
@@ -480,27 +447,26 @@ def render(board: Board) -> str:
 def _list_page_data(board: Board) -> dict[str, object]:
     """Return what the page's filters and its comparison of two rows need of one table."""
     rows: list[dict[str, object]] = []
-    for folder, document in board.entries:
-        entry, shares = board.submissions.get(folder), _shares(document)
+    for name, document, entry, results in board.entries:
         filters = {"data": board.data, "protocol": board.protocol, "badge": "audit", "licence": "", "run by": ""}
         if entry is not None:
             filters |= {"badge": entry.badge, "licence": entry.licence, "run by": entry.run_by}
-        figures = {
-            name: (cell := share(shares[name])).text + (f" ({cell.small})" if cell.small else "") for name in _PAIRED
-        }
-        remarks = [
+        cells = {key: share(figure) for key, figure in _shares(document).items() if key in ("clean", "attacked")}
+        remarks = (
             "" if document.verdict.sound else "its measurement is not sound",
             describe_submitted(document),
-            "" if folder in board.results else "it has no results of single images",
-        ]
-        about = {
-            "name": board.names[folder],
-            "sound": bool(document.verdict.sound),
-            "remarks": [*filter(None, remarks)],
-        }
-        rows.append({**about, "filters": filters, "figures": figures})
-    pairs = compare_rows([board.results.get(folder) for folder, _ in board.entries])
-    return {"rows": rows, "pairs": pairs, "attack": board.attack}
+            "" if results else "it has no results of single images",
+        )
+        rows.append(
+            {
+                "name": board.names[name],
+                "sound": bool(document.verdict.sound),
+                "remarks": [*filter(None, remarks)],
+                "filters": filters,
+                "figures": {key: cell.text + (f" ({cell.small})" if cell.small else "") for key, cell in cells.items()},
+            }
+        )
+    return {"rows": rows, "pairs": compare_rows([row.results for row in board.entries]), "attack": board.attack}
 
 
 def compare_rows(results: Sequence[ImageResults | None]) -> dict[str, Pair]:

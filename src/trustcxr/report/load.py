@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from trustcxr.errors import UserError
-from trustcxr.registry import STABILITY_ATTACK, Effort, is_linf
+from trustcxr.registry import STABILITY_ATTACK, WORST_CASE, Effort, is_linf
 from trustcxr.report import formatting
 from trustcxr.storage import atomic, layout, schemas, segments
 from trustcxr.storage.evaluations import other_figures, own_figures
@@ -45,11 +45,6 @@ class Run:
         return self.metrics.masking.masked if self.metrics.masking else None
 
     @property
-    def training_name(self) -> str:
-        """Return defence, label and background: fgsm, or fgsm (background gate)."""
-        return formatting.training_name(self.defence, self.metrics.background, self.metrics.label)
-
-    @property
     def name(self) -> str:
         """Return the folder's name: resnet18-fgsm-s0."""
         return self.metrics.run or self.folder.name
@@ -73,6 +68,11 @@ class Run:
     def attacks(self) -> list[schemas.AttackResult]:
         """Return the attacks that have a name and an epsilon."""
         return [entry for entry in self.metrics.attacks if entry.attack and entry.epsilon is not None]
+
+    @property
+    def main_saliency(self) -> schemas.SaliencyDocument:
+        """Return the first saliency method of the recipe, which the page describes; empty without any."""
+        return next(iter(self.metrics.saliency.values()), schemas.SaliencyDocument())
 
     def at(self, epsilon: float | None) -> list[schemas.AttackResult]:
         """Return the attacks at one epsilon."""
@@ -162,6 +162,16 @@ def find_lowest(entries: Sequence[_A]) -> _A | None:
     """Return the entry of lowest accuracy, without those withdrawn; None without any."""
     scored = [entry for entry in entries if entry.accuracy.value is not None]
     return min(scored, key=lambda entry: entry.accuracy.value or 0.0, default=None)
+
+
+def find_worst_attack(document: schemas.RunDocument) -> schemas.AttackResult:
+    """Return the worst case at its largest epsilon, withdrawn or not; without one the strongest attack."""
+    worst = [row for row in document.attacks if row.attack == WORST_CASE]
+    if worst:
+        return max(worst, key=lambda row: row.epsilon or 0.0)
+    rows = [row for row in document.attacks if row.accuracy.value is not None and is_linf(row.attack)]
+    largest = max((row.epsilon or 0.0 for row in rows), default=None)
+    return find_lowest([row for row in rows if row.epsilon == largest]) or schemas.AttackResult()
 
 
 def _read_panels(path: Path) -> "dict[str, np.ndarray]":

@@ -1,6 +1,7 @@
 """Write methods for a paper from the recipe, the measurements and the hardware."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from trustcxr.recipes.training_recipe import DefenceRecipe, ModelRecipe
 from trustcxr.registry import ATTACKS, CORRUPTIONS, DEFENCES, SALIENCY, Effort, Method
@@ -32,7 +33,8 @@ def _gather_parts(study: StudyDocument, runs: list[Run]) -> dict[str, object]:
     versions = [f"{name} {version}" for name, version in study.versions.items() if name.lower() != "trustcxr"]
     on = (hardware.processor, formatting.plural(hardware.cores, "core") if hardware.cores else "", hardware.accelerator)
     software = f"TrustCXR {study.trustcxr}" if study.trustcxr else ""
-    methods = [(name, SALIENCY.get(Method.parse(name).base)) for run in runs for name in run.metrics.saliency]
+    papers = {name: SALIENCY.get(Method.parse(name).base) for run in runs for name in run.metrics.saliency}
+    methods = [_cited(formatting.method(name), entry.paper if entry else "") for name, entry in papers.items()]
     return {
         "f": formatting,
         "study": study,
@@ -41,27 +43,22 @@ def _gather_parts(study: StudyDocument, runs: list[Run]) -> dict[str, object]:
         "classes": study.classes or next((run.metrics.classes for run in runs), []),
         "added": [
             f"{each.get('path')} ({each.get('share'):.0%} of each class)"
-            for each in _list(atomic.section(recipe, "data").get("add"))
-            if isinstance(each, dict)
+            for each in (recipe.get("data") or {}).get("add") or []
         ],
         "masks": [f"{split} {formatting.count(n)}" for split, n in data.infection_masks.items() if n],
-        "networks": [name for name in (_network(model, training) for model in _list(recipe.get("models"))) if name],
+        "networks": [_network(model, training) for model in recipe.get("models") or []],
         "training": _settings(training, {}),
         "other_precision": [
             f"{run.name} in {run.metrics.training.precision}"
             for run in runs
             if run.metrics.training.precision != run.metrics.training.precision_asked
         ],
-        "defences": [
-            _describe_defence(each, training) for each in _list(recipe.get("defences")) if isinstance(each, dict)
-        ],
+        "defences": [_describe_defence(each, training) for each in recipe.get("defences") or []],
         "attacks": _describe_attacks(runs),
         "rounded": sorted({entry.effort.name for run in runs for entry in run.attacks if entry.rounded}),
         "corruptions": [formatting.corruption(name) for name in CORRUPTIONS if name in corrupted],
         "severities": [str(severity) for severity in sorted(severities)],
-        "heatmaps": list(
-            dict.fromkeys(_cited(formatting.method(n), entry.paper if entry else "") for n, entry in methods)
-        ),
+        "heatmaps": list(dict.fromkeys(methods)),
         "random_weights": any(part.random_weights for run in runs for part in run.metrics.saliency.values()),
         "grouped": any(run.clean.groups is not None and run.clean.groups != run.clean.n for run in runs),
         "resamples": atomic.section(recipe, "evaluation").get("bootstrap"),
@@ -101,14 +98,12 @@ def _network(model: object, training: Mapping[str, object]) -> str:
     return f"{model.get('name') or formatting.DASH}" + (f" ({', '.join(parts)})" if parts else "")
 
 
-def _describe_defence(defence: dict[str, object], training: Mapping[str, object]) -> str:
-    entry = DEFENCES.get(str(defence.get("name")))
-    name = str(defence.get("name") or formatting.DASH)
+def _describe_defence(defence: Mapping[str, Any], training: Mapping[str, object]) -> str:
+    name, entry = defence.get("name") or formatting.DASH, DEFENCES.get(str(defence.get("name")))
     name = "standard training" if name == formatting.STANDARD else name
     name = _cited(entry.label, entry.paper) if entry and entry.paper else name
-    rest: dict[str, object] = {key: defence[key] for key in ("label", "background") if key in defence}
-    settings = _settings(rest, {}) + _settings(atomic.section(defence, "training"), training)
-    return ", ".join([name, *list_options(defence), *settings])
+    settings = _settings({key: defence[key] for key in ("label", "background") if key in defence}, {})
+    return ", ".join([name, *list_options(defence), *settings, *_settings(defence.get("training") or {}, training)])
 
 
 def _describe_attacks(runs: list[Run]) -> list[str]:
@@ -133,7 +128,3 @@ def trained_elsewhere(study: StudyDocument, runs: Sequence[Run]) -> dict[str, st
     """Return hardware and commits of runs that differ from those of the study."""
     hardware = study.hardware.model_dump(exclude_unset=True)
     return dict(segments.elsewhere([run.folder for run in runs], hardware, study.source))
-
-
-def _list(value: object) -> list[object]:
-    return value if isinstance(value, list) else []

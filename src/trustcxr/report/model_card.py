@@ -1,22 +1,15 @@
 """Write the model card of a run for a hub; front matter and headings are shared with an audit's card."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
-from trustcxr.report import formatting, leaderboard, methods_text
+from trustcxr.report import formatting, load, methods_text
 from trustcxr.report.html import load_templates
 from trustcxr.storage import atomic, evaluations, layout, schemas, segments
-from trustcxr.storage.schemas import AttackResult, RunDocument, Share, TrainingDocument
-from trustcxr.version import NOTICE, __version__
+from trustcxr.storage.schemas import RunDocument, Share, TrainingDocument
 
 CARD_FILE = "model_card.md"
-
-
-def write(run: Path) -> Path:
-    """Write model_card.md into a run's folder; return its path."""
-    path = run / CARD_FILE
-    atomic.write_text(path, render_card(run))
-    return path
+Results = list[tuple[str, Share]]
 
 
 def render_card(run: Path) -> str:
@@ -28,12 +21,10 @@ def render_card(run: Path) -> str:
     data, recipe = atomic.section(content, "data"), atomic.section(content, "recipe")
     defence, segment = atomic.section(recipe, "defence"), segments.last_segment(content)
     name = str(content.get("name") or run.name)
-    results = list_results(document.clean.accuracy, document.clean.auroc_macro, leaderboard.find_worst_attack(document))
+    results = list_results(document)
     measured_on = {"name": data.get("root_name"), "split": document.split, "revision": document.images}
     parts = {
         "name": name,
-        "notice": NOTICE,
-        "version": __version__,
         "content": content,
         "recipe": recipe,
         "model": atomic.section(recipe, "model"),
@@ -57,44 +48,40 @@ def render_card(run: Path) -> str:
         "segments": segments.describe_segments(run),
         "split": segments.describe_split(training.parts, training.world, training.strategy),
     }
-    body = load_templates().get_template("run_card.md.j2").render(parts)
-    index = index_results(name, measured_on, results)
-    return front_matter(name, ["trained-by-trustcxr"], [index]) + as_markdown(body)
+    return fill_card("run_card.md.j2", parts, name, "trained-by-trustcxr", measured_on, results)
 
 
-def as_markdown(rendered: str) -> str:
-    """Return a card's body with < escaped, since Markdown passes HTML on."""
-    return rendered.replace("<", "&lt;")
+def fill_card(
+    template: str, parts: Mapping[str, object], name: str, tag: str, data: Mapping[str, object], results: Results
+) -> str:
+    """Return a card: front matter with results as on Hugging Face, then the template.
 
-
-def front_matter(name: str, tags: Iterable[str], indices: list[dict[str, object]]) -> str:
-    """Return the front matter of a card as on Hugging Face."""
+    `data`: name, split and revision. In the body < is escaped, since Markdown passes HTML on.
+    """
     import yaml
 
-    content = {
-        "model_name": name,
-        "tags": ["chest-x-ray", "image-classification", "trustcxr", *tags],
-        "metrics": ["accuracy", "roc_auc"],
-        "pipeline_tag": "image-classification",
-        "model-index": indices,
-    }
-    return f"---\n{yaml.safe_dump(content, sort_keys=False, allow_unicode=True)}---\n\n"
-
-
-def list_results(accuracy: Share, auroc: Share, worst: AttackResult) -> list[tuple[str, Share]]:
-    """Return the main figures that were measured, by name."""
-    measured = [("Accuracy", accuracy), ("AUROC, macro", auroc)]
-    if worst.epsilon is not None:
-        measured.append((f"Accuracy under {worst.effort.name} at L-infinity {worst.epsilon:g}", worst.accuracy))
-    return [(name, part) for name, part in measured if part.value is not None]
-
-
-def index_results(name: str, data: Mapping[str, object], measured: Iterable[tuple[str, Share]]) -> dict[str, object]:
-    """Return results as Hugging Face's `model-index`. `data`: name, split and revision."""
     metrics = [
         {"type": "roc_auc" if label.startswith("AUROC") else "accuracy", "name": label, "value": part.value}
-        for label, part in measured
+        for label, part in results
     ]
     dataset = {"name": data.get("name"), "type": data.get("name")} | {k: data.get(k) for k in ("split", "revision")}
     task = {"type": "image-classification", "name": "Chest X-ray classification"}
-    return {"name": name, "results": [{"task": task, "dataset": dataset, "metrics": metrics}]}
+    content = {
+        "model_name": name,
+        "tags": ["chest-x-ray", "image-classification", "trustcxr", tag],
+        "metrics": ["accuracy", "roc_auc"],
+        "pipeline_tag": "image-classification",
+        "model-index": [{"name": name, "results": [{"task": task, "dataset": dataset, "metrics": metrics}]}],
+    }
+    front = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    body = load_templates().get_template(template).render(parts)
+    return f"---\n{front}---\n\n" + body.replace("<", "&lt;")
+
+
+def list_results(document: RunDocument) -> Results:
+    """Return the main figures that were measured, by name."""
+    worst = load.find_worst_attack(document)
+    measured = [("Accuracy", document.clean.accuracy), ("AUROC, macro", document.clean.auroc_macro)]
+    if worst.epsilon is not None:
+        measured.append((f"Accuracy under {worst.effort.name} at L-infinity {worst.epsilon:g}", worst.accuracy))
+    return [(name, part) for name, part in measured if part.value is not None]

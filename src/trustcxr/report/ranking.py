@@ -24,10 +24,6 @@ class Headline:
     classes: tuple[str, ...]
     strongest: Effort | None = None  # the attack with the lowest mean accuracy over the runs
 
-    def grey_levels(self) -> str:
-        """Return epsilon in the 255 grey levels of an image file."""
-        return formatting.decimal(None if self.epsilon is None else 255 * self.epsilon, 1)
-
 
 def choose_headline(study: StudyDocument, runs: list[Run]) -> Headline:
     """Choose the epsilon that the recipe trains against if tested, else the usual 0.02, else the one tested most."""
@@ -35,15 +31,10 @@ def choose_headline(study: StudyDocument, runs: list[Run]) -> Headline:
     wanted = _recipe_epsilon(study.recipe) or _USUAL_EPSILON
     chosen = min(tested, key=lambda e: (abs(e - wanted) > 1e-9, -tested[e], abs(e - wanted)), default=None)
     attacks = _list_attacks(runs, chosen)
-    splits = Counter(run.metrics.split for run in runs if run.metrics.split).most_common(1)
+    splits = Counter(run.metrics.split for run in runs if run.metrics.split)
+    split = max(splits, key=lambda name: splits[name], default=formatting.DASH)
     classes = study.classes or next((run.metrics.classes for run in runs if run.metrics.classes), [])
-    return Headline(
-        epsilon=chosen,
-        attacks=attacks,
-        split=splits[0][0] if splits else formatting.DASH,
-        classes=tuple(classes),
-        strongest=_find_strongest(runs, attacks, chosen),
-    )
+    return Headline(chosen, attacks, split, tuple(classes), _find_strongest(runs, attacks, chosen))
 
 
 def _list_attacks(runs: Sequence[Run], epsilon: float | None) -> tuple[Effort, ...]:
@@ -58,8 +49,7 @@ def _find_strongest(runs: list[Run], attacks: Sequence[Effort], epsilon: float |
     """Return the attack with the lowest mean accuracy over the runs that it was tried on; the later of equals."""
     means: dict[Effort, float] = {}
     for effort in attacks:
-        accuracies = [run.attacked(effort, epsilon).accuracy.value for run in runs]
-        values = [value for value in accuracies if value is not None]
+        values = [v for run in runs if (v := run.attacked(effort, epsilon).accuracy.value) is not None]
         if values and (is_linf(effort.attack) or len(attacks) == 1):
             means[effort] = sum(values) / len(values)
     return min(reversed(list(means)), key=lambda effort: means[effort], default=None)
@@ -67,10 +57,10 @@ def _find_strongest(runs: list[Run], attacks: Sequence[Effort], epsilon: float |
 
 def _recipe_epsilon(recipe: Mapping[str, Any]) -> float | None:
     """Return the epsilon of the first defence that trains on an attack; other defences have the key too."""
-    for defence in recipe.get("defences") or [recipe.get("defence")]:
-        entry = DEFENCES.get(str(defence.get("name"))) if isinstance(defence, dict) else None
+    for defence in recipe.get("defences") or [recipe.get("defence") or {}]:
+        entry = DEFENCES.get(defence.get("name"))
         if entry is not None and entry.attacks:
-            return formatting.finite(defence.get("epsilon"))
+            return defence.get("epsilon")
     return None
 
 
@@ -86,11 +76,6 @@ def rank_runs(runs: list[Run], head: Headline) -> list[Run]:
         return (not better_than_constant(run), run.masked is True, *order)
 
     return sorted(runs, key=key)
-
-
-def main_method(methods: Mapping[str, object]) -> str:
-    """Return the first saliency method of the recipe, which the page describes; empty without any."""
-    return next(iter(methods), "")
 
 
 def group_by_model(runs: list[Run]) -> dict[str, list[Run]]:
@@ -115,9 +100,3 @@ def _defence_index(defence: str) -> int:
 def better_than_constant(run: Run) -> bool:
     """Return False if clean accuracy may be that of a constant answer, which resists every attack."""
     return not run.alarmed(CONSTANT)
-
-
-def shared_constant_answer(runs: list[Run]) -> float | None:
-    """Return the constant answer's accuracy if it is the same for every run, else None."""
-    values = {round(v, 6) for v in (run.clean.constant_answer for run in runs) if v is not None}
-    return values.pop() if len(values) == 1 else None

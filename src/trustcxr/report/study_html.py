@@ -1,25 +1,22 @@
-"""Write the page of a study: gather its parts and fill the template."""
+"""Write the page of a study, and its figures as files for a journal, one or two columns wide."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from trustcxr.errors import UserError
-from trustcxr.report import alarm_list, formatting, html, key_findings, methods_text, model_card, ranking
-from trustcxr.report.figures import accuracy, calibration, heatmaps, svg, training_curves
-from trustcxr.report.figures import saliency as saliency_figures
+from trustcxr.errors import UserError, unknown
+from trustcxr.report import formatting, html, key_findings, methods_text, model_card, ranking
+from trustcxr.report.figures import charts, pictures, svg
 from trustcxr.report.load import Run, StudyFolder, load_report
-from trustcxr.report.tables import accuracy as accuracy_tables
-from trustcxr.report.tables import certified as certified_table
-from trustcxr.report.tables import comparisons, lesions, provenance, robustness, saliency, table
+from trustcxr.report.tables import accuracy, provenance, robustness, saliency, table
 from trustcxr.storage import atomic, layout
 from trustcxr.storage.schemas import StudyDocument
 from trustcxr.version import NOTICE
 
-if TYPE_CHECKING:
-    from markupsafe import Markup
-
 Parts = dict[str, Any]  # of the page, by their names in the template
+FIGURES = "figures"  # folder
+FORMATS = ("pdf", "svg", "png")
+WIDTHS = {"single": 89, "double": 183}  # millimetres: one and two columns of most journals
 
 # These sections are left out if all of their parts are empty.
 _OPTIONAL = {
@@ -58,16 +55,68 @@ def _write_card(folder: Path) -> None:
         atomic.read_yaml(folder / layout.RUN_FILE)
     except UserError:
         return
-    model_card.write(folder)
+    atomic.write_text(folder / model_card.CARD_FILE, model_card.render_card(folder))
+
+
+def write_figures(folder: Path, *, kind: str = "pdf", width: str = "single", out: Path | None = None) -> list[Path]:
+    """Write every figure of the page and its tables into `out`, by default STUDY/figures; return the paths.
+
+    `kind`: pdf, svg or png. `width`: single (89 mm) or double (183 mm). Raises UserError for any other value, and if
+    the folder has no study and no tested run.
+    """
+    if kind not in FORMATS:
+        raise unknown("format", kind, FORMATS)
+    if width not in WIDTHS:
+        raise unknown("width", width, list(WIDTHS))
+    study = load_report(Path(folder))
+    out, paths = Path(out or study.path / FIGURES), []
+    for drawing in drawings(study, narrow=width == "single"):
+        name = "".join(c if c.isalnum() or c in "-_." else "-" for c in drawing.name).lstrip(".")
+        path = out / f"{name}.{kind}"
+        with atomic.atomic_write(path) as temporary:
+            svg.save(drawing, temporary, WIDTHS[width])
+        paths.append(path)
+    return paths + table.write_tables(table.find_tables(gather_parts(study)), out / table.FOLDER)
+
+
+def drawings(folder: StudyFolder, *, narrow: bool) -> Iterator[svg.Drawing]:
+    """Yield every figure that has data, in the order of the page. `narrow`: for one column."""
+    head = ranking.choose_headline(folder.study, folder.runs)
+    runs = ranking.rank_runs(folder.runs, head)
+    for group in _list_drawings(folder.study, runs, head, narrow=narrow).values():
+        yield from group
+    if sheet := pictures.draw_sheet(runs, columns=3 if narrow else 6):
+        yield sheet
+
+
+def _list_drawings(
+    study: StudyDocument, runs: list[Run], head: ranking.Headline, *, narrow: bool
+) -> dict[str, list[svg.Drawing]]:
+    """Return the figures that have data, by their names in the template."""
+    groups = ranking.group_by_model([run for run in runs if run.attacks])
+    figures: dict[str, Iterable[svg.Drawing | None]] = {
+        "dots": [charts.accuracy_dots(runs, head)] if runs else [],
+        "reliability": [charts.reliability(run, head) for run in runs],
+        "curves": [charts.epsilon_curves(model, group) for model, group in groups.items()],
+        "proof_bars": [charts.proof_bars(runs)],
+        "localisation": [charts.explanation_dots(runs, narrow=narrow)],
+        "sanity": charts.sanity(runs),
+        "saliency_forests": charts.saliency_forests(study.comparisons, columns=2 if narrow else 4).values(),
+        "forests": charts.accuracy_forests(study.comparisons),
+        "histories": [charts.training_curve(run) for run in runs],
+    }
+    return {name: [drawing for drawing in group if drawing is not None] for name, group in figures.items()}
 
 
 def gather_parts(folder: StudyFolder) -> Parts:
     """Return all parts of the page."""
-    head = ranking.choose_headline(folder.study, folder.runs)
+    study, head = folder.study, ranking.choose_headline(folder.study, folder.runs)
     runs = ranking.rank_runs(folder.runs, head)
-    parts: Parts = {"head": head, "several": len(runs) > 1}
-    parts |= _front(folder, runs, head) | _results(folder, runs, head) | _robustness(runs, head)
-    parts |= _explanations(folder, runs) | _provenance(folder, runs)
+    parts: Parts = {"head": head, "several": len(runs) > 1, "study": study, "f": formatting}
+    for name, group in _list_drawings(study, runs, head, narrow=False).items():
+        parts |= svg.render_all(name, group)
+    parts |= _front(folder, runs, head) | _tables(study, runs, head)
+    parts |= _provenance(folder, runs, head)
     parts["questions"] = list(_list_questions(parts))
     parts["notes"] = folder.notes  # last: reading the parts may add notes
     return parts
@@ -85,18 +134,6 @@ def _list_questions(parts: Parts) -> Iterator[Parts]:
             yield {"key": question["key"], "title": title, "sections": shown}
 
 
-def _drawn(drawing: svg.Drawing | None, key: str) -> "Markup | None":
-    """Return a drawing as markup; its texts are escaped as it is drawn."""
-    from markupsafe import Markup
-
-    return None if drawing is None else Markup(svg.render_inline(drawing, key))
-
-
-def _all_drawn(drawings: Iterable[svg.Drawing | None], key: str) -> "list[Markup]":
-    marks = (_drawn(drawing, f"{key}{number}") for number, drawing in enumerate(drawings))
-    return [mark for mark in marks if mark is not None]
-
-
 def _front(folder: StudyFolder, runs: list[Run], head: ranking.Headline) -> Parts:
     study = folder.study
     meta = [
@@ -109,10 +146,10 @@ def _front(folder: StudyFolder, runs: list[Run], head: ranking.Headline) -> Part
         "notice": study.notice or NOTICE,
         "meta": " · ".join(filter(None, meta)),
         "files": _list_files(folder.path),
-        "alarms": alarm_list.gather_alarms(folder, runs),
+        "alarms": key_findings.gather_alarms(folder, runs),
         "compared": key_findings.describe_compared(runs, head),
         "answers": key_findings.summarise(study, runs, head),
-        "models": accuracy_tables.models(runs, head),
+        "models": accuracy.models(runs, head),
     }
 
 
@@ -124,100 +161,61 @@ def _list_files(folder: Path) -> str:
     return f"{', '.join(present)} and the tables in {'runs/' if of_study else 'this folder'}"
 
 
-def _results(folder: StudyFolder, runs: list[Run], head: ranking.Headline) -> Parts:
+def _tables(study: StudyDocument, runs: list[Run], head: ranking.Headline) -> Parts:
     under = "lowest accuracy under these attacks in whole percent, then by "
-    attacked = [run for run in runs if run.attacks]
-    epsilons = accuracy.radii(runs)
-    dots = accuracy.accuracy_dots(runs, head) if runs else None
-    curves = [accuracy.epsilon_curves(model, group) for model, group in ranking.group_by_model(attacked).items()]
-    histories = [training_curves.training_curve(run) for run in runs]
+    epsilons = charts.radii(runs)
     return {
-        "leaderboard": accuracy_tables.leaderboard(runs, head),
-        "over_seeds": comparisons.over_seeds(folder.study),
+        "leaderboard": accuracy.leaderboard(runs, head),
+        "over_seeds": accuracy.over_seeds(study),
         "order_note": f"Ordered by {under if head.strongest else ''}clean accuracy.",
-        "dots": _drawn(dots, "dots"),
-        "dots_legend": svg.legend([dots]),
-        "curves": _all_drawn(curves, "eps"),
-        "curve_legend": svg.legend(curves),
-        "uneven_axis": bool(epsilons) and accuracy.is_wide(epsilons),
-        "sweeps": accuracy_tables.sweeps(attacked),
-        "matrices": [matrix for run in runs for matrix in accuracy_tables.matrices(run, head)],
-        "per_class": [accuracy_tables.per_class(run, head.classes) for run in runs if run.clean.per_class],
-        "histories": _all_drawn(histories, "fit"),
-        "history_legend": svg.legend(histories),
-    }
-
-
-def _robustness(runs: list[Run], head: ranking.Headline) -> Parts:
-    bars = accuracy.proof_bars(runs)
-    diagrams = [calibration.reliability(run, head) for run in runs]
-    return {
-        "proved": certified_table.proved(runs),
-        "proof_bars": _drawn(bars, "proof"),
-        "proof_legend": svg.legend([bars]),
-        "proof_scope": certified_table.SCOPE,
-        "by_intervals": certified_table.by_intervals(runs),
+        "uneven_axis": bool(epsilons) and charts.is_wide(epsilons),
+        "sweeps": accuracy.sweeps([run for run in runs if run.attacks]),
+        "matrices": [matrix for run in runs for matrix in accuracy.matrices(run, head)],
+        "per_class": [accuracy.per_class(run, head.classes) for run in runs if run.clean.per_class],
+        "proved": robustness.proved(runs),
+        "proof_scope": robustness.SCOPE,
+        "by_intervals": robustness.by_intervals(runs),
         "corrupted": robustness.corrupted(runs),
         "heats": robustness.heats(runs),
         "masking": robustness.masking(runs),
         "calibration": robustness.calibration(runs, head),
-        "reliability": _all_drawn(diagrams, "rel"),
-        "reliability_legend": svg.legend(diagrams),
         "planted": robustness.planted(runs),
         "other_data": robustness.other_data(runs),
         "other_data_by_group": robustness.other_data_by_group(runs),
-    }
-
-
-def _explanations(folder: StudyFolder, runs: list[Run]) -> Parts:
-    rows = folder.study.comparisons
-    by_method = saliency_figures.forests(rows)
-    dots = saliency_figures.explanation_dots(runs)
-    return {
-        "explanations": accuracy_tables.explanations(runs),
-        "explanations_perturbed": accuracy_tables.explanations(runs, perturbed=True),
-        "localisation": _drawn(dots, "localisation"),
-        "localisation_legend": svg.legend([dots]),
+        "explanations": accuracy.explanations(runs),
+        "explanations_perturbed": accuracy.explanations(runs, perturbed=True),
         "maps_show": saliency.shown(runs),
         "all_measures": saliency.measures(runs),
         "over_baselines": saliency.over_baselines(runs),
         "by_lesion": saliency.by_lesion(runs),
-        "least_lesion_effects": lesions.reported(runs),
-        "lesion_effects": lesions.effects(runs),
-        "lesions_sampled": lesions.sampled(runs),
-        "lesion_effects_by_size": lesions.by_size(runs),
+        "least_lesion_effects": saliency.least_lesion_effects(runs),
+        "lesion_effects": saliency.lesion_effects(runs),
+        "lesions_sampled": saliency.lesions_sampled(runs),
+        "lesion_effects_by_size": saliency.lesion_effects_by_size(runs),
         "stability": saliency.stability(runs),
         "changes": saliency.changes(runs),
         "faithfulness": saliency.faithfulness(runs),
-        "sanity": _all_drawn(saliency_figures.sanity(runs), "sanity"),
-        "verdicts": saliency.verdicts(folder.study),
-        "saliency_forests": [(name, _drawn(one, f"forests{i}")) for i, (name, one) in enumerate(by_method)],
-        "gallery": heatmaps.build_gallery(runs),
+        "verdicts": saliency.verdicts(study),
+        "compared_methods": list(charts.saliency_forests(study.comparisons)),
+        "gallery": pictures.build_gallery(runs),
         "maps_file": layout.EXAMPLES_FILE,
-        "colour_bar": heatmaps.colour_bar(),
-        "comparisons": comparisons.comparisons(folder.study),
-        "forests": _all_drawn(accuracy.forests(rows), "forest"),
-        "shortcuts": accuracy_tables.shortcuts(runs),
+        "colour_bar": pictures.colour_bar(),
+        "comparisons": accuracy.comparisons(study),
+        "shortcuts": accuracy.shortcuts(runs),
     }
 
 
-def _provenance(folder: StudyFolder, runs: list[Run]) -> Parts:
+def _provenance(folder: StudyFolder, runs: list[Run], head: ranking.Headline) -> Parts:
     import yaml
 
     study = folder.study
-    facts = _facts(study.hardware.model_dump(exclude_unset=True))
-    facts += [("Time in all", formatting.seconds(study.seconds)), ("TrustCXR", _fact(study.trustcxr))]
-    facts += list(_list_origin(study, runs))
-    facts += [fact for fact in _facts(study.versions) if fact[0] != "Trustcxr"]
     return {
-        "study": study,
-        "f": formatting,
         "check": folder.check,
         "check_findings": provenance.data_check_table(folder.check),
         "check_probes": provenance.probes(folder.check),
         "methods": methods_text.write_methods(study, runs),
-        "counts": provenance.counts(study, ranking.choose_headline(study, runs).classes),
-        "facts": facts,
+        "counts": provenance.counts(study, head.classes),
+        "facts": _list_facts(study, runs),
         "training": provenance.training(runs),
         "refit": any(run.metrics.training.refit for run in runs),
         "selection": provenance.selection(study),
@@ -225,23 +223,21 @@ def _provenance(folder: StudyFolder, runs: list[Run]) -> Parts:
     }
 
 
-def _list_origin(study: StudyDocument, runs: list[Run]) -> Iterator[tuple[str, str]]:
-    """Yield commit, other hardware, seeds and data fingerprint, if recorded."""
+def _list_facts(study: StudyDocument, runs: list[Run]) -> dict[str, str]:
+    """Return machine, time, commit, other hardware, seeds, data fingerprint and versions, as far as recorded."""
+    facts: dict[str, object] = study.hardware.model_dump(exclude_unset=True)
+    facts |= {"Time in all": formatting.seconds(study.seconds), "TrustCXR": study.trustcxr}
     if study.source:
         changed = ", with local changes" if study.source.get("changed") else ""
-        yield "Source", f"commit {study.source.get('commit')}{changed}"
-    yield from (
-        (f"Runs were trained {name}", text) for name, text in methods_text.trained_elsewhere(study, runs).items()
-    )
+        facts["Source"] = f"commit {study.source.get('commit')}{changed}"
+    elsewhere = methods_text.trained_elsewhere(study, runs)
+    facts |= {f"Runs were trained {name}": text for name, text in elsewhere.items()}
     if seeds := sorted({run.metrics.seed for run in runs if run.metrics.seed is not None}):
-        yield "Seeds", ", ".join(map(str, seeds))
+        facts["Seeds"] = ", ".join(map(str, seeds))
     if study.data.fingerprint:
-        yield "Images, fingerprint", study.data.fingerprint
-
-
-def _facts(values: Mapping[str, object]) -> list[tuple[str, str]]:
-    return [(key.replace("_", " ").capitalize(), _fact(value)) for key, value in values.items()]
-
-
-def _fact(value: object) -> str:
-    return formatting.DASH if value is None or value == "" else str(value)
+        facts["Images, fingerprint"] = study.data.fingerprint
+    facts |= {name: version for name, version in study.versions.items() if name.lower() != "trustcxr"}
+    return {
+        formatting.capital(name.replace("_", " ")): formatting.DASH if value in (None, "") else str(value)
+        for name, value in facts.items()
+    }

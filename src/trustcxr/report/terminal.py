@@ -9,27 +9,25 @@ from trustcxr.registry import ONE_CELL, WORST_CASE, Method, format_baseline
 from trustcxr.report import formatting, html
 from trustcxr.report.load import Run, find_lowest, label_runs
 from trustcxr.report.ranking import choose_headline, rank_runs
-from trustcxr.report.tables import accuracy, certified, comparisons
-from trustcxr.report.tables.table import Table
+from trustcxr.report.tables import accuracy, robustness
+from trustcxr.report.tables.table import Cell, Table
 from trustcxr.storage import schemas
-from trustcxr.storage.os_errors import shell_quote
+from trustcxr.storage.layout import STEP_FILES
+from trustcxr.storage.os_errors import megabytes, shell_quote
 from trustcxr.storage.schemas.zoo_entry import CERTIFIED
 
 
 def print_rows(title: str, rows: Sequence[Mapping[str, object]]) -> None:
     """Print rows as a table on stdout without truncation."""
-    right = [not isinstance(value, str) or value[:1].isdigit() for value in rows[0].values()]
-    _print(title, list(rows[0]), [[str(value) for value in row.values()] for row in rows], right)
+
+    def cell(value: object) -> Cell:
+        return Cell(str(value), note="text" if isinstance(value, str) and not value[:1].isdigit() else "")
+
+    print_table(Table(title, list(rows[0]), [list(map(cell, row.values())) for row in rows], heads=0))
 
 
 def print_table(table: Table) -> None:
     """Print a table of the report on stdout, the small print of a cell below its figure."""
-    rows = [["\n".join(filter(None, (cell.text, cell.small, cell.second))) for cell in row] for row in table.rows]
-    right = [column >= table.heads and not table.is_text(column) for column in range(len(table.header))]
-    _print(table.title, table.header, rows, right)
-
-
-def _print(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[bool]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table as Shown
@@ -38,11 +36,12 @@ def _print(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], rig
     console = Console()
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = 200  # a file or a pipe has no width
-    shown = Shown(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for name, is_right in zip(header, right, strict=True):
-        shown.add_column(Text(name), justify="right" if is_right else "left", overflow="fold")
-    for row in rows:
-        shown.add_row(*map(Text, row))
+    shown = Shown(title=Text(table.title), title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for column, name in enumerate(table.header):
+        left = column < table.heads or table.is_text(column)
+        shown.add_column(Text(name), justify="left" if left else "right", overflow="fold")
+    for row in table.rows:
+        shown.add_row(*(Text("\n".join(filter(None, (cell.text, cell.small, cell.second)))) for cell in row))
     console.print(shown)
 
 
@@ -52,47 +51,43 @@ def print_study(study: schemas.StudyDocument) -> None:
     label_runs(runs)
     head = choose_headline(study, runs)
     runs = rank_runs(runs, head)
-    for table in (accuracy.models(runs, head), comparisons.over_seeds(study), certified.proved(runs)):
+    for table in (accuracy.models(runs, head), accuracy.over_seeds(study), robustness.proved(runs)):
         if table is not None and table.rows:
             print_table(table)
 
 
 def list_trained(entries: Sequence[schemas.ZooEntry]) -> list[dict[str, object]]:
     """Return a row for each trained model: its network, accuracy clean and at worst under attack, and the images."""
-    rows = []
-    for entry in entries:
-        clean, worst, proved = (
-            entry.audit.accuracy(*condition) for condition in (("clean", 0.0), (WORST_CASE, 0.02), (CERTIFIED, 0.02))
-        )
-        rows.append(
-            {
-                "name": entry.name,
-                "network": entry.architecture,
-                "pixels": entry.input.size,
-                "clean": _with_interval(clean),
-                "worst case at 0.02": _with_interval(worst),
-                "certified at 0.02": "" if proved.value is None else _with_interval(proved),
-                "images": f"{entry.audit.n} of {entry.audit.data}",
-                "MB": f"{(entry.bytes or 0) / 1e6:.1f}",
-            }
-        )
-    return rows
 
+    def accuracy(entry: schemas.ZooEntry, attack: str, epsilon: float) -> str:
+        figure = entry.audit.accuracy(attack, epsilon)
+        return f"{formatting.percent(figure.value)} {formatting.interval(figure.ci, 1, scale=100)}".strip()
 
-def _with_interval(figure: schemas.Share) -> str:
-    return f"{formatting.percent(figure.value)} {formatting.interval(figure.ci, 1, scale=100)}".strip()
+    return [
+        {
+            "name": entry.name,
+            "network": entry.architecture,
+            "pixels": entry.input.size,
+            "clean": accuracy(entry, "clean", 0.0),
+            "worst case at 0.02": accuracy(entry, WORST_CASE, 0.02),
+            "certified at 0.02": accuracy(entry, CERTIFIED, 0.02).replace(formatting.DASH, ""),
+            "images": f"{entry.audit.n} of {entry.audit.data}",
+            "MB": f"{(entry.bytes or 0) / 1e6:.1f}",
+        }
+        for entry in entries
+    ]
 
 
 def describe_export(export: schemas.ExportDocument) -> list[str]:
     """Return the exported file, the largest difference from the run, and the next command."""
     kind = f"ONNX, opset {export.opset}" if export.opset else "torch.export program"
     trust = " --trust-code" if export.format == "torch-export" else ""
-    lines = [
+    return [
         f"{export.file}: {kind}, any batch of images of {export.size} x {export.size} pixels in [0, 1]",
         f"logits differ from the run by at most {export.largest:.1e} on {export.images} (limit {export.allowed:.0e})",
         f"to audit it: trustcxr audit {shell_quote(export.model_file)} --data PATH --out DIR{trust}",
+        *([f"note: {export.note}"] if export.note else []),
     ]
-    return lines + ([f"note: {export.note}"] if export.note else [])
 
 
 CALIBRATED = "probabilities are calibrated on the run's validation images, which may not hold for other images"
@@ -140,38 +135,33 @@ def describe_training(training: schemas.TrainingDocument, at: str = "") -> str:
 
 def list_accuracies(document: schemas.RunDocument) -> list[dict[str, str]]:
     """Return accuracy clean and under each attack, a row each."""
-    clean = document.clean
-    names = ("condition", "epsilon", "accuracy", "balanced", "macro F1", "AUROC", "calibration error", "n")
-    empty = dict.fromkeys(names, "")
-    figures = {
-        "accuracy": format_share(clean.accuracy),
-        "balanced": format_percent(clean.balanced_accuracy.value),
-        "macro F1": _number(clean.f1_macro.value),
-        "AUROC": _number(clean.auroc_macro.value),
-        "calibration error": _error(clean.ece),
-    }
-    lines = [empty | {"condition": "clean", "n": str(clean.n)} | figures]
-    for attack in document.attacks:
-        shown = {"accuracy": format_share(attack.accuracy), "calibration error": _error(attack.ece)}
-        shown["balanced"] = format_percent(attack.balanced_accuracy.value)
-        surrogate = f" from {attack.surrogate}" if attack.surrogate else ""
-        about = {"condition": attack.effort.name + surrogate, "epsilon": f"{attack.epsilon:g}", "n": str(attack.n)}
-        lines.append(empty | about | shown)
-    return lines
+    clean, rows = document.clean, []
+    parts: list[schemas.Classification | schemas.AttackResult] = [clean, *document.attacks]
+    for part in parts:
+        name, epsilon = "clean", ""
+        if isinstance(part, schemas.AttackResult):
+            name, epsilon = part.effort.name, f"{part.epsilon:g}"
+            name += f" from {part.surrogate}" if part.surrogate else ""
+        rows.append(
+            {
+                "condition": name,
+                "epsilon": epsilon,
+                "accuracy": format_share(part.accuracy),
+                "balanced": format_percent(part.balanced_accuracy.value),
+                "macro F1": _number(clean.f1_macro.value) if part is clean else "",
+                "AUROC": _number(clean.auroc_macro.value) if part is clean else "",
+                "calibration error": _error(part.ece),
+                "n": str(part.n),
+            }
+        )
+    return rows
 
 
 def describe_metrics(document: schemas.RunDocument) -> list[str]:
     """Return the other metrics, a line each: masking, corruptions, external data, shortcuts, calibration."""
-    parts = {
-        "document": document,
-        "worst": find_lowest(document.corruptions),
-        "share": format_share,
-        "percent": format_percent,
-        "error": _error,
-        "with_constant": _with_constant,
-        "f": formatting,
-    }
-    return html.fill_lines("metrics", parts)
+    formats = {"share": format_share, "percent": format_percent, "error": _error, "with_constant": _with_constant}
+    parts = {"document": document, "worst": find_lowest(document.corruptions), "f": formatting}
+    return html.fill_lines("metrics", {**parts, **formats})
 
 
 def list_saliency(part: schemas.SaliencyDocument) -> list[dict[str, str]]:
@@ -200,13 +190,16 @@ def _format_lead(lead: schemas.Lead | None) -> str:
 
 def describe_saliency(part: schemas.SaliencyDocument) -> list[str]:
     """Return what a map shows, a line each: cells, why it has no hit rate, verdict, alarm."""
-    lines = [f"{part.cells} cells"] if part.cells else []
-    if random := part.random_weights:
-        lines.append(f"random weights: {plural(random.draws or 0, 'network')} on {plural(random.n or 0, 'image')}")
-    if part.withheld:
-        lines.append(part.withheld if part.cells == ONE_CELL else f"hit rate -: {part.withheld}")
-    lines += [f"it {part.verdict}" if part.verdict.startswith("says") else part.verdict] if part.verdict else []
-    return [*lines, *([f"ALARM: {part.survives}"] if part.survives else [])]
+    random = part.random_weights or schemas.RandomWeights()
+    weights = f"{plural(random.draws or 0, 'network')} on {plural(random.n or 0, 'image')}"
+    lines = (
+        f"{part.cells} cells" if part.cells else "",
+        f"random weights: {weights}" if part.random_weights else "",
+        part.withheld if part.cells == ONE_CELL or not part.withheld else f"hit rate -: {part.withheld}",
+        f"it {part.verdict}" if part.verdict.startswith("says") else part.verdict,
+        f"ALARM: {part.survives}" if part.survives else "",
+    )
+    return [line for line in lines if line]
 
 
 def format_share(share: schemas.Share) -> str:
@@ -234,3 +227,52 @@ def _with_constant(part: schemas.Accuracy) -> str:
     balanced = part.balanced_accuracy.value
     text = "" if balanced is None else f", balanced {format_percent(balanced)}"
     return f"{format_share(part.accuracy)}{text}, constant answer {format_percent(part.constant_answer)}, n {part.n}"
+
+
+_UNITS = ((86400.0, "days"), (3600.0, "h"), (60.0, "min"))
+
+
+def list_states(plan: schemas.StudyPlan) -> list[dict[str, str]]:
+    """Return a row for each run: its state, and the time left if any run has an estimate, else the steps left."""
+    timed = any(one.left for one in plan.runs)
+    return [
+        {"run": one.run, "stands": f"{one.state}: {one.at}" if one.at else str(one.state)}
+        | {"left": _time_left(one) if timed else _steps_left(one)}
+        for one in plan.runs
+    ]
+
+
+def _steps_left(one: schemas.RunPlan) -> str:
+    every = f"every step, {plural(one.epochs or 0, 'epoch')}"
+    return every if len(one.seconds) == len(STEP_FILES) else ", ".join(one.seconds) or formatting.DASH
+
+
+def _time_left(one: schemas.RunPlan) -> str:
+    if one.state == "done" or one.left is None:
+        return formatting.DASH
+    return next((f"{one.left / size:.1f} {unit}" for size, unit in _UNITS if one.left >= size), f"{one.left:.0f} s")
+
+
+def describe_status(plan: schemas.StudyPlan) -> list[str]:
+    """Return the number of runs by state, locks, failures with reasons, and the time left, a line each."""
+    parts = {"plan": plan, "plural": plural, "folder": shell_quote(plan.folder or "FOLDER")}
+    return html.fill_lines("status", parts)
+
+
+def describe_verification(result: schemas.VerifiedDocument) -> list[str]:
+    """Return the results of `verify`, a line for each figure that differs."""
+    return html.fill_lines("verification", {"result": result, "plural": plural})
+
+
+def list_prunable(document: schemas.PruneDocument) -> list[dict[str, str]]:
+    """Return a row for each cache and checkpoint: size, age, and why it remains."""
+    return [
+        {
+            "what": f"{one.kind}: {one.what}",
+            "size": megabytes(one.bytes),
+            "days": f"{one.days:.0f}",
+            "": "removed" if one.removed else f"held by {one.user}" if one.user else one.why or "old",
+            "where": one.path,
+        }
+        for one in document.entries
+    ]

@@ -1,18 +1,22 @@
-"""Draw with Matplotlib, and convert drawings to inline SVG with the colours and font of the page."""
+"""Draw with Matplotlib: inline SVG with the colours and font of the page, and files for a journal."""
 
+import io
 import re
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trustcxr.registry import ATTACKS, DEFENCES
+from trustcxr.storage.schemas import Share
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
 
     from markupsafe import Markup
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.axes import Axes as Axes
+    from matplotlib.figure import Figure as Figure
 
 INK, QUIET, RULE = "#1b2430", "#566273", "#d5dbe3"
 CLEAN_STYLE = ("#1f4e79", "o")
@@ -22,6 +26,10 @@ _MARKS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "|": "|", "": ""}
 _OTHER_STYLE = ("#b268f1", "D", (0, (1, 1.5)))
 _NARROW = 4.0  # inches
 _TITLE_WIDTH = 34  # letters in the narrowest figure
+_FONT_SIZE = 7.5  # points; the smallest are 0.69 of it
+_SCALE = _FONT_SIZE / 11  # the page uses 11 points
+_BAR = 1.0  # line width of an interval, points
+_DPI = 600  # of a PNG
 SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "trustcxr",
@@ -69,14 +77,13 @@ OUTCOMES = (
 )
 
 
-def legend(drawings: "Iterable[Drawing | None]") -> "list[Markup]":
+def legend(drawings: "Iterable[Drawing]") -> "list[Markup]":
     """Return the legend of several drawings for the page, each entry once."""
     from markupsafe import Markup
 
-    entries = []
-    for key in dict.fromkeys(key for drawing in drawings if drawing is not None for key in drawing.legend):
+    entries, sample = [], Markup('<b style="{}" aria-hidden="true">{}</b> {}')
+    for key in dict.fromkeys(key for drawing in drawings for key in drawing.legend):
         line = ("┅" if isinstance(key.dash, tuple) else "━") * key.line
-        sample = Markup('<b style="{}" aria-hidden="true">{}</b> {}')
         entries.append(sample.format(page_colour(f"color:{key.colour}"), f"{line}{_MARKS[key.mark]}{line}", key.text))
     return entries
 
@@ -108,26 +115,26 @@ def add_titles(artists: Any, *texts: str) -> None:
 
 def set_title(axes: "Axes", text: str) -> None:
     """Set a title, wrapped if it is too long."""
-    import textwrap
-
-    lines = textwrap.wrap(text, _TITLE_WIDTH) or [""]
-    axes.set_title("\n".join(lines), fontsize="large", fontweight="bold", loc="left")
+    axes.set_title(textwrap.fill(text, _TITLE_WIDTH), fontsize="large", fontweight="bold", loc="left")
 
 
-def render_inline(drawing: Drawing, key: str) -> str:
-    """Return an inline SVG element. `key`, unique in the page, makes its ids unique."""
-    import io
+def render_all(name: str, drawings: "Iterable[Drawing | None]") -> dict[str, "list[Markup]"]:
+    """Return drawings for a template, as NAME, with their legend, as NAME_legend."""
+    shown = [drawing for drawing in drawings if drawing is not None]
+    marks = [render_inline(drawing, f"{name}{number}") for number, drawing in enumerate(shown)]
+    return {name: marks, f"{name}_legend": legend(shown)}
 
+
+def render_inline(drawing: Drawing, key: str) -> "Markup":
+    """Return an inline SVG element. `key`, unique in the page, makes its ids unique. Its texts are escaped."""
     import matplotlib as mpl
-    from matplotlib.figure import Figure
+    from markupsafe import Markup
 
     with mpl.rc_context(SETTINGS):
-        figure = Figure(figsize=(drawing.width / 72, drawing.height / 72))
-        figure.set_layout_engine("constrained", w_pad=0.03, h_pad=0.03)
-        drawing.plot(figure)
         buffer = io.StringIO()
+        figure = _plot(drawing, drawing.width / 72, drawing.height / 72, pad=0.03)
         figure.savefig(buffer, format="svg", transparent=True)
-    return _inline(buffer.getvalue(), drawing, key)
+    return Markup(_inline(buffer.getvalue(), drawing, key))
 
 
 def _inline(svg: str, drawing: Drawing, key: str) -> str:
@@ -135,18 +142,15 @@ def _inline(svg: str, drawing: Drawing, key: str) -> str:
     from xml.etree import ElementTree
 
     root = ElementTree.fromstring(svg)  # drops comments
-    for parent in list(root.iter()):
-        for child in [child for child in parent if _local(child.tag) in ("metadata", "style")]:
-            parent.remove(child)
-    for element in root.iter():
-        element.tag = _local(element.tag)
-        element.attrib = {_local(name): value for name, value in element.attrib.items()}
+    for element in reversed(list(root.iter())):  # parts before the whole
+        element.tag = element.tag.rpartition("}")[2]
+        element.attrib = {name.rpartition("}")[2]: value for name, value in element.attrib.items()}
+        for child in list(element):
+            if child.tag in ("metadata", "style") or (child.tag == "defs" and not len(child)):
+                element.remove(child)
     used = {name for element in root.iter() for value in element.attrib.values() for name in _REFERENCE.findall(value)}
     for element in list(root.iter()):
         _tidy(element, used, key)
-    for parent in list(root.iter()):
-        for child in [child for child in parent if child.tag == "defs" and not len(child)]:
-            parent.remove(child)
     root.attrib = {"role": "img", "aria-label": drawing.alt}
     root.attrib |= {"width": f"{drawing.width:g}", "height": f"{drawing.height:g}"}
     root.attrib["viewBox"] = f"0 0 {drawing.width:g} {drawing.height:g}"
@@ -156,10 +160,6 @@ def _inline(svg: str, drawing: Drawing, key: str) -> str:
 _TITLED = "title:"  # prefix of the id of a mark with titles
 _REFERENCE = re.compile(r"(?:^|url\()#([^)]+)")  # `#name` as a whole, or url(#name)
 _COLOUR = re.compile(r"#([0-9a-fA-F]{6})\b")
-
-
-def _local(name: str) -> str:
-    return name.rpartition("}")[2]
 
 
 def _tidy(element: "Element", used: set[str], key: str) -> None:
@@ -206,21 +206,69 @@ def format_shares(axes: "Axes", *names: str) -> None:
         axes.set_axisbelow(True)
 
 
-def error_bars(value: float, ends: tuple[float, float] | None) -> "list[list[float]] | None":
-    """Return the distances of an interval below and above its value for matplotlib; None without any."""
-    return None if ends is None else [[max(value - ends[0], 0.0)], [max(ends[1] - value, 0.0)]]
+def draw_interval(
+    axes: "Axes", figure: Share, y: float, title: str, colour: str, *, scale: float = 1.0, **style: Any
+) -> None:
+    """Draw a value, if there is one, with its interval as an error bar and a tooltip."""
+    if figure.value is not None:
+        value, ends = scale * figure.value, [scale * end for end in figure.interval or ()]
+        error = [[max(value - ends[0], 0.0)], [max(ends[1] - value, 0.0)]] if ends else None
+        add_titles(axes.errorbar(value, y, xerr=error, color=colour, **style), title)
 
 
 def label_rows(axes: "Axes", labels: Sequence[str]) -> None:
     """Draw a label and a faint line at each row, the first on top."""
     axes.set_ylim(len(labels) - 0.5, -0.5)
-    from matplotlib.figure import Figure
-
-    figure = axes.get_figure()
-    if isinstance(figure, Figure) and figure.get_figwidth() < _NARROW:  # two lines in one column
+    figure: Any = axes.get_figure()
+    if figure.get_figwidth() < _NARROW:  # two lines in one column
         labels = [label.replace(" · ", "\n· ", 1) for label in labels]
     axes.set_yticks(range(len(labels)), labels, color=INK, fontsize="small")
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     for row in range(len(labels)):
         axes.axhline(row, color=RULE, linewidth=0.7, zorder=0)
+
+
+def save(drawing: Drawing, path: Path, width: float) -> None:
+    """Save a drawing in the format of the file name; `width` in millimetres."""
+    import matplotlib as mpl
+    from matplotlib.lines import Line2D
+
+    columns = 2 if width < 120 else 4
+    rows = -(-len(drawing.legend) // columns)
+    height = (drawing.height * _SCALE + 1.6 * _FONT_SIZE * rows) / 72
+    with mpl.rc_context(SETTINGS | {"font.size": _FONT_SIZE, "axes.linewidth": 0.55, "pdf.fonttype": 42}):
+        figure = _plot(drawing, width / 25.4, height, pad=0.02)
+        _scale_lines(figure)
+        handles = [
+            Line2D([], [], color=k.colour, ls=k.dash if k.line else "none", marker=k.mark, ms=3.5, lw=1.1, label=k.text)
+            for k in drawing.legend
+        ]
+        if handles:
+            figure.legend(handles=handles, loc="outside upper left", ncols=columns, frameon=False, fontsize="small")
+        # without a date the same study gives the same file
+        dated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(path.suffix[1:], {})
+        figure.savefig(path, dpi=_DPI, metadata=dated)
+
+
+def _plot(drawing: Drawing, width: float, height: float, *, pad: float) -> "Figure":
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height))
+    figure.set_layout_engine("constrained", w_pad=pad, h_pad=pad)
+    drawing.plot(figure)
+    return figure
+
+
+def _scale_lines(figure: "Figure") -> None:
+    from matplotlib.collections import LineCollection, PathCollection
+    from matplotlib.lines import Line2D
+
+    for artist in figure.findobj():
+        if isinstance(artist, Line2D):
+            artist.set_linewidth(artist.get_linewidth() * _SCALE)
+            artist.set_markersize(artist.get_markersize() * _SCALE)
+        elif isinstance(artist, PathCollection):
+            artist.set_sizes(artist.get_sizes() * _SCALE**2)
+        elif isinstance(artist, LineCollection):
+            artist.set_linewidth(_BAR)

@@ -1,18 +1,18 @@
-"""Build the tables of accuracy, of localisation, and of shortcuts."""
+"""Build the tables of accuracy, localisation and shortcuts, of standard against robust runs, and over seeds."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from trustcxr.registry import HIT_RATE, NULL_MAPS, RANDOM_MAP, USUAL_ATTACKS, Effort
 from trustcxr.report import formatting
-from trustcxr.report.alarm_list import SHORT
+from trustcxr.report.key_findings import SHORT
 from trustcxr.report.load import Run
-from trustcxr.report.ranking import Headline, better_than_constant, main_method
-from trustcxr.report.tables.table import Cell, Table, list_counts, method_cells, plain, run_cells, share, whole
+from trustcxr.report.ranking import Headline, better_than_constant
+from trustcxr.report.tables.table import Cell, Table, method_cells, plain, run_cells, share, whole
+from trustcxr.storage import schemas
 from trustcxr.storage.prediction_table import CLEAN
-from trustcxr.storage.schemas import Accuracy, ClassResult, Figure, Perturbed, SaliencyDocument
 
 _ENERGY = "infection_energy"
+_Measures = schemas.SaliencyDocument | schemas.Perturbed
 _EXPLANATION = (_ENERGY, "infection_iou", "pointing_hit_rate", "lung_energy")
 VOID = "void: survives randomising the network"
 
@@ -41,24 +41,17 @@ def _alarms(run: Run) -> Cell:
 def _lowest(run: Run, head: Headline) -> Cell:
     """Return the lowest accuracy under attack with the attack's name, marked if gradients fail."""
     entry = run.strongest(head.epsilon)
-    cell = share(entry.accuracy)
-    if cell.value is None:
-        return cell
-    failing = run.masked is True
-    by = entry.effort.name + ("; gradients fail" if failing else "")
-    return replace(cell, second=by, note="bad" if failing else "")
+    failing = run.masked is True and entry.accuracy.value is not None
+    return share(entry.accuracy, entry.effort.name + "; gradients fail" * failing, "bad" * failing)
 
 
 def _energy(run: Run) -> Cell:
     """Return the energy of the main saliency method with chance, marked if random weights have as much."""
-    methods = run.metrics.saliency
-    document = methods.get(main_method(methods), SaliencyDocument())
+    document = run.main_saliency
     figure, void = document.figure(_ENERGY), _ENERGY in document.void
-    cell = plain(figure)
-    if cell.value is None:
-        return cell
-    second = f"chance {formatting.decimal(figure.chance)}" + (f"; {VOID}" if void else "")
-    return replace(cell, second=second, note="bad" if void else "")
+    if figure.value is None:
+        return plain(figure)
+    return plain(figure, second=f"chance {formatting.decimal(figure.chance)}" + f"; {VOID}" * void, note="bad" * void)
 
 
 def leaderboard(runs: list[Run], head: Headline) -> Table:
@@ -74,12 +67,12 @@ def leaderboard(runs: list[Run], head: Headline) -> Table:
         fewer = {entry.n for entry in entries if entry.n != test.n}
         attacked = f"attacks {formatting.join_counts(fewer)}" if fewer - {None} else ""
         groups = f"{formatting.count(test.groups)} groups" if test.groups not in (None, test.n) else ""
-        clean, constant = share(test.accuracy), None if better_than_constant(run) else run.clean.constant_answer
+        clean, constant = share(test.accuracy), None if better_than_constant(run) else test.constant_answer
         if constant is not None:
-            clean = replace(clean, second=f"constant answer {formatting.percent_number(constant)}", note="bad")
+            clean = share(test.accuracy, f"constant answer {formatting.percent_number(constant)}", "bad")
         cells = [clean, *[share(entry.accuracy) for entry in entries], share(test.balanced_accuracy)]
         cells += map(plain, (test.f1_macro, test.auroc_macro, test.ece))
-        rows.append([*run_cells(run), *cells, replace(whole(test.n), small=attacked, second=groups)])
+        rows.append([*run_cells(run), *cells, whole(test.n, attacked, groups)])
     return Table("Leaderboard" if len(runs) > 1 else "Figures", header, rows, heads=2)
 
 
@@ -90,9 +83,9 @@ def sweeps(runs: list[Run]) -> Table:
     for run in runs:
         for effort in run.efforts():
             entries = [run.attacked(effort, e) for e in epsilons]
-            cells = [share(entry.accuracy) for entry in entries]
-            counts = list_counts(entry.n for entry in entries)
-            rows.append([*run_cells(run), Cell(effort.name), *cells, counts])
+            counts = {entry.n for entry in entries if entry.n is not None}
+            n = Cell(formatting.join_counts(counts)) if len(counts) > 1 else whole(max(counts, default=None))
+            rows.append([*run_cells(run), Cell(effort.name), *[share(entry.accuracy) for entry in entries], n])
     header = ["Model", "Defence", "Attack", *[f"{formatting.epsilon(e)}, %" for e in epsilons], "n"]
     return Table("Accuracy at each epsilon", header, rows, heads=3)
 
@@ -101,7 +94,7 @@ def per_class(run: Run, classes: tuple[str, ...]) -> Table:
     """Return precision, recall and F1 of each class on the clean test images."""
     documents, clean, rows = run.clean.per_class, run.clean, []
     for name in dict.fromkeys([*classes, *documents]):
-        result = documents.get(name, ClassResult())
+        result = documents.get(name, schemas.ClassResult())
         rows.append([Cell(name), *map(share, (result.precision, result.recall, result.f1)), whole(result.n)])
     totals = map(share, (clean.precision_macro, clean.balanced_accuracy, clean.f1_macro))
     rows.append([Cell("mean of classes", note="quiet"), *totals, whole(clean.n)])
@@ -124,37 +117,34 @@ def explanations(runs: list[Run], *, perturbed: bool = False) -> Table:
             counts = run.measured(method, perturbed=perturbed)
             without = None if perturbed else document.without_mask
             left_out = f"{formatting.count(without)} without mask" if without else ""
-            *first, name = method_cells(run, method)
             cells = [_localisation(document, part, key, counts.get(key, part.n)) for key in _EXPLANATION]
             cells += [plain(part.figure("stability_ssim")), share(part.figure(NULL_MAPS).value)]
-            name, n = replace(name, small=_condition(part, document)), replace(whole(part.n), small=left_out)
-            rows.append([*first, name, *cells, n])
+            rows.append([*method_cells(run, method, _condition(part, document)), *cells, whole(part.n, left_out)])
     title = "Explanations on perturbed images" if perturbed else "Explanations"
     return Table(title, header, rows, heads=3)
 
 
-def _localisation(document: SaliencyDocument, part: SaliencyDocument | Perturbed, name: str, count: int | None) -> Cell:
-    """Return a measure with chance; void if random weights have as much, a dash if it is withheld."""
+def _localisation(document: schemas.SaliencyDocument, part: _Measures, name: str, count: int | None) -> Cell:
+    """Return a measure with chance, centre prior and random weights; `count`: of the images that have a value.
+
+    It is void if random weights have as much, and a dash if it is withheld.
+    """
     if name == HIT_RATE and document.withheld:
         return Cell(formatting.DASH, document.withheld, note="quiet")
-    cell = _against_chance(part.figure(name), "" if count == part.n else f", n\u00a0=\u00a0{count}")
-    if name in document.void and cell.value is not None:
-        return replace(cell, second=f"{cell.second}; {VOID}", note="bad")
-    return cell
-
-
-def _against_chance(figure: Figure, count: str) -> Cell:
-    """Return a measure with chance, centre prior and random weights; `count`: of the images that have a value."""
+    figure = part.figure(name)
     sign, note = {"above": ("> ", "good"), "below": ("< ", "bad")}.get(figure.against_chance, ("", ""))
     second = f"{sign}chance {formatting.decimal(figure.chance)}"
-    for name, value in (("centre", figure.centre), ("random weights", figure.randomised)):
-        second += "" if value is None else f", {name} {formatting.decimal(value)}"
-    return replace(plain(figure), second=second + count, note=note)
+    for baseline, value in (("centre", figure.centre), ("random weights", figure.randomised)):
+        second += "" if value is None else f", {baseline} {formatting.decimal(value)}"
+    second += "" if count == part.n else f", n\u00a0=\u00a0{count}"
+    if name in document.void and figure.value is not None:
+        second, note = f"{second}; {VOID}", "bad"
+    return plain(figure, second=second, note=note)
 
 
-def _condition(part: SaliencyDocument | Perturbed, document: SaliencyDocument) -> str:
+def _condition(part: _Measures, document: schemas.SaliencyDocument) -> str:
     """Return the images and the class explained: `clean, true class` or `FGSM 0.02, true class`."""
-    attack, epsilon = (part.attack, part.epsilon) if isinstance(part, Perturbed) else (part.condition, None)
+    attack, epsilon = (part.attack, part.epsilon) if isinstance(part, schemas.Perturbed) else (part.condition, None)
     name = f"{formatting.attack(attack)} {formatting.epsilon(epsilon)}" if attack not in ("", CLEAN) else CLEAN
     target = document.target
     return f"{name}, {'true class' if target == 'label' else target}" if target else name
@@ -162,21 +152,18 @@ def _condition(part: SaliencyDocument | Perturbed, document: SaliencyDocument) -
 
 def shortcuts(runs: list[Run]) -> Table | None:
     """Return accuracy with parts of the image removed; None if no run has it."""
-    views = {run.name: masked_views(run) for run in runs}
-    keys = list(dict.fromkeys(key for entries in views.values() for key in entries))
-    if not keys:
-        return None
+    views = [masked_views(run) for run in runs]
+    keys = list(dict.fromkeys(key for entries in views for key in entries))
     rows = []
-    for run in runs:
-        entries = [views[run.name].get(key, Accuracy()) for key in keys]
-        counts = [entry.n for entry in entries if entry.n is not None]
-        cells = [share(entry.accuracy) for entry in entries]
-        rows.append([*run_cells(run), share(run.clean.accuracy), *cells, whole(counts[0] if counts else None)])
-    titles = [f"{formatting.measure(key).capitalize()}, %" for key in keys]
-    return Table("Shortcuts", ["Model", "Defence", "Whole image, %", *titles, "n"], rows, heads=2)
+    for run, parts in zip(runs, views, strict=True):
+        entries = [parts.get(key, schemas.Accuracy()) for key in keys]
+        n = next((entry.n for entry in entries if entry.n is not None), None)
+        rows.append([*run_cells(run), *map(share, [run.clean.accuracy, *[e.accuracy for e in entries]]), whole(n)])
+    header = ["Whole image, %", *[f"{formatting.measure(key).capitalize()}, %" for key in keys], "n"]
+    return Table("Shortcuts", ["Model", "Defence", *header], rows, heads=2) if keys else None
 
 
-def masked_views(run: Run) -> dict[str, Accuracy]:
+def masked_views(run: Run) -> dict[str, schemas.Accuracy]:
     """Return accuracy by the part of the image that was removed."""
     return {name: part for name, part in run.metrics.shortcuts.items() if part.accuracy.value is not None}
 
@@ -237,3 +224,52 @@ def _matrix(run: Run, condition: str, classes: list[str], counts: Sequence[Seque
         rows.append([Cell(name), *cells])
     caption = f"{condition}, n = {formatting.count(sum(map(sum, counts)))}"
     return Table(f"Confusion matrix, {run.label}, {condition}", ["", *classes], rows, caption=caption)
+
+
+_NOTES = {"better": "good", "worse": "bad", None: "quiet"}
+
+
+def comparisons(study: schemas.StudyDocument) -> Table:
+    """Return standard against robust on the same images: difference, interval, p, n and outcome."""
+    header = ["Model", "Robust defence", "Measure", "Standard", "Robust", "Difference", "95 % CI", "p", "n", "Outcome"]
+    rows = []
+    for c, qualifier in zip(study.comparisons, formatting.qualifiers(study.comparisons), strict=True):
+        percent = "accuracy" in c.measure
+        scale, digits, cell = (100, 1, share) if percent else (1, 3, plain)
+        difference, ends = c.difference.value, c.difference.interval
+        signed = formatting.signed(None if difference is None else scale * difference, digits)
+        corrected = "" if c.p_corrected is None else f"corrected {formatting.p_value(c.p_corrected)}"
+        rows.append(
+            [
+                Cell(c.model or formatting.DASH),
+                Cell(c.defence or formatting.DASH, qualifier),
+                _name_measure(c.measure or formatting.DASH, c.method, percent=percent),
+                *map(cell, (c.standard, c.robust)),
+                Cell(signed, value=difference),
+                Cell(formatting.range_text(ends, digits, scale=scale, reveal=True) or formatting.DASH),
+                Cell(formatting.p_value(c.p_value), corrected, value=c.p_value),
+                whole(c.n),
+                Cell("the same" if ends == (0.0, 0.0) else c.outcome, note=f"{_NOTES[c.side]} text"),
+            ]
+        )
+    return Table("Standard against robust", header, rows, heads=3)
+
+
+def _name_measure(measure: str, method: str | None, *, percent: bool) -> Cell:
+    """Return the measure with its saliency method and unit: clean accuracy, %."""
+    return Cell(formatting.measure(measure) + (f", {formatting.method(method)}" if method else "") + ", %" * percent)
+
+
+def over_seeds(study: schemas.StudyDocument) -> Table | None:
+    """Return a row per network, training and figure; None if every run has one seed."""
+    rows = []
+    for group in study.over_seeds:
+        first = [Cell(group.model), Cell(group.defence, formatting.variant(group.background, group.label))]
+        for figure in group.figures:
+            percent = " accuracy" in figure.measure
+            name = _name_measure(figure.measure, figure.method, percent=percent)
+            values = (figure.mean, figure.deviation, figure.lowest, figure.highest)
+            n = whole(figure.n, formatting.join_words(map(str, group.seeds)))
+            rows.append([*first, name, *map(share if percent else plain, values), n])
+    header = ["Model", "Defence", "Figure", "Mean", "Standard deviation", "Lowest", "Highest", "Seeds"]
+    return Table("Figures over seeds", header, rows, heads=3) if rows else None

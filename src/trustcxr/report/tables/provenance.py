@@ -11,16 +11,12 @@ _SEVERE = ("fault", "leak")
 def counts(study: StudyDocument, classes: tuple[str, ...]) -> Table | None:
     """Return images per split and class, and how many have an infection mask."""
     splits = study.data.counts
-    if not splits:
-        return None
     names = list(classes) + sorted({name for numbers in splits.values() for name in numbers} - set(classes))
     rows = []
     for split, numbers in splits.items():
-        values = [numbers.get(name) for name in names]
-        total = sum(numbers[name] for name in names if name in numbers) if numbers else None
-        masks = study.data.infection_masks.get(split)
-        rows.append([Cell(split), *map(whole, values), whole(total), whole(masks)])
-    return Table("Images per split and class", ["Split", *names, "All", "With infection mask"], rows)
+        total, masks = sum(numbers.values()) if numbers else None, study.data.infection_masks.get(split)
+        rows.append([Cell(split), *map(whole, (*map(numbers.get, names), total, masks))])
+    return Table("Images per split and class", ["Split", *names, "All", "With infection mask"], rows) if rows else None
 
 
 def data_check_table(check: DataCheck | None) -> Table | None:
@@ -54,21 +50,17 @@ def probes(check: DataCheck | None) -> Table | None:
 def selection(study: StudyDocument) -> Table | None:
     """Return the ranking on validation images that chose the networks for robust training."""
     ranking = study.selection.ranking
-    if not ranking:
-        return None
-    by = study.selection.by or "figure"
-    rows = []
-    for rank, entry in enumerate(ranking, start=1):
-        value = share(entry.value) if _is_share(entry.value) else plain(entry.value)
-        chosen = Cell("chosen", note="good") if entry.chosen else Cell("not chosen", note="quiet")
-        rows.append([Cell(str(rank)), Cell(entry.model or formatting.DASH), value, chosen])
-    unit = ", %" if all(_is_share(entry.value) for entry in ranking) else ""
-    title = formatting.capital(formatting.measure(by)) + unit
-    return Table("Ranking on validation", ["Rank", "Model", title, ""], rows)
-
-
-def _is_share(value: float | None) -> bool:
-    return value is not None and 0 <= value <= 1
+    shares = [entry.value is not None and 0 <= entry.value <= 1 for entry in ranking]
+    rows = [
+        [
+            *(Cell(str(rank)), Cell(entry.model or formatting.DASH)),
+            share(entry.value) if is_share else plain(entry.value),
+            Cell("chosen", note="good") if entry.chosen else Cell("not chosen", note="quiet"),
+        ]
+        for rank, (entry, is_share) in enumerate(zip(ranking, shares, strict=True), start=1)
+    ]
+    title = formatting.capital(formatting.measure(study.selection.by or "figure")) + ", %" * all(shares)
+    return Table("Ranking on validation", ["Rank", "Model", title, ""], rows) if rows else None
 
 
 def training(runs: list[Run]) -> Table:

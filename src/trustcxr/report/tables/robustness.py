@@ -1,20 +1,52 @@
-"""Build the tables of corruptions, masked gradients, calibration, planted shortcuts and other data."""
+"""Build the tables of proofs, corruptions, masked gradients, calibration, planted shortcuts and other data."""
 
 from trustcxr.report import formatting
 from trustcxr.report.load import Run, find_lowest
 from trustcxr.report.ranking import Headline
 from trustcxr.report.tables.accuracy import WRONG, shaded
 from trustcxr.report.tables.table import Cell, Table, plain, run_cells, share, whole
+from trustcxr.storage import schemas
 from trustcxr.storage.prediction_table import CLEAN
-from trustcxr.storage.schemas import Calibrated, Calibration, CorruptionResult, CorruptionsMean, Drop, RunDocument
 from trustcxr.storage.schemas.run_document import FGSM_OVERSTATES
+
+Proof = tuple[Run, schemas.CertifiedResult, schemas.AttackResult]  # with the strongest attack at its epsilon
+SCOPE = "The proof is of the pixels that the network sees, after decoding and resizing, not of the file."
+
+
+def list_proofs(runs: list[Run]) -> list[Proof]:
+    """Return every run and epsilon that was certified, with the strongest attack, which is empty if none was run."""
+    return [
+        (run, entry, run.strongest(entry.epsilon))
+        for run in runs
+        for entry in run.metrics.certified
+        if entry.epsilon is not None and entry.accuracy.value is not None
+    ]
+
+
+def by_intervals(runs: list[Run]) -> str:
+    """Return the runs and epsilons that were certified without CROWN; empty without any."""
+    rows = [(run, entry) for run, entry, _ in list_proofs(runs) if entry.method == "ibp"]
+    return ", ".join(f"epsilon {formatting.epsilon(entry.epsilon)} of {run.name}" for run, entry in rows)
+
+
+def proved(runs: list[Run]) -> Table | None:
+    """Return a row per run and epsilon that was certified; None without any."""
+    rows = []
+    for run, entry, lowest in list_proofs(runs):
+        attacked = lowest.accuracy.value
+        between = share(None if attacked is None else attacked - (entry.accuracy.value or 0.0))
+        accuracies = map(share, (entry.accuracy, entry.balanced_accuracy, lowest.accuracy))
+        cells = [*accuracies, Cell(lowest.effort.name or formatting.DASH), between, share(run.clean.accuracy)]
+        rows.append([*run_cells(run), Cell(formatting.epsilon(entry.epsilon)), *cells, whole(entry.n)])
+    titles = ["Epsilon", "Certified, %", "Balanced, %", "Under attack, %", "Strongest", "Open, points", "Clean, %", "n"]
+    return Table("Certified accuracy and attacks", ["Model", "Defence", *titles], rows, heads=2) if rows else None
 
 
 def corrupted(runs: list[Run]) -> Table | None:
     """Return a row per run: clean, the mean over all corruptions, flips, and the worst; None without any."""
     rows = []
     for run in runs:
-        mean, worst = run.metrics.corruptions_mean or CorruptionsMean(), find_lowest(_corruptions(run))
+        mean, worst = run.metrics.corruptions_mean or schemas.CorruptionsMean(), find_lowest(_corruptions(run))
         if worst is not None:
             name = f"{formatting.corruption(worst.corruption)}, severity {formatting.count(worst.severity)}"
             cells = [share(run.clean.accuracy), share(mean.accuracy), share(mean.flip_rate)]
@@ -46,13 +78,9 @@ def _heat(accuracy: float | None, clean: float | None) -> Cell:
     return Cell(formatting.percent_number(accuracy, 0), shade=shaded(WRONG, min(max(lost, 0.0), 1.0)))
 
 
-def _corruptions(run: Run) -> list[CorruptionResult]:
+def _corruptions(run: Run) -> list[schemas.CorruptionResult]:
     entries = run.metrics.corruptions
     return [e for e in entries if e.corruption and e.severity is not None and e.accuracy.value is not None]
-
-
-_VERDICTS: dict[bool | None, Cell] = {True: Cell("failing", note="bad text"), False: Cell("no sign", note="good text")}
-_OVERSTATES = Cell("no sign, but FGSM overstates", note="text")
 
 
 def masking(runs: list[Run]) -> Table | None:
@@ -62,10 +90,11 @@ def masking(runs: list[Run]) -> Table | None:
         verdict = run.metrics.masking
         if verdict is None:
             continue
-        unknown = Cell("no verdict" if verdict.looked_for else "not checked", note="quiet text")
-        cell = _VERDICTS.get(verdict.masked, unknown)
+        cell = Cell("no verdict" if verdict.looked_for else "not checked", note="quiet text")
+        if verdict.masked is not None:
+            cell = Cell("failing", note="bad text") if verdict.masked else Cell("no sign", note="good text")
         if verdict.masked is False and run.alarmed(FGSM_OVERSTATES):
-            cell = _OVERSTATES
+            cell = Cell("no sign, but FGSM overstates", note="text")
         reasons = formatting.capital("; ".join(verdict.reasons) or formatting.DASH)
         texts = (reasons, formatting.join_words(verdict.looked_for))
         rows.append([*run_cells(run), cell, *(Cell(text, note="prose") for text in texts)])
@@ -77,33 +106,26 @@ def calibration(runs: list[Run], head: Headline) -> Table | None:
     """Return calibration with and without temperature, clean and under the headline's attacks; None without any."""
     rows = []
     for run in runs:
-        document = run.metrics.calibration
-        for name, part in list_conditions(document, head) if document else ():
+        document = run.metrics.calibration or schemas.Calibration()
+        for name, part in list_conditions(document, head):
             shares = (part.accuracy, part.confidence, part.confidence_scaled)
-            rows.append(
-                [
-                    *run_cells(run),
-                    Cell(name),
-                    plain(document.temperature if document else None, 2),
-                    *map(plain, (part.ece, part.ece_scaled)),
-                    *(share(figure.value) for figure in shares),
-                    *(plain(figure.value, 2) for figure in (part.log_loss, part.log_loss_scaled)),
-                    whole(part.n),
-                ]
-            )
+            cells = [plain(document.temperature, 2), *map(plain, (part.ece, part.ece_scaled))]
+            cells += [share(figure.value) for figure in shares]
+            cells += [plain(figure.value, 2) for figure in (part.log_loss, part.log_loss_scaled)]
+            rows.append([*run_cells(run), Cell(name), *cells, whole(part.n)])
     header = ["Model", "Defence", "Images", "Temperature", "Calibration error", "scaled", "Accuracy, %"]
     header += ["Mean confidence, %", "scaled, %", "Log loss", "scaled", "n"]
     return Table("Calibration", header, rows, heads=3) if rows else None
 
 
-def list_conditions(document: Calibration, head: Headline) -> list[tuple[str, Calibrated]]:
+def list_conditions(document: schemas.Calibration, head: Headline) -> list[tuple[str, schemas.Calibrated]]:
     """Return clean, and the attacks at the headline's epsilon, with their names."""
     conditions = [(CLEAN, document.clean)] if "clean" in document.model_fields_set else []
-    return conditions + [(_attack_name(part), part) for part in document.attacks if part.is_at(head.epsilon)]
+    return conditions + [(_name(part), part) for part in document.attacks if part.is_at(head.epsilon)]
 
 
-def _attack_name(part: Calibrated | Drop) -> str:
-    return f"{part.effort.name} {formatting.epsilon(part.epsilon)}"
+def _name(part: schemas.Calibrated | schemas.Drop) -> str:
+    return CLEAN if part.attack == CLEAN else f"{part.effort.name} {formatting.epsilon(part.epsilon)}"
 
 
 def planted(runs: list[Run]) -> Table | None:
@@ -125,7 +147,10 @@ def other_data(runs: list[Run]) -> Table | None:
     rows = []
     for run in runs:
         for name, document in run.evaluations.items():
-            rows += [[*run_cells(run), Cell(name), *cells] for cells in _drops(document)]
+            clean = document.clean
+            parts = [(_name(p), p.internal, p.external, p.drop, p.n_external) for p in document.drop_from_internal]
+            for condition, *shares, n in parts or [(CLEAN, None, clean.accuracy.value, schemas.Share(), clean.n)]:
+                rows.append([*run_cells(run), Cell(name), Cell(condition), *map(share, shares), whole(n)])
     header = ["Model", "Defence", "Data", "Images", "Own test images, %", "Other data, %", "Loss, points", "n"]
     return Table("Other data", header, rows, heads=4) if rows else None
 
@@ -137,23 +162,8 @@ def other_data_by_group(runs: list[Run]) -> Table | None:
         for name, document in run.evaluations.items():
             for column in ("strict_external", "source"):
                 for value, part in document.by_group.get(column, {}).items():
-                    cells = [share(part.accuracy), share(part.balanced_accuracy), share(part.constant_answer)]
                     what = Cell(f"{formatting.measure(column)}: {value}")
-                    rows.append([*run_cells(run), Cell(name), what, *cells, whole(part.n)])
+                    shares = map(share, (part.accuracy, part.balanced_accuracy, part.constant_answer))
+                    rows.append([*run_cells(run), Cell(name), what, *shares, whole(part.n)])
     header = ["Model", "Defence", "Data", "Part", "Accuracy, %", "Balanced, %", "Constant answer, %", "n"]
     return Table("Other data, part by part", header, rows, heads=4) if rows else None
-
-
-def _drops(document: RunDocument) -> list[list[Cell]]:
-    """Return condition, internal accuracy, external accuracy, loss and n; accuracy alone without a comparison."""
-    if not document.drop_from_internal:
-        clean, dash = document.clean, Cell(formatting.DASH)
-        return [[Cell(CLEAN), dash, share(clean.accuracy.value), dash, whole(clean.n)]]
-    return [
-        [
-            Cell(CLEAN if part.attack == CLEAN else _attack_name(part)),
-            *map(share, (part.internal, part.external, part.drop)),
-            whole(part.n_external),
-        ]
-        for part in document.drop_from_internal
-    ]

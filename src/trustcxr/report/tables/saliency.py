@@ -1,32 +1,23 @@
-"""Build the tables of saliency: every measure with its baselines, lesion size, stability, faithfulness."""
-
-from collections.abc import Iterator
-from dataclasses import replace
+"""Build the tables of saliency maps, and of the lesion effect: the answer without the lesion, against controls."""
 
 from trustcxr.registry import AGAINST_MASKS, HIT_RATE, ONE_CELL, RANDOM_MAP, REFERENCES, USUAL_ATTACKS, format_baseline
 from trustcxr.report import formatting
 from trustcxr.report.load import Run
-from trustcxr.report.ranking import main_method
 from trustcxr.report.tables.accuracy import VOID
 from trustcxr.report.tables.table import Cell, Table, gained, method_cells, plain, run_cells, whole
-from trustcxr.storage.schemas import Change, Figure, Lead, Measured, SaliencyDocument, StudyDocument
+from trustcxr.storage import schemas
+from trustcxr.storage.prediction_table import CLEAN
+from trustcxr.storage.schemas import Figure, Lead, LesionDocument, Measured, SaliencyDocument, Share
 
-_NOTES = {"above": "good", "below": "bad"}
 _BY_CAUSE = "ranked_by_cause"
 _MAIN = ("infection_energy", "infection_energy_given_lung", "pointing_hit_rate", "infection_auroc")
 
 
-def documents(runs: list[Run], *, baseline_maps: bool = True) -> Iterator[tuple[Run, str, SaliencyDocument]]:
-    """Yield each run's saliency methods; the random map, which is the same for every run, once at the end."""
-    random: tuple[Run, str, SaliencyDocument] | None = None
-    for run in runs:
-        for method, document in run.metrics.saliency.items():
-            if method == RANDOM_MAP:
-                random = random or (run, method, document)
-            else:
-                yield run, method, document
-    if random and baseline_maps:
-        yield random
+def documents(runs: list[Run], *, baseline_maps: bool = True) -> list[tuple[Run, str, SaliencyDocument]]:
+    """Return each run's saliency methods; the random map, which is the same for every run, once at the end."""
+    every = [(run, method, part) for run in runs for method, part in run.metrics.saliency.items()]
+    random = [row for row in every if row[1] == RANDOM_MAP]
+    return [row for row in every if row[1] != RANDOM_MAP] + random[: int(baseline_maps)]
 
 
 def measures(runs: list[Run]) -> Table:
@@ -45,7 +36,7 @@ def measures(runs: list[Run]) -> Table:
             threshold = document.threshold if name == "infection_iou_tuned" else None
             tuned = "" if threshold is None else f"threshold {formatting.decimal(threshold, 2)}, tuned on validation"
             right, n = document.correct.figure(name).value, f"n = {formatting.count(document.correct.n)}"
-            value = replace(plain(figure), second=VOID, note="bad") if name in document.void else _noted(figure)
+            value = plain(figure, second=VOID, note="bad") if name in document.void else _noted(figure)
             rows.append(
                 [
                     *method_cells(run, method),
@@ -61,9 +52,9 @@ def measures(runs: list[Run]) -> Table:
     return Table("Every measure of the explanations", header, rows, heads=4)
 
 
-def _noted(figure: Figure) -> Cell:
+def _noted(figure: Figure, second: str = "") -> Cell:
     """Return a figure, good if the whole interval is above chance, bad if it is below."""
-    return replace(plain(figure), note=_NOTES.get(figure.against_chance, ""))
+    return plain(figure, second=second, note={"above": "good", "below": "bad"}.get(figure.against_chance, ""))
 
 
 def _withheld(run: Run, method: str, document: SaliencyDocument, columns: int) -> list[Cell]:
@@ -76,11 +67,14 @@ def _withheld(run: Run, method: str, document: SaliencyDocument, columns: int) -
 def _lead(leads: list[Lead], name: str, *, named: bool = True) -> Cell:
     """Return the lead over a baseline by a measure; good if its interval is above 0, bad if below."""
     row = next((row for row in leads if row.measure == name), Lead())
-    ends = row.difference.interval
-    if row.difference.value is None or ends is None:
+    if row.difference.value is None or row.difference.interval is None:
         return Cell(formatting.DASH)
-    note = "good" if ends[0] > 0 else "bad" if ends[1] < 0 else ""
-    return gained(row.difference, format_baseline(row.baseline) if named else "", note)
+    return gained(row.difference, format_baseline(row.baseline) if named else "", _side(row.difference))
+
+
+def _side(difference: Share) -> str:
+    low, high = difference.interval or (0.0, 0.0)
+    return "good" if low > 0 else "bad" if high < 0 else ""
 
 
 def shown(runs: list[Run]) -> Table:
@@ -98,7 +92,7 @@ def shown(runs: list[Run]) -> Table:
             [
                 *method_cells(run, method),
                 Cell(document.cells or "every pixel"),
-                replace(plain(ceiling), second=chance),
+                plain(ceiling, second=chance),
                 plain(document.figure("random_network_ssim")),
                 Cell(text, document.withheld, note=f"{note} prose".strip()),
             ]
@@ -130,7 +124,7 @@ def by_lesion(runs: list[Run]) -> Table:
             if stratum.n:
                 ends = [formatting.percent(end, 0) for end in (stratum.start, stratum.end)]
                 figures = [stratum.figure(name) for name in _MAIN]
-                cells = [replace(_noted(f), second=f"chance {formatting.decimal(f.chance)}") for f in figures]
+                cells = [_noted(f, f"chance {formatting.decimal(f.chance)}") for f in figures]
                 size = Cell(stratum.stratum, f"{ends[0]} to {ends[1]} of the lungs")
                 rows.append([*method_cells(run, method), size, *cells, whole(stratum.n)])
     titles = [formatting.capital(formatting.measure(name)) for name in _MAIN]
@@ -145,19 +139,17 @@ def stability(runs: list[Run]) -> Table:
     """
     header = ["Model", "Defence", "Method", *map(formatting.attack, USUAL_ATTACKS)]
     header += ["Corruptions", "Artefacts", "Moves onto artefacts"]
-    rows, under = [], []
-    for run, method, document in documents(runs):
-        entries = {entry.condition: entry for entry in document.stability}
-        if not entries:
-            continue
-        under.append(_describe_changes(document))
-        figures = [entries.get(name, Change()).figure("stability_ssim") for name in USUAL_ATTACKS]
-        figures += [document.figure(name) for name in ("corruption_ssim", "artefact_ssim")]
-        gain = document.figure("artefact_gain")
-        area = "" if gain.value is None else f"their area {formatting.decimal(_area(document))}"
-        rows.append([*method_cells(run, method), *map(plain, figures), gained(gain, area)])
-    if len(set(under)) > 1:
-        rows = [[*row[:2], replace(row[2], second=how), *row[3:]] for row, how in zip(rows, under, strict=True)]
+    measured = [(run, method, part) for run, method, part in documents(runs) if part.stability]
+    differ = len({_describe_changes(part) for *_, part in measured}) > 1
+    rows = []
+    for run, method, part in measured:
+        entries = {entry.condition: entry for entry in part.stability}
+        figures = [entries.get(name, Measured()).figure("stability_ssim") for name in USUAL_ATTACKS]
+        figures += [part.figure(name) for name in ("corruption_ssim", "artefact_ssim")]
+        gain = part.figure("artefact_gain")
+        area = "" if gain.value is None else f"their area {formatting.decimal(_area(part))}"
+        names = method_cells(run, method, second=_describe_changes(part) if differ else "")
+        rows.append([*names, *map(plain, figures), gained(gain, area)])
     return Table("Stability of the explanations", header, rows, heads=3)
 
 
@@ -183,14 +175,13 @@ def changes(runs: list[Run]) -> Table:
     header = ["Model", "Defence", "Change", "SSIM", "Rank correlation", "Top tenth unchanged", "Moves onto it"]
     rows = []
     for run in runs:
-        methods = run.metrics.saliency
-        for entry in methods.get(main_method(methods), SaliencyDocument()).stability:
+        for entry in run.main_saliency.stability:
             radius = f"epsilon {formatting.epsilon(entry.epsilon)}"
             strength = f"severity {entry.severity}" if entry.severity else radius
             name = Cell(formatting.measure(formatting.attack(entry.condition)), strength)
             figures = [entry.figure(f"stability_{key}") for key in ("ssim", "rank_correlation", "top_tenth")]
             gain = entry.figure("artefact_gain")
-            moved = replace(plain(gain), text=formatting.signed(gain.value))
+            moved = Cell(formatting.signed(gain.value), formatting.range_text(gain.interval), value=gain.value)
             rows.append([*run_cells(run), name, *map(plain, figures), moved, plain(_area(entry)), whole(entry.n)])
     return Table("Stability under each change", [*header, "Its area", "n"], rows, heads=3)
 
@@ -206,16 +197,16 @@ def faithfulness(runs: list[Run]) -> Table:
             continue
         random_map = run.metrics.saliency.get(RANDOM_MAP)
         random = (random_map.faithfulness if random_map else None) or Measured()
-        cells = []
-        for name in ("insertion", "deletion", "road"):
-            second = f"random {formatting.decimal(random.figure(name).value)}"
-            cells.append(replace(plain(part.figure(name)), second=second))
+        cells = [
+            plain(part.figure(name), second=f"random {formatting.decimal(random.figure(name).value)}")
+            for name in ("insertion", "deletion", "road")
+        ]
         cause, over = part.figure(_BY_CAUSE), _lead(document.over_baselines, _BY_CAUSE, named=False)
         second = f"brightness {formatting.decimal(cause.brightness)}"
         if over.value is not None:
             second += f"; over it {over.text} ({over.small})"
-        cells.append(replace(plain(cause), second=second, note=over.note))
-        rows.append([*method_cells(run, method), *cells, _randomised(document), whole(part.n)])
+        cells += [plain(cause, second=second, note=over.note), _randomised(document)]
+        rows.append([*method_cells(run, method), *cells, whole(part.n)])
     return Table("Faithfulness and sanity", header, rows, heads=3)
 
 
@@ -232,7 +223,7 @@ def _randomised(document: SaliencyDocument) -> Cell:
     )
 
 
-def verdicts(study: StudyDocument) -> list[str]:
+def verdicts(study: schemas.StudyDocument) -> list[str]:
     """Return the verdict of each saliency comparison in a sentence, with its run."""
     return [
         f"{row.model} · {', '.join(filter(None, (row.defence, formatting.variant(row.background, row.label))))}: "
@@ -240,3 +231,74 @@ def verdicts(study: StudyDocument) -> list[str]:
         for row in study.comparisons
         if row.method and row.verdict
     ]
+
+
+def least_lesion_effects(runs: list[Run]) -> Table:
+    """Return a row per run: the least lesion effect by any fill, and the fall of images without a control."""
+    rows = []
+    for run in runs:
+        if (row := run.metrics.lesion_effect) is None:
+            continue
+        alone = next((r.without_control for r in run.metrics.lesions if r.fill == row.fill and r.without_control), None)
+        cells = [gained(row.least, note=_side(row.least)), *_fill_cells(row), whole(row.images)]
+        cells += [plain(alone.fall), whole(alone.images)] if alone else [Cell(formatting.DASH)] * 2
+        rows.append([*run_cells(run), *cells])
+    header = ["Model", "Defence", "Least lesion effect", "Filled with", "Control", "n"]
+    header += ["Fall without a control", "n without a control"]
+    return Table("Least lesion effect", header, rows, heads=2)
+
+
+def lesion_effects(runs: list[Run]) -> Table:
+    """Return a row per run, fill and control: probabilities, the lesion effect, and flipped answers."""
+    rows = []
+    for run, row in _lesions(runs):
+        # A model that reads lung texture has an effect over a control in the background too.
+        note = "" if row.control == "background" else _side(row.least)
+        answers = map(plain, (row.before, row.without, row.control_answer, row.whole))
+        effects = [gained(row.effect), gained(row.fall), gained(row.least, note=note)]
+        control = f"control {formatting.percent(row.flipped_control, 0)}"
+        flips = Cell(formatting.percent(row.flipped.value, 0), control, value=row.flipped.value)
+        cells = [*answers, *effects, flips, whole(row.left_out), whole(row.images)]
+        rows.append([*run_cells(run), *_fill_cells(row), *cells])
+    header = ["Model", "Defence", "Filled with", "Control", "Original image", "Lesion removed", "Control removed"]
+    header += ["Whole removed", "Lesion effect", "Fall", "Smaller of both", "Answers that flip", "Left out", "n"]
+    return Table("Lesion effect", header, rows, heads=4)
+
+
+def _lesions(runs: list[Run]) -> list[tuple[Run, LesionDocument]]:
+    return [(run, row) for run in runs for row in run.metrics.lesions]
+
+
+_FILLS = {
+    "grey": "healthy grey",
+    "mirror": "mirrored lung",
+    "inpaint": "inpainted",
+    "drawn": "healthy greys, drawn",
+    "transplant": "transplanted into a healthy image",
+}
+
+
+def _fill_cells(row: LesionDocument) -> list[Cell]:
+    attack = f"under {formatting.attack(row.condition)}, epsilon {formatting.epsilon(row.epsilon)}"
+    return [
+        Cell(_FILLS.get(row.fill, formatting.DASH), "" if row.condition == CLEAN else attack),
+        Cell({"lung": "healthy lung"}.get(row.control, row.control) or formatting.DASH),
+    ]
+
+
+def lesions_sampled(runs: list[Run]) -> bool:
+    """Return True if anything was measured on a drawn sample alone."""
+    return any(row.condition != CLEAN or row.fill in ("inpaint", "transplant") for _, row in _lesions(runs))
+
+
+def lesion_effects_by_size(runs: list[Run]) -> Table:
+    """Return the lesion effect against healthy lung, filled with healthy grey, by the share of the lungs covered."""
+    rows = []
+    for run, row in _lesions(runs):
+        grey = (row.fill, row.control, row.condition) == ("grey", "lung", CLEAN)
+        for part in row.by_size if grey else []:
+            size = Cell(f"{formatting.percent(part.above, 0)} to {formatting.percent(part.up_to, 0)}")
+            effect = plain(Share(value=part.effect, ci=(part.low, part.high)))
+            rows.append([*run_cells(run), size, effect, whole(part.images)])
+    header = ["Model", "Defence", "Share of the lungs", "Lesion effect", "n"]
+    return Table("Lesion effect by the size of the lesion", header, rows, heads=3)

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from trustcxr.registry import RANDOM_MAP
@@ -14,7 +14,6 @@ from trustcxr.storage import atomic
 from trustcxr.storage.schemas import Share
 
 if TYPE_CHECKING:
-    import pandas as pd
     from markupsafe import Markup
 
 FOLDER = "report-tables"
@@ -42,15 +41,7 @@ class Cell:
     @property
     def small_print(self) -> str:
         """Return both lines of small print in one."""
-        return "; ".join(part for part in (self.small, self.second) if part)
-
-
-class Download(NamedTuple):
-    """A table as a file inside the page: format, name and data: address."""
-
-    kind: str
-    name: str
-    address: str
+        return "; ".join(filter(None, (self.small, self.second)))
 
 
 @dataclass(frozen=True)
@@ -89,7 +80,13 @@ class Table:
 
     def csv(self) -> str:
         """Return CSV with the texts of the page; the small print of a column becomes the next column."""
-        return self._frame().map(guarded).rename(columns=guarded).to_csv(index=False)
+        import pandas as pd
+
+        small = [any(row[k].small_print for row in self.rows) for k in range(len(self.header))]
+        header = [[title, f"{title} (small print)"][: 1 + small[k]] for k, title in enumerate(self.header)]
+        rows = [[[c.text, c.small_print][: 1 + small[k]] for k, c in enumerate(row)] for row in self.rows]
+        flat = [[guarded(text) for pair in row for text in pair] for row in (header, *rows)]
+        return pd.DataFrame(flat[1:], columns=flat[0]).to_csv(index=False)
 
     def latex(self) -> str:
         """Return a tabular for the package booktabs; small print follows its figure."""
@@ -100,26 +97,17 @@ class Table:
         frame = pd.DataFrame(rows, columns=[escape_latex(title) for title in self.header])
         return "% needs \\usepackage{booktabs}\n" + frame.to_latex(index=False, escape=False, column_format=columns)
 
-    def downloads(self) -> list[Download]:
-        """Return the table as CSV and LaTeX in data: addresses, which need no script and no other file."""
+    def downloads(self) -> list[tuple[str, str, str]]:
+        """Return the table as CSV and LaTeX: format, file name and data: address, which needs no other file."""
         written = (("CSV", "csv", "text/csv", self.csv()), ("LaTeX", "tex", "text/plain", self.latex()))
         return [
-            Download(kind, f"{self.name}.{ending}", f"data:{media};charset=utf-8,{quote(text, safe=_PLAIN)}")
+            (kind, f"{self.name}.{ending}", f"data:{media};charset=utf-8,{quote(text, safe=_PLAIN)}")
             for kind, ending, media, text in written
         ]
 
     def is_text(self, column: int) -> bool:
         """Return whether a column holds words, which are aligned left."""
         return bool(self.rows) and any(note in self.rows[0][column].note.split() for note in ("prose", "why", "text"))
-
-    def _frame(self) -> "pd.DataFrame":
-        import pandas as pd
-
-        small = [any(row[k].small_print for row in self.rows) for k in range(len(self.header))]
-        header = [[title, f"{title} (small print)"][: 1 + small[k]] for k, title in enumerate(self.header)]
-        rows = [[[c.text, c.small_print][: 1 + small[k]] for k, c in enumerate(row)] for row in self.rows]
-        flat = [[text for pair in row for text in pair] for row in (header, *rows)]
-        return pd.DataFrame(flat[1:], columns=flat[0])
 
 
 def find_tables(part: object) -> Iterator[Table]:
@@ -175,22 +163,22 @@ def escape_latex(text: str) -> str:
     return "".join(_LATEX.get(c, c) for c in text)
 
 
+def share(figure: Share | float | None, second: str = "", note: str = "") -> Cell:
+    """Return a share in percent, its interval in small print."""
+    return plain(figure, 1, second, note, scale=100)
+
+
 def _scriptsize(small: str) -> str:
     return rf" {{\scriptsize {escape_latex(small)}}}" if small else ""
 
 
-def share(figure: Share | float | None) -> Cell:
-    """Return a share in percent, its interval in small print."""
-    value, ends = _parts(figure)
-    return Cell(
-        formatting.percent_number(value), formatting.range_text(ends, 1, scale=100), value=formatting.finite(value)
-    )
-
-
-def plain(figure: Share | float | None, digits: int = 3) -> Cell:
-    """Return a number as it is, its interval in small print."""
-    value, ends = _parts(figure)
-    return Cell(formatting.decimal(value, digits), formatting.range_text(ends, digits), value=formatting.finite(value))
+def plain(
+    figure: Share | float | None, digits: int = 3, second: str = "", note: str = "", *, scale: float = 1.0
+) -> Cell:
+    """Return a number, times `scale`, with its interval in small print."""
+    value, ends = (figure.value, figure.interval) if isinstance(figure, Share) else (figure, None)
+    text = formatting.decimal(None if value is None else scale * value, digits)
+    return Cell(text, formatting.range_text(ends, digits, scale=scale), second, formatting.finite(value), note)
 
 
 def gained(difference: Share, second: str = "", note: str = "") -> Cell:
@@ -199,19 +187,9 @@ def gained(difference: Share, second: str = "", note: str = "") -> Cell:
     return Cell(formatting.signed(difference.value), ends, second, difference.value, note)
 
 
-def _parts(figure: Share | float | None) -> tuple[float | None, tuple[float, float] | None]:
-    return (figure.value, figure.interval) if isinstance(figure, Share) else (figure, None)
-
-
-def whole(value: float | None) -> Cell:
+def whole(value: float | None, small: str = "", second: str = "") -> Cell:
     """Return a count."""
-    return Cell(formatting.count(value), value=formatting.finite(value))
-
-
-def list_counts(counts: Iterable[int | None]) -> Cell:
-    """Return the different counts of a row, with a value if there is only one."""
-    different = {n for n in counts if n is not None}
-    return Cell(formatting.join_counts(different)) if len(different) > 1 else whole(max(different, default=None))
+    return Cell(formatting.count(value), small, second, formatting.finite(value))
 
 
 def run_cells(run: Run) -> list[Cell]:
@@ -219,7 +197,7 @@ def run_cells(run: Run) -> list[Cell]:
     return [Cell(run.model), Cell(run.defence, run.qualifier)]
 
 
-def method_cells(run: Run, method: str) -> list[Cell]:
+def method_cells(run: Run, method: str, small: str = "", second: str = "") -> list[Cell]:
     """Return model, defence and saliency method; the random map belongs to no run."""
     first = [Cell("any", note="quiet"), Cell(formatting.DASH)] if method == RANDOM_MAP else run_cells(run)
-    return [*first, Cell(formatting.method(method))]
+    return [*first, Cell(formatting.method(method), small, second)]

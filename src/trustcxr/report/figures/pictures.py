@@ -1,19 +1,22 @@
-"""Draw images with annotated outlines and heatmaps as PNGs, with one colour map and one opacity."""
+"""Draw pictures of images as PNGs: heatmaps with annotated outlines, smallest changes, and wrong answers."""
 
 import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from trustcxr.registry import GREY_LEVELS
 from trustcxr.report import formatting
 from trustcxr.report.figures import svg
 from trustcxr.report.load import Run
-from trustcxr.report.ranking import group_by_model, main_method
+from trustcxr.report.ranking import group_by_model
+from trustcxr.storage import atomic, layout
+from trustcxr.storage.schemas import AuditDocument
 
 if TYPE_CHECKING:
     import numpy as np
-    from matplotlib.figure import Figure
     from PIL import Image
 
 COLOUR_MAP = "inferno"  # perceptually uniform; black at 0, so that an image without evidence stays grey
@@ -34,27 +37,6 @@ class Panel:
     title: str
     lines: tuple[str, ...]
     new_row: bool = False  # starts a row of networks, under the first heatmap
-
-
-@dataclass(frozen=True)
-class Example:
-    """One image and its heatmap for each run."""
-
-    heading: str
-    panels: tuple[Panel, ...]
-
-
-@dataclass(frozen=True)
-class Gallery:
-    """The example maps in the page, and the networks left out."""
-
-    examples: tuple[Example, ...]
-    shown: tuple[str, ...]
-    left_out: tuple[str, ...]
-    columns: int  # panels in a row: the image and all defences of one network or more
-    split: str
-    infected: bool  # True with infection masks, False with lung masks alone
-    extremes: bool = False  # True if the best and worst by a measure are included
 
 
 def overlay(image: "np.ndarray", saliency: "np.ndarray") -> "np.ndarray":
@@ -85,23 +67,26 @@ def picture(
     saliency: "np.ndarray | None" = None,
     infection: "np.ndarray | None" = None,
     lung: "np.ndarray | None" = None,
-    side: int = _SIDE,
     cells: tuple[int, int] | None = None,
 ) -> "Image.Image":
-    """Return an image with optional heatmap and outlines as RGB, side x side pixels.
+    """Return an image with optional heatmap and outlines as RGB, 288 x 288 pixels.
 
     image: (H, W) uint8; saliency: (H, W) in [0, 1]; infection, lung: (H, W) 0/1; `cells`: rows and columns
-    of a coarse heatmap, whose borders are drawn.
+    of a coarse heatmap, whose borders are drawn as dotted lines.
     """
+    import numpy as np
     from PIL import Image
 
-    shown = Image.fromarray(image) if saliency is None else _as_image(overlay(image, saliency))
-    drawn = shown.convert("RGB").resize((side, side), Image.Resampling.BILINEAR)
+    shown = image if saliency is None else np.rint(overlay(image, saliency) * 255).astype(np.uint8)
+    drawn = Image.fromarray(shown).convert("RGB").resize((_SIDE, _SIDE), Image.Resampling.BILINEAR)
     for mask, colour in ((lung, LUNG), (infection, INFECTION)):
         if mask is not None and mask.shape == image.shape and mask.any():
             _outline(drawn, mask, colour)
     if cells:
-        drawn.paste("white", mask=_cell_borders(side, cells))
+        dots = np.zeros((_SIDE, _SIDE), np.uint8)
+        for lines, count in zip((dots, dots.T), cells, strict=True):
+            lines[[round(border * _SIDE / count) for border in range(1, count)], ::4] = 204
+        drawn.paste("white", mask=Image.fromarray(dots))
     return drawn
 
 
@@ -111,96 +96,67 @@ def _outline(drawn: "Image.Image", mask: "np.ndarray", colour: str) -> None:
     from PIL import Image
     from scipy.ndimage import binary_dilation, binary_erosion
 
-    side, width = drawn.width, max(drawn.width // 144, 1)
-    large = Image.fromarray((mask > 0).astype(np.uint8) * 255).resize((2 * side,) * 2, Image.Resampling.BILINEAR)
-    inside = np.pad(np.asarray(large) > 127, 2 * width)  # closes a mask at the border
-    for reach, shade, opacity in ((2 * width, "black", 0.6), (width, colour, 1.0)):
+    large = Image.fromarray((mask > 0).astype(np.uint8) * 255).resize((2 * _SIDE,) * 2, Image.Resampling.BILINEAR)
+    inside = np.pad(np.asarray(large) > 127, 4)  # closes a mask at the border
+    for reach, shade, opacity in ((4, "black", 0.6), (2, colour, 1.0)):
         grown, shrunk = binary_dilation(inside, iterations=reach), binary_erosion(inside, None, reach, border_value=1)
-        ring = (grown & ~shrunk)[2 * width : -2 * width, 2 * width : -2 * width]
-        alpha = Image.fromarray((255 * opacity * ring).astype(np.uint8)).resize((side, side), Image.Resampling.BOX)
-        drawn.paste(shade, mask=alpha)
+        ring = (255 * opacity * (grown & ~shrunk)[4:-4, 4:-4]).astype(np.uint8)
+        drawn.paste(shade, mask=Image.fromarray(ring).resize((_SIDE, _SIDE), Image.Resampling.BOX))
 
 
-def _cell_borders(side: int, cells: tuple[int, int]) -> "Image.Image":
-    """Return dotted lines between rows and columns of cells, as a mask."""
-    import numpy as np
-    from PIL import Image
-
-    dots = np.zeros((side, side), np.uint8)
-    for lines, count in zip((dots, dots.T), cells, strict=True):
-        for border in range(1, count):
-            lines[round(border * side / count), ::4] = 204
-    return Image.fromarray(dots)
-
-
-def _as_image(colours: "np.ndarray") -> "Image.Image":
-    import numpy as np
-    from PIL import Image
-
-    return Image.fromarray(np.rint(colours * 255).astype(np.uint8))
-
-
-def png(image: "Image.Image", *, step: int = 1) -> bytes:
-    """Return PNG bytes. With `step` 4 each colour is rounded to a multiple of 4, at 60 % of the size."""
-    buffer = io.BytesIO()
-    shown = image if step == 1 else image.point(lambda value: min(round(value / step) * step, 255))
-    shown.save(buffer, "PNG", compress_level=6)  # 7: 3 % smaller, in 1.6 times the time
-    return buffer.getvalue()
-
-
-def grey_address(image: "np.ndarray") -> str:
+def _grey_address(image: "np.ndarray") -> str:
     """Return a grey image, uint8 (H, W), as a PNG in a data: address."""
     from PIL import Image
 
-    return _address(png(Image.fromarray(image)))
+    return _address(Image.fromarray(image))
 
 
-def _address(data: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(data).decode("ascii")
+def _address(image: "Image.Image", *, step: int = 1) -> str:
+    """Return a PNG in a data: address. With `step` 4 each colour is rounded to a multiple of 4, at 60 % of the size."""
+    buffer = io.BytesIO()
+    shown = image if step == 1 else image.point(lambda value: min(round(value / step) * step, 255))
+    shown.save(buffer, "PNG", compress_level=6)  # 7: 3 % smaller, in 1.6 times the time
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def _text(arrays: "dict[str, np.ndarray]", name: str, index: int) -> str:
     return str(arrays[name][index]) if name in arrays and index < len(arrays[name]) else formatting.DASH
 
 
-def _slice(arrays: "dict[str, np.ndarray]", name: str, index: int) -> "np.ndarray | None":
+def _slice(arrays: "dict[str, np.ndarray]", name: str, index: int) -> Any:
     return arrays[name][index] if name in arrays and index < len(arrays[name]) else None
 
 
 def _image_panel(arrays: "dict[str, np.ndarray]", index: int, number: int) -> Panel:
-    infection, image = _slice(arrays, "infection", index), _image(arrays, index)
-    name, share = _text(arrays, "class_name", index), _chance(infection)
+    name, share = _text(arrays, "class_name", index), _chance(_slice(arrays, "infection", index))
     lines = (f"true class: {name}", f"infection: {formatting.percent(share)} of the image")
     alt = f"Image {number}, true class {name}, with the outlines of infection and lungs"
-    return Panel(_address(png(image)), alt, "Image", lines)
+    return Panel(_address(_image(arrays, index)), alt, "Image", lines)
 
 
 def _heatmap_panel(run: Run, arrays: "dict[str, np.ndarray]", index: int, number: int) -> Panel:
-    saliency, infection = arrays["saliency"][index], _slice(arrays, "infection", index)
-    cells, image = _cells(run, _text(arrays, "method", index)), _over_image(run, arrays, index)
+    cells, energy = _cells(run, _text(arrays, "method", index)), _slice(arrays, "infection_energy", index)
     predicted, truth = _text(arrays, "predicted", index), _text(arrays, "class_name", index)
-    energies = _slice(arrays, "infection_energy", index)
     right = "" if formatting.DASH in (predicted, truth) else " (right)" if predicted == truth else " (wrong)"
     lines = [
         f"predicted {predicted}{right}",
-        f"infection energy {formatting.decimal(energies)}",
-        f"chance {formatting.decimal(_chance(infection))}",
+        f"infection energy {formatting.decimal(energy)}",
+        f"chance {formatting.decimal(_chance(_slice(arrays, 'infection', index)))}",
     ]
     for name in ("infection_iou_area", "infection_auroc"):
         if name in arrays:
             lines.append(f"{formatting.measure(name)} {formatting.decimal(_slice(arrays, name, index))}")
     if cells:
         lines.append(f"{cells[0]} × {cells[1]} cells (dotted), interpolated")
-    if not saliency.any():
+    if not arrays["saliency"][index].any():
         lines.append("blank map")
     alt = f"Heatmap of {run.label} over image {number}; predicted {predicted}"
-    return Panel(_address(png(image, step=4)), alt, run.label, tuple(lines))
+    return Panel(_address(_over_image(run, arrays, index), step=4), alt, run.label, tuple(lines))
 
 
 def _cells(run: Run, method: str) -> tuple[int, int] | None:
     """Return rows and columns of a coarse map; None if it is as fine as the image or unknown."""
-    methods = run.metrics.saliency
-    document = methods.get(main_method(methods) if method == formatting.DASH else method)
+    document = run.main_saliency if method == formatting.DASH else run.metrics.saliency.get(method)
     sides = document.cells.split(" x ") if document else []
     return (int(sides[0]), int(sides[1])) if len(sides) == 2 and all(map(str.isdigit, sides)) else None
 
@@ -209,10 +165,12 @@ def _chance(infection: "np.ndarray | None") -> float | None:
     return None if infection is None else float((infection > 0).mean())
 
 
-def build_gallery(runs: Sequence[Run], *, most: int = 12) -> Gallery | None:
+def build_gallery(runs: Sequence[Run], *, most: int = 12) -> dict[str, Any] | None:
     """Return the first `most` example images with the heatmaps of the runs; None if no run has any.
 
-    Networks come in the order given, each with all its defences, until the page's size budget is spent.
+    Networks come in the order given, each with all its defences, until the page's size budget is spent. `columns`:
+    panels in a row, the image and all defences of one network or more; `infected`: with infection masks and not with
+    lung masks alone; `extremes`: with the best and worst by a measure.
     """
     groups = group_by_model([run for run in runs if run.panels is not None])
     if not groups:
@@ -236,16 +194,17 @@ def build_gallery(runs: Sequence[Run], *, most: int = 12) -> Gallery | None:
         columns += new
         spent, used = spent + _size(new), used + len(new)
         shown.append(model)
-    names = [f"{i + 1}. {_text(arrays, 'sample_id', i)}{_why(arrays, i)}" for i in range(total)]
-    return Gallery(
-        examples=tuple(Example(name, tuple(column[i] for column in columns)) for i, name in enumerate(names)),
-        shown=tuple(shown),
-        left_out=tuple(model for model in groups if model not in shown),
-        columns=1 + width,
-        split=first.metrics.split or formatting.DASH,
-        infected="infection" in arrays and bool(arrays["infection"].any()),
-        extremes=any("best" in _why(arrays, i) or "worst" in _why(arrays, i) for i in range(total)),
-    )
+    reasons = [_why(arrays, i) for i in range(total)]
+    names = [f"{i + 1}. {_text(arrays, 'sample_id', i)}{why}" for i, why in enumerate(reasons)]
+    return {
+        "examples": {name: [column[i] for column in columns] for i, name in enumerate(names)},
+        "shown": shown,
+        "left_out": [model for model in groups if model not in shown],
+        "columns": 1 + width,
+        "split": first.metrics.split or formatting.DASH,
+        "infected": "infection" in arrays and bool(arrays["infection"].any()),
+        "extremes": any("best" in why or "worst" in why for why in reasons),
+    }
 
 
 def _why(arrays: "dict[str, np.ndarray]", index: int) -> str:
@@ -280,7 +239,7 @@ def draw_sheet(runs: Sequence[Run], *, columns: int, most: int = 4) -> svg.Drawi
     shown = [run for run in every if _same_images(arrays, run.panels or {})][: columns - 1]
     count = min(most, len(arrays["image"]))
 
-    def plot(figure: "Figure") -> None:
+    def plot(figure: "svg.Figure") -> None:
         grid = figure.subplots(count, columns, squeeze=False)
         for axes in grid.flat:
             axes.set_axis_off()
@@ -306,3 +265,49 @@ def _over_image(run: Run, arrays: "dict[str, np.ndarray]", index: int) -> "Image
     cells = _cells(run, _text(arrays, "method", index))
     saliency, infection = arrays["saliency"][index], _slice(arrays, "infection", index)
     return picture(arrays["image"][index], saliency=saliency, infection=infection, cells=cells)
+
+
+def draw_smallest_changes(document: AuditDocument, folder: Path | None) -> list[tuple[list[tuple[str, str]], str, str]]:
+    """Return the smallest changes: address and description of each picture, size and answers; none without pictures."""
+    import numpy as np
+
+    pictures = _read_pictures(folder, layout.SMALLEST_CHANGES_FILE, "image", "changed")
+    changes = []
+    for row in (row for row in document.smallest_changes if row.sample_id in pictures):
+        image, changed = pictures[row.sample_id]
+        factor, size, answers = 1.0, "No change found", f"{row.label} stays"
+        if row.epsilon:
+            factor = 0.5 / row.epsilon
+            size = f"{GREY_LEVELS * row.epsilon:.2g} of {GREY_LEVELS} grey levels"
+            answers = f"{row.label} → {row.answer}"
+        shown = {
+            f"Image of {row.label}": image,
+            f"The image changed: {row.answer}": changed,
+            f"The change, {factor:.0f} times magnified": 0.5 + factor * (changed - image),
+        }
+        pixels = {text: np.rint(np.clip(one, 0, 1) * 255).astype(np.uint8) for text, one in shown.items()}
+        changes.append(([(_grey_address(one), text) for text, one in pixels.items()], size, answers))
+    return changes
+
+
+def draw_failures(document: AuditDocument, folder: Path | None) -> list[Panel]:
+    """Return the pictures of the most confident wrong answers; none if the audit's folder has no pictures of them."""
+    pictures = _read_pictures(folder, layout.FAILURES_FILE, "image")
+    panels = []
+    for failure in (failure for failure in document.failures if failure.sample_id in pictures):
+        lines = (f"label: {failure.label}", f"answer: {failure.answer}, {formatting.percent(failure.probability)}")
+        address, alt = _grey_address(*pictures[failure.sample_id]), f"{failure.answer} for an image of {failure.label}"
+        panels.append(Panel(address, alt, failure.finding or failure.sample_id, lines))
+    return panels
+
+
+def _read_pictures(folder: Path | None, file: str, *names: str) -> "dict[str, tuple[np.ndarray, ...]]":
+    """Return the arrays of these names by image; empty if the folder has no such file."""
+    import numpy as np
+
+    path = None if folder is None else folder / file
+    if path is None or not atomic.is_readable(path):
+        return {}
+    with np.load(path, allow_pickle=False) as arrays:
+        parts = zip(*(arrays[name] for name in names), strict=True)
+        return dict(zip(arrays["sample_id"].tolist(), parts, strict=True))
