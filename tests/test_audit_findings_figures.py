@@ -27,8 +27,7 @@ from trustcxr.evaluation import metrics, run_figures
 from trustcxr.evaluation.predictions import generate_views
 from trustcxr.registry import VIEWS
 from trustcxr.report import audit_html, leaderboard
-from trustcxr.report.audit_text import describe_audit
-from trustcxr.report.terminal import format_percent
+from trustcxr.report.terminal import describe_audit, format_percent
 from trustcxr.storage import atomic
 from trustcxr.storage.schemas import AuditDocument
 

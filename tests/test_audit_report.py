@@ -16,8 +16,8 @@ from test_audit_board import audit
 from test_audit_command import Brightness, few_steps, greys, model_file  # noqa: F401
 from test_cli import complaint, run
 from trustcxr.report import audit_html, leaderboard, load, terminal
-from trustcxr.report.audit_text import describe_attacked, describe_audit, find_hardest
 from trustcxr.report.tables import audit_rows, robustness
+from trustcxr.report.terminal import describe_attacked, describe_audit, find_hardest
 from trustcxr.storage import atomic
 from trustcxr.storage.schemas import AuditDocument, RunDocument, Verdict, read_schema
 

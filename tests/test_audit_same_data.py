@@ -26,7 +26,7 @@ from trustcxr.data import load_dataset
 from trustcxr.data.phantom import write_files
 from trustcxr.errors import UserError
 from trustcxr.report import leaderboard
-from trustcxr.report.audit_text import describe_pairs
+from trustcxr.report.terminal import describe_pairs
 from trustcxr.storage import atomic
 from trustcxr.storage.schemas import AuditDocument, read_schema
 

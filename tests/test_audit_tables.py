@@ -17,7 +17,7 @@ from trustcxr.audit import run_audit as audits
 from trustcxr.audit.formats import describe_file
 from trustcxr.audit.subject import load_subject
 from trustcxr.report import leaderboard
-from trustcxr.report.audit_text import describe_audit
+from trustcxr.report.terminal import describe_audit
 from trustcxr.storage.schemas import AuditDocument, read_schema
 
 ILL = {"dark": "Normal", "grey": "Normal", "bright": "Ill"}

@@ -9,7 +9,7 @@ from trustcxr.audit import verdict
 from trustcxr.audit.verdict import Answer, judge
 from trustcxr.evaluation.gradient_masking import FAILING
 from trustcxr.report import audit_html
-from trustcxr.report.audit_text import describe_audit
+from trustcxr.report.terminal import describe_audit
 from trustcxr.storage.schemas import AuditDocument, Statement
 
 CLEAN = {"n": 400, "accuracy": {"value": 0.9, "ci": [0.87, 0.93]}, "constant_answer": 0.4}

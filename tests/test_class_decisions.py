@@ -18,7 +18,7 @@ from trustcxr.audit import run_audit as audits
 from trustcxr.evaluation import operating_points
 from trustcxr.evaluation.operating_points import Threshold
 from trustcxr.recipes import protocol
-from trustcxr.report.audit_text import describe_audit
+from trustcxr.report.terminal import describe_audit
 from trustcxr.storage.schemas import OperatingPoint
 
 CLASSES = ("a", "b", "c")

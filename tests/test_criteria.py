@@ -21,7 +21,7 @@ from trustcxr.errors import UserError
 from trustcxr.recipes import criteria_file as recipes
 from trustcxr.recipes.criteria_file import CriteriaRecipe, list_figures, parse_figure, read_criteria
 from trustcxr.recipes.parsing import validate
-from trustcxr.report.audit_text import QUESTIONS
+from trustcxr.report.terminal import QUESTIONS
 from trustcxr.statistics import wilson
 from trustcxr.storage import atomic
 from trustcxr.storage.schemas import AuditDocument, Share, read_schema

@@ -15,7 +15,7 @@ from test_cli import run
 from trustcxr.audit import run_audit as audits
 from trustcxr.data import load_dataset
 from trustcxr.evaluation.predictions import OverDraws, predict_logits
-from trustcxr.report.audit_text import describe_audit
+from trustcxr.report.terminal import describe_audit
 from trustcxr.storage import atomic
 from trustcxr.storage.schemas import read_schema
 

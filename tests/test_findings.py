@@ -21,7 +21,7 @@ from trustcxr.errors import UserError
 from trustcxr.evaluation import operating_points
 from trustcxr.evaluation.operating_points import Threshold
 from trustcxr.recipes import protocol
-from trustcxr.report.audit_text import describe_audit
+from trustcxr.report.terminal import describe_audit
 from trustcxr.storage import atomic
 
 NAMES = ("Bright", "Dark", "Edema", "Hernia")

@@ -122,7 +122,7 @@ def test_what_three_judges_disagreed_on(
     assert [alarm.kind for alarm in made] == signs
     run = load.Run(stored.model_copy(update={"alarms": made}), Path(), [])
     shown = key_findings.gather_alarms(load.StudyFolder(Path(), StudyDocument(), [run], []), [run])
-    assert [(g.kind, len(g.lines)) for g in shown.groups] == [(kind, 1) for kind in signs]
+    assert [(g.kind, len(g.lines)) for g in shown["groups"]] == [(kind, 1) for kind in signs]
     assert shown.count == len(made)
 
 

@@ -18,7 +18,7 @@ from trustcxr.audit.measure import worst_with_submitted
 from trustcxr.data import load_dataset
 from trustcxr.errors import UserError
 from trustcxr.report import audit_html, leaderboard
-from trustcxr.report.audit_text import describe_audit
+from trustcxr.report.terminal import describe_audit
 from trustcxr.storage import atomic
 
 

@@ -13,7 +13,7 @@ from trustcxr.registry import ATTACKS, DEFENCES
 from trustcxr.report import load, study_html
 from trustcxr.report.figures import svg
 from trustcxr.report.figures.charts import accuracy_dots, training_curve
-from trustcxr.report.ranking import choose_headline
+from trustcxr.report.key_findings import choose_headline
 
 color = pytest.importorskip("skimage.color", reason="scikit-image is not installed: colours were not compared")
 

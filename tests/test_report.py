@@ -14,7 +14,7 @@ import pytest
 from study_fixture import CLASSES, make_study
 from trustcxr import report
 from trustcxr.errors import UserError
-from trustcxr.report import formatting, key_findings, load, ranking
+from trustcxr.report import formatting, key_findings, load
 from trustcxr.report.figures import pictures
 from trustcxr.report.tables import accuracy
 from trustcxr.storage.schemas import Alarm, StudyDocument
@@ -158,7 +158,7 @@ def test_other_tables_have_the_numbers_of_study_json(study: Path, page: Page) ->
 
 def test_confusion_under_attack_is_counted_from_the_predictions(study: Path) -> None:
     found = load.load_report(study)
-    head = ranking.choose_headline(found.study, found.runs)
+    head = key_findings.choose_headline(found.study, found.runs)
     for run in found.runs:
         counted = accuracy.under_attack(run, head, len(CLASSES))
         share = np.trace(counted) / np.sum(counted)
@@ -259,10 +259,10 @@ def test_recorded_alarms_are_shown_once(study: Path, page: Page) -> None:
     for text in {a["text"] for a in document["alarms"]}:
         assert shown.count(f": {text}") == sum(a["text"] == text for a in document["alarms"])
     found = load.load_report(study)
-    counted = key_findings.gather_alarms(found, found.runs).count_text
+    counted = key_findings.gather_alarms(found, found.runs)["count_text"]
     assert counted == f"{len(document['alarms'])} alarms", "as many as the terminal says"
     found.study.alarms = [Alarm(kind="new", text="said by the study alone")]
-    groups = key_findings.gather_alarms(found, found.runs).groups
+    groups = key_findings.gather_alarms(found, found.runs)["groups"]
     assert [g.lines for g in groups if g.kind == "new"] == [["said by the study alone"]]
 
 

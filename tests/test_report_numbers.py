@@ -14,7 +14,7 @@ from trustcxr.evaluation import gradient_masking, run_figures
 from trustcxr.recipes.parsing import validate
 from trustcxr.recipes.study_recipe import StudyRecipe
 from trustcxr.registry import Effort
-from trustcxr.report import formatting, key_findings, load, methods_text, ranking
+from trustcxr.report import formatting, key_findings, load, methods_text
 from trustcxr.report.figures import pictures, svg
 from trustcxr.report.figures.charts import accuracy_forests, epsilon_curves, saliency_forests
 from trustcxr.report.tables import accuracy, provenance, robustness
@@ -36,7 +36,7 @@ EMPTY = StudyDocument()
 
 def _told(study: StudyDocument, runs: list[load.Run]) -> str:
     """All that the page says in words of a study."""
-    head = ranking.choose_headline(study, runs)
+    head = key_findings.choose_headline(study, runs)
     return " ".join([key_findings.describe_compared(runs, head), *key_findings.summarise(study, runs, head).values()])
 
 
@@ -49,10 +49,10 @@ def test_a_constant_network_raises_an_alarm() -> None:
     good, bad = (_run(clean=clean | {"accuracy": {"value": 0.35, "ci": [low, 0.8]}}) for low in (0.7, 0.3))
     assert ["66.7" in alarm.text for alarm in bad.metrics.alarms] == [True]
     assert good.metrics.alarms == []
-    head = ranking.choose_headline(EMPTY, [good, bad])
+    head = key_findings.choose_headline(EMPTY, [good, bad])
     assert [row[2].note for row in accuracy.leaderboard([good, bad], head).rows] == ["", "bad"]
     findings = key_findings.gather_alarms(load.StudyFolder(Path(), EMPTY, [], []), [good, bad])
-    assert [(g.kind, len(g.lines)) for g in findings.groups] == [("no_better_than_constant", 1)]
+    assert [(g.kind, len(g.lines)) for g in findings["groups"]] == [("no_better_than_constant", 1)]
     assert "No run is shown to be better" in key_findings.summarise(EMPTY, [bad], head)["Unperturbed"]
 
 
@@ -65,7 +65,7 @@ def test_the_best_run_is_named_with_its_lead() -> None:
             (0.6, [0.55, 0.65], "ibp"),
         )
     )
-    head = ranking.choose_headline(EMPTY, [close, far, worst])
+    head = key_findings.choose_headline(EMPTY, [close, far, worst])
     found = key_findings.summarise(EMPTY, [close, far, worst], head)["Unperturbed"]
     assert f"2.0 points above the next ({far.label}; their intervals overlap)" in found
     assert (
@@ -84,8 +84,8 @@ def test_a_constant_network_does_not_top_the_leaderboard() -> None:
         _run(clean=fixed, attacks=rows, defence="fgsm"),
         _run(clean=honest, attacks=[_attack("fgsm", 0.02, 0.3), _attack("pgd", 0.02, 0.2)], defence="pgd"),
     ]
-    head = ranking.choose_headline(EMPTY, runs)
-    assert [run.defence for run in ranking.rank_runs(runs, head)] == ["pgd", "fgsm"]
+    head = key_findings.choose_headline(EMPTY, runs)
+    assert [run.defence for run in key_findings.rank_runs(runs, head)] == ["pgd", "fgsm"]
     assert key_findings.best_by(runs, lambda run: run.attacked("pgd", 0.02)) is runs[1]
     verdicts = [row[2].text for row in robustness.masking(runs).rows]  # type: ignore[union-attr]
     assert verdicts == ["no verdict", "no sign"]
@@ -110,7 +110,7 @@ def test_overfitting_is_what_training_noticed(tmp_path: Path) -> None:
         run = _run(clean={"accuracy": {"value": 0.8}}, training=training)
         run.folder = tmp_path
         found = key_findings.gather_alarms(load.StudyFolder(Path(), EMPTY, [], []), [run])
-        assert [line for g in found.groups if g.kind == "catastrophic_overfitting" for line in g.lines] == lines
+        assert [line for g in found["groups"] if g.kind == "catastrophic_overfitting" for line in g.lines] == lines
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def _both_pgds() -> load.Run:
 
 def test_of_two_pgds_the_stronger_counts_and_both_stand_on_the_page() -> None:
     run = _both_pgds()
-    head = ranking.choose_headline(EMPTY, [run])
+    head = key_findings.choose_headline(EMPTY, [run])
     assert [effort.name for effort in head.attacks] == ["FGSM", "PGD-10", "PGD-40", "PGD (L2)-20"]
     assert head.strongest == Effort("pgd", 40)
     assert run.attacked("pgd", 0.02).steps == 40
@@ -168,18 +168,18 @@ def test_headlines_take_the_lowest_whatever_the_attack_is_called() -> None:
     """APGD-CE without PGD beside a stronger worst-case, and an attack that nobody listed in an order."""
     weak = _run(clean={"accuracy": {"value": 0.8}}, attacks=[_attack("pgd", 0.02, 0.5), _attack("apgd-ce", 0.02, 0.1)])
     held = _run(clean={"accuracy": {"value": 0.8}}, attacks=[_attack("pgd", 0.02, 0.4), _attack("apgd-ce", 0.02, 0.3)])
-    head = ranking.choose_headline(EMPTY, [weak, held])
+    head = key_findings.choose_headline(EMPTY, [weak, held])
     assert head.strongest == Effort("apgd-ce")
-    assert ranking.rank_runs([weak, held], head) == [held, weak]
+    assert key_findings.rank_runs([weak, held], head) == [held, weak]
 
 
 def test_headline_epsilon_is_the_recipes() -> None:
     runs = [_run(attacks=[_attack("pgd", e, 0.5) for e in (0.005, 0.01, 0.02)])]
     for asked, chosen in ((0.01, 0.01), (0.3, 0.02)):
         study = StudyDocument(recipe={"defences": [{"name": "fgsm", "epsilon": asked}]})
-        assert ranking.choose_headline(study, runs).epsilon == chosen
-    assert ranking.choose_headline(EMPTY, runs).epsilon == 0.02
-    assert ranking.choose_headline(EMPTY, []).epsilon is None
+        assert key_findings.choose_headline(study, runs).epsilon == chosen
+    assert key_findings.choose_headline(EMPTY, runs).epsilon == 0.02
+    assert key_findings.choose_headline(EMPTY, []).epsilon is None
 
 
 def test_headline_epsilon_is_of_a_defence_that_has_one() -> None:
@@ -187,7 +187,7 @@ def test_headline_epsilon_is_of_a_defence_that_has_one() -> None:
     asked = {"name": "x", "models": ["resnet18"], "defences": [{"name": "mixup"}, {"name": "fgsm", "epsilon": 0.01}]}
     recipe = validate(StudyRecipe, asked, "x").model_dump(mode="json")
     runs = [_run(attacks=[_attack("pgd", e, 0.5) for e in (0.01, 0.02)])]
-    assert ranking.choose_headline(StudyDocument(recipe=recipe), runs).epsilon == 0.01
+    assert key_findings.choose_headline(StudyDocument(recipe=recipe), runs).epsilon == 0.01
 
 
 def test_svg_keeps_text_and_ids_apart() -> None:
@@ -230,19 +230,19 @@ def test_the_answer_leaves_out_what_is_alarmed_and_one_run_is_no_best() -> None:
     honest = _run(model="honest", clean=clean, attacks=[_attack("fgsm", 0.02, 0.5), _attack("pgd", 0.02, 0.4)])
     masked = _run(model="masked", clean=clean, attacks=[_attack("pgd", 0.01, 0.6), _attack("pgd", 0.02, 0.7)])
     assert (honest.masked, masked.masked) == (False, True)
-    head = ranking.choose_headline(EMPTY, [masked, honest])
+    head = key_findings.choose_headline(EMPTY, [masked, honest])
     said = list(key_findings.summarise(EMPTY, [masked, honest], head).values())
     assert len(said) == 3
     assert "honest · fgsm is most accurate: 40.0\u00a0%" in said[1]
     assert "1 run with failing gradients is left out" in said[1]
-    assert [run.model for run in ranking.rank_runs([masked, honest], head)] == ["honest", "masked"]
+    assert [run.model for run in key_findings.rank_runs([masked, honest], head)] == ["honest", "masked"]
     rows = accuracy.models([honest, masked], head).rows
     assert [(row[2].text, row[4].note) for row in rows] == [("No alarm", ""), ("Gradients fail", "bad")]
     alone = _told(EMPTY, [honest])
     assert "best" not in alone
     assert "most" not in alone.replace("at most", "")
     assert "On unperturbed images its accuracy is 80.0\u00a0% (95\u00a0% CI 70.0 to 90.0, n\u00a0=\u00a090)." in alone
-    only = list(key_findings.summarise(EMPTY, [masked], ranking.choose_headline(EMPTY, [masked])).values())
+    only = list(key_findings.summarise(EMPTY, [masked], key_findings.choose_headline(EMPTY, [masked])).values())
     assert "figures under attack are unreliable" in only[1]
 
 

@@ -107,9 +107,9 @@ def audit(
     if json:
         print_json(document)
     else:
-        from trustcxr.report import audit_text
+        from trustcxr.report import terminal
 
-        print(*audit_text.describe_audit(document), f"written to {out}\n{NOTICE}", sep="\n")
+        print(*terminal.describe_audit(document), f"written to {out}\n{NOTICE}", sep="\n")
     if fail and not all(row.met for row in document.criteria):
         raise Exit(NOT_MET)
     return None
@@ -134,14 +134,14 @@ def compare(
 ) -> None:
     """Compare two audits image by image: B less A, with intervals and corrected tests."""
     from trustcxr import api, report
-    from trustcxr.report import audit_text
+    from trustcxr.report import terminal
 
     document = api.compare(first, second)
     if json:
         return print_json(document)
     title = f"{document.second} less {document.first}, by {document.protocol}"
-    report.print_rows(title, audit_text.list_pairs(document))
-    return print(*audit_text.describe_pairs(document), NOTICE, sep="\n")
+    report.print_rows(title, terminal.list_pairs(document))
+    return print(*terminal.describe_pairs(document), NOTICE, sep="\n")
 
 
 @audit_app.command(epilog="Example: trustcxr leaderboard out/audits")

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from trustcxr.report import audit_text, html, model_card
+from trustcxr.report import html, model_card, terminal
 from trustcxr.report.figures import charts, pictures, svg
 from trustcxr.report.tables import audit_rows
 from trustcxr.storage import atomic, layout
@@ -25,11 +25,11 @@ def write(document: AuditDocument, out: Path) -> tuple[Path, Path]:
 
 def render(document: AuditDocument, folder: Path | None = None) -> str:
     """Return the page as text, with the pictures of an audit's folder. The same document gives the same text."""
-    points = [(point, audit_text.find_hardest(document, point.finding)) for point in _clean_points(document)]
+    points = [(point, terminal.find_hardest(document, point.finding)) for point in _clean_points(document)]
     parts = {
         "document": document,
-        "soundness": audit_text.describe_soundness(document),
-        "answers": [(*audit_text.split_statement(row), _LOOKS[row.met]) for row in document.verdict.model],
+        "soundness": terminal.describe_soundness(document),
+        "answers": [(*terminal.split_statement(row), _LOOKS[row.met]) for row in document.verdict.model],
         "changes": pictures.draw_smallest_changes(document, folder),
         "failure_panels": pictures.draw_failures(document, folder),
         "summary": _summarise(document),
@@ -45,12 +45,12 @@ def _clean_points(document: AuditDocument) -> list[OperatingPoint]:
 
 
 def _summarise(document: AuditDocument) -> dict[str, tuple[str, ...]]:
-    model, images = audit_text.describe_model(document)
+    model, images = terminal.describe_model(document)
     return {
         "Model": model,
         "Data and protocol": (images,),
-        "Results": audit_text.describe_results(document),
-        "Limits": audit_text.describe_limits(document),
+        "Results": terminal.describe_results(document),
+        "Limits": terminal.describe_limits(document),
     }
 
 
@@ -64,11 +64,11 @@ def render_card(document: AuditDocument) -> str:
     parts = {
         "document": document,
         "reported": model.reported,
-        "soundness": audit_text.describe_soundness(document),
-        "answers": [(audit_text.title_question(row.question), row) for row in document.verdict.model],
+        "soundness": terminal.describe_soundness(document),
+        "answers": [(terminal.title_question(row.question), row) for row in document.verdict.model],
         "summary": _summarise(document),
         "clean": _clean_points(document),
-        "audits": audit_text,
+        "audits": terminal,
     }
     tag, results = document.protocol or "no-protocol", model_card.list_results(document)
     return model_card.fill_card("model_card.md.j2", parts, model.name, tag, data, results)

@@ -8,7 +8,8 @@ from trustcxr.console import format_duration
 from trustcxr.console import plural as plural
 from trustcxr.registry import ATTACKS, CORRUPTIONS, MEASURES, Method
 from trustcxr.registry import format_attack as attack
-from trustcxr.storage.schemas import Comparison, Share
+from trustcxr.storage.prediction_table import CLEAN
+from trustcxr.storage.schemas import Attacked, Comparison, Share
 
 DASH = "–"
 MINUS = "−"
@@ -106,6 +107,11 @@ def seconds(value: float | None) -> str:
     return DASH if value is None else format_duration(value)
 
 
+def condition(part: Attacked) -> str:
+    """Return `unperturbed`, or the attack with its epsilon: `PGD-20 0.02`."""
+    return "unperturbed" if part.attack == CLEAN else f"{part.effort.name} {part.epsilon:g}"
+
+
 def corruption(name: object) -> str:
     """Return a corruption's key as words: `Gaussian noise`, `leads and tubes`."""
     entry = CORRUPTIONS.get(str(name))
@@ -119,11 +125,9 @@ def method(name: object) -> str:
 
 def measure(name: object) -> str:
     """Return a measure's key as words: `infection energy`, `PGD accuracy at 0.02`."""
-    attacked = re.fullmatch(r"(\S+) accuracy @(\S+)", str(name))
-    if attacked:
+    if attacked := re.fullmatch(r"(\S+) accuracy @(\S+)", str(name)):
         return f"{attack(attacked[1])} accuracy at {attacked[2]}"
-    part = re.fullmatch(r"((?:lungs|box|border|silhouette).*) accuracy", str(name))
-    if part:
+    if part := re.fullmatch(r"((?:lungs|box|border|silhouette).*) accuracy", str(name)):
         return f"accuracy, {part[1]}"
     entry = MEASURES.get(str(name))
     return entry.label if entry else " ".join(_ABBREVIATED.get(word, word) for word in str(name).split("_"))

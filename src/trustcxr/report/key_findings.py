@@ -1,36 +1,116 @@
-"""Summarise a study: its alarms by kind, the question, and three sentences with intervals that answer it."""
+"""Choose the headline of a study and the order of its runs; summarise its alarms, question and findings."""
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from trustcxr.report import formatting, html, ranking
+from trustcxr.registry import DEFENCES, HEADLINE_ATTACKS, Effort, is_linf
+from trustcxr.report import formatting, html
 from trustcxr.report.load import Run, StudyFolder
 from trustcxr.storage.schemas import AttackResult, Classification, StudyDocument
+from trustcxr.storage.schemas.run_document import CONSTANT
 
 SHORT = {kind: texts["short"] for kind, texts in html.read_yaml("alarms.yaml").items()}
 SHORT |= {"trained_on": "tested on images of its training"}
 _ENERGY = "infection_energy"
 Numbers = Callable[[Run], Classification | AttackResult]
+_USUAL_EPSILON = 0.02  # arXiv 2311.14227; used if the recipe names none
 
 
-def describe_compared(runs: list[Run], head: ranking.Headline) -> str:
+@dataclass(frozen=True)
+class Headline:
+    """The attacks and the epsilon of the leaderboard and the summary."""
+
+    epsilon: float | None
+    attacks: tuple[Effort, ...]  # weakest first, as far as known
+    split: str
+    classes: tuple[str, ...]
+    strongest: Effort | None = None  # the attack with the lowest mean accuracy over the runs
+
+
+def choose_headline(study: StudyDocument, runs: list[Run]) -> Headline:
+    """Choose the epsilon that the recipe trains against if tested, else the usual 0.02, else the one tested most."""
+    tested = Counter(round(e.epsilon, 9) for run in runs for e in run.attacks if e.epsilon is not None)
+    wanted = _recipe_epsilon(study.recipe) or _USUAL_EPSILON
+    chosen = min(tested, key=lambda e: (abs(e - wanted) > 1e-9, -tested[e], abs(e - wanted)), default=None)
+    attacks = _list_attacks(runs, chosen)
+    splits = Counter(run.metrics.split for run in runs if run.metrics.split)
+    split = max(splits, key=lambda name: splits[name], default=formatting.DASH)
+    classes = study.classes or next((run.metrics.classes for run in runs if run.metrics.classes), [])
+    return Headline(chosen, attacks, split, tuple(classes), _find_strongest(runs, attacks, chosen))
+
+
+def _list_attacks(runs: Sequence[Run], epsilon: float | None) -> tuple[Effort, ...]:
+    """Return the attacks tried at an epsilon; each effort is one, such as PGD-10 and PGD-40."""
+    efforts = {entry.effort for run in runs for entry in run.at(epsilon)}
+    usual = {name: index for index, name in enumerate(HEADLINE_ATTACKS)}
+    order = lambda e: (usual.get(e.attack, len(usual)), e.attack, e.steps or 0, e.queries or 0)  # noqa: E731
+    return tuple(sorted(efforts, key=order))
+
+
+def _find_strongest(runs: list[Run], attacks: Sequence[Effort], epsilon: float | None) -> Effort | None:
+    """Return the attack with the lowest mean accuracy over the runs that it was tried on; the later of equals."""
+    means: dict[Effort, float] = {}
+    for effort in attacks:
+        values = [v for run in runs if (v := run.attacked(effort, epsilon).accuracy.value) is not None]
+        if values and (is_linf(effort.attack) or len(attacks) == 1):
+            means[effort] = sum(values) / len(values)
+    return min(reversed(list(means)), key=lambda effort: means[effort], default=None)
+
+
+def _recipe_epsilon(recipe: Mapping[str, Any]) -> float | None:
+    """Return the epsilon of the first defence that trains on an attack; other defences have the key too."""
+    defences = recipe.get("defences") or [recipe.get("defence") or {}]
+    attacking = [name for name, entry in DEFENCES.items() if entry.attacks]
+    return next((defence.get("epsilon") for defence in defences if defence.get("name") in attacking), None)
+
+
+def rank_runs(runs: list[Run], head: Headline) -> list[Run]:
+    """Return runs by lowest accuracy under attack in whole percent, so that noise does not rank, then by clean.
+
+    Then come runs with failing gradients, and last those not shown to be better than a constant answer.
+    """
+
+    def key(run: Run) -> tuple[bool, bool, float, float, str]:
+        under, clean = run.strongest(head.epsilon).accuracy.value, run.clean.accuracy.value
+        order = (-round(100 * under) if under is not None else 1, -clean if clean is not None else 1, run.label)
+        return (run.alarmed(CONSTANT), run.masked is True, *order)
+
+    return sorted(runs, key=key)
+
+
+def group_by_model(runs: list[Run]) -> dict[str, list[Run]]:
+    """Return runs by network, networks in the order given, `standard` first within each."""
+    ordered = sorted(runs, key=lambda run: (_defence_index(run.defence), run.label))
+    return {model: [run for run in ordered if run.model == model] for model in dict.fromkeys(r.model for r in runs)}
+
+
+def list_defences(runs: list[Run]) -> list[str]:
+    """Return the defences of these runs, `standard` first."""
+    return sorted({run.defence for run in runs}, key=lambda name: (_defence_index(name), name))
+
+
+def _defence_index(defence: str) -> int:
+    return list(DEFENCES).index(defence) if defence in DEFENCES else len(DEFENCES)
+
+
+def describe_compared(runs: list[Run], head: Headline) -> str:
     """Return the networks of the study, its test images, and the accuracy of a constant answer."""
     if not runs:
         return "Nothing has been tested yet."
-    networks = formatting.plural(len(ranking.group_by_model(runs)), "network")
+    networks = formatting.plural(len(group_by_model(runs)), "network")
     what = runs[0].label if len(runs) == 1 else f"{formatting.plural(len(runs), 'run')} of {networks}"
     counts = formatting.join_counts(run.clean.n for run in runs)
     text = f"{what}, on {counts} images of the split “{head.split}”."
     answers = {round(value, 6) for run in runs if (value := run.clean.constant_answer) is not None}
-    if len(answers) != 1:
-        return text
-    return f"{text} Always giving the commonest class would score {formatting.percent(answers.pop())}."
+    constant = f" Always giving the commonest class would score {formatting.percent(min(answers, default=None))}."
+    return text + constant * (len(answers) == 1)
 
 
-def summarise(study: StudyDocument, runs: list[Run], head: ranking.Headline) -> dict[str, str]:
+def summarise(study: StudyDocument, runs: list[Run], head: Headline) -> dict[str, str]:
     """Return what the study found, by subject: unperturbed images, images under attack, where the networks look."""
-    best = best_by(runs, lambda run: run.clean)
-    if best is None:
+    if (best := best_by(runs, lambda run: run.clean)) is None:
         return {"Found": "This study has no tested run yet."}
     summary = {"Unperturbed": _clean(runs, best), "Under attack": _attacked(runs, head)}
     return summary | {"Where they look" if len(runs) > 1 else "Where it looks": _heatmaps(study, runs)}
@@ -39,7 +119,7 @@ def summarise(study: StudyDocument, runs: list[Run], head: ranking.Headline) -> 
 def best_by(runs: list[Run], numbers: Numbers) -> Run | None:
     """Return the run of highest accuracy, better than a constant answer if one is; None without any accuracy."""
     scored = [run for run in runs if numbers(run).accuracy.value is not None]
-    scored = [run for run in scored if ranking.better_than_constant(run)] or scored
+    scored = [run for run in scored if not run.alarmed(CONSTANT)] or scored
     return max(scored, key=lambda run: numbers(run).accuracy.value or 0.0, default=None)
 
 
@@ -59,7 +139,7 @@ def _lead(best: Run, runs: list[Run], numbers: Numbers) -> tuple[str, str]:
 
 def _clean(runs: list[Run], best: Run) -> str:
     figure = formatting.with_count(best.clean.accuracy, best.clean.n)
-    if not ranking.better_than_constant(best):
+    if best.alarmed(CONSTANT):
         return f"No run is shown to be better than always giving the commonest class: at most {figure} ({best.label})."
     if len(runs) == 1:
         return f"On unperturbed images its accuracy is {figure}."
@@ -67,7 +147,7 @@ def _clean(runs: list[Run], best: Run) -> str:
     return f"On unperturbed images {name} is most accurate: {figure}{lead}."
 
 
-def _attacked(runs: list[Run], head: ranking.Headline) -> str:
+def _attacked(runs: list[Run], head: Headline) -> str:
     """Describe the run with the highest worst-attack accuracy among runs whose gradients do not fail."""
     if not head.attacks:
         return "No attack was measured, so nothing is known about robustness."
@@ -162,24 +242,8 @@ class AlarmGroup:
     labels: list[str] = field(default_factory=list)  # each run once
 
 
-@dataclass
-class AlarmList:
-    """The alarms, the kinds that were looked for, and what could not be checked."""
-
-    groups: list[AlarmGroup]
-    looked_for: list[str]
-    unchecked: list[str]
-
-    @property
-    def count_text(self) -> str:
-        """Return the number of alarms and of failed runs."""
-        failed = sum(len(group.lines) for group in self.groups if group.kind == "failed")
-        counts = [(sum(len(group.lines) for group in self.groups) - failed, "alarm"), (failed, "failed run")]
-        return formatting.join_words(formatting.plural(number, name) for number, name in counts if number)
-
-
-def gather_alarms(folder: StudyFolder, runs: list[Run]) -> AlarmList:
-    """Return the alarms of the runs and of the study by kind."""
+def gather_alarms(folder: StudyFolder, runs: list[Run]) -> dict[str, Any]:
+    """Return the alarms of the runs and of the study by kind, what was looked for, and what could not be checked."""
     run_names = {run.name for run in runs}
     alarms = [(alarm, run.label) for run in runs for alarm in run.metrics.alarms]
     alarms += [(alarm, "") for alarm in folder.study.alarms if alarm.run not in run_names]  # it repeats those of runs
@@ -194,9 +258,14 @@ def gather_alarms(folder: StudyFolder, runs: list[Run]) -> AlarmList:
             group.labels.append(label)
     failed = [f"{f.run or formatting.DASH}: {f.reason or formatting.DASH}" for f in folder.study.failures]
     groups["failed"] = AlarmGroup("failed", "Runs that failed", "They are not in the tables of this page.", failed)
+    counts = [formatting.plural(n, what) for n, what in ((len(alarms), "alarm"), (len(failed), "failed run")) if n]
     titles = [texts["title"] for texts in kinds.values()]
-    titles = [title if title[1].isupper() else title[0].lower() + title[1:] for title in titles]
-    return AlarmList([group for group in groups.values() if group.lines], titles, _list_unchecked(runs))
+    return {
+        "groups": [group for group in groups.values() if group.lines],
+        "count_text": formatting.join_words(counts),
+        "looked_for": [title if title[1].isupper() else title[0].lower() + title[1:] for title in titles],
+        "unchecked": _list_unchecked(runs),
+    }
 
 
 def _list_unchecked(runs: list[Run]) -> list[str]:

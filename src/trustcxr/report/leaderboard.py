@@ -65,9 +65,8 @@ class Board:
     def heading(self) -> str:
         """Return the heading of the page: the number of audits, with the protocol if there is one table."""
         count = len(self.entries) + sum(len(other.entries) for other in self.others)
-        return formatting.plural(count, "audit") + (
-            f" in {1 + len(self.others)} tables" if self.others else f" by {self.protocol}"
-        )
+        where = f" in {1 + len(self.others)} tables" if self.others else f" by {self.protocol}"
+        return formatting.plural(count, "audit") + where
 
     @property
     def attack(self) -> str:
@@ -82,11 +81,6 @@ class Board:
         return {folder: name if counts[name] == 1 else f"{name} ({folder})" for folder, name in names.items()}
 
     @property
-    def has_entries(self) -> bool:
-        """Return whether entries of a leaderboard are among them."""
-        return any(row.entry for row in self.entries)
-
-    @property
     def copies(self) -> list[list[str]]:
         """Return the folders of audits of the same model, by its checksum, with the same figures."""
         groups: dict[tuple[str, str], list[str]] = {}
@@ -97,10 +91,7 @@ class Board:
 
 
 def gather_audits(folder: Path) -> Board:
-    """Return the largest set of comparable audits under `folder`; UserError if there is none.
-
-    Entries of a leaderboard that do not compare with it are boards of their own, in `others`.
-    """
+    """Return the largest set of comparable audits under `folder`; UserError if there is none."""
     audits, refused = _read_audits(folder)
     if not audits:
         why = f"{refused[0][0]}: {refused[0][1]}" if refused else "`trustcxr audit` writes one into its --out folder"
@@ -227,8 +218,7 @@ def _counted_submissions(document: AuditDocument) -> list[schemas.Submitted]:
 
 def describe_submitted(document: AuditDocument) -> str:
     """Return whose submitted images lowered the worst case, and the basis of the rank; empty without any."""
-    submitted = _counted_submissions(document)
-    if not submitted:
+    if not (submitted := _counted_submissions(document)):
         return ""
     names = " and ".join(f"{one.by} ({formatting.plural(one.found_alone or 0, 'image')})" for one in submitted)
     accuracy = own_accuracy(document)
@@ -372,10 +362,7 @@ def make_row(row: Row) -> dict[str, Cell]:
 
 
 def make_entry_row(row: Row) -> dict[str, Cell]:
-    """Return the cells of an entry by column, with its badge and source; few enough for sorting on a small screen.
-
-    The row may stand beside entries and be none itself.
-    """
+    """Return the cells of an entry by column, with its badge and source; few enough for sorting on a small screen."""
     cells, (name, document, entry, _) = make_row(row), row
     for column in ("clean", "attacked"):
         reported = cells.pop(f"{column} reported, %")
@@ -400,10 +387,9 @@ def _text(text: str, small: str = "") -> Cell:
 
 def make_table(board: Board) -> Table:
     """Return the whole leaderboard."""
-    if board.has_entries:
-        rows, title = list(map(make_entry_row, board.entries)), board.title
-    else:
-        rows, title = list(map(make_row, board.entries)), "Leaderboard"
+    has_entries = any(row.entry for row in board.entries)
+    rows = list(map(make_entry_row if has_entries else make_row, board.entries))
+    title = board.title if has_entries else "Leaderboard"
     return Table(title, _name_attack(board, list(rows[0])), [list(cells.values()) for cells in rows])
 
 
@@ -438,6 +424,7 @@ def render(board: Board) -> str:
         "tables": [(one, make_table(one)) for one in boards],
         "submitted": [board.names[row.name] for row in board.entries if describe_submitted(row.audit)],
         "copies": _describe_copies(board),
+        "has_entries": any(row.entry for row in board.entries),
         "has_results": any(row.results for one in boards for row in one.entries),
         "data": [_list_page_data(one) for one in boards],
     }

@@ -90,11 +90,6 @@ class Run:
         """Return every attack with its effort, each once: PGD with 10 and with 40 steps are two."""
         return sorted({e.effort for e in self.attacks}, key=lambda e: (e.attack, e.steps or 0, e.queries or 0))
 
-    def sweep(self, effort: Effort) -> list[schemas.AttackResult]:
-        """Return the results of one attack with this effort, by rising epsilon."""
-        rows = [e for e in self.attacks if e.effort == effort and e.accuracy.value is not None]
-        return sorted(rows, key=lambda entry: entry.epsilon or 0.0)
-
     def measured(self, method: str, *, perturbed: bool) -> dict[str, int]:
         """Return the number of images with a value of each measure; empty without saliency.parquet."""
         table = self.saliency
@@ -166,8 +161,7 @@ def find_lowest(entries: Sequence[_A]) -> _A | None:
 
 def find_worst_attack(document: schemas.RunDocument) -> schemas.AttackResult:
     """Return the worst case at its largest epsilon, withdrawn or not; without one the strongest attack."""
-    worst = [row for row in document.attacks if row.attack == WORST_CASE]
-    if worst:
+    if worst := [row for row in document.attacks if row.attack == WORST_CASE]:
         return max(worst, key=lambda row: row.epsilon or 0.0)
     rows = [row for row in document.attacks if row.accuracy.value is not None and is_linf(row.attack)]
     largest = max((row.epsilon or 0.0 for row in rows), default=None)
@@ -179,8 +173,8 @@ def _read_panels(path: Path) -> "dict[str, np.ndarray]":
 
     with np.load(path, allow_pickle=False) as archive:
         arrays = {name: archive[name] for name in archive.files}
-    missing = [name for name in ("image", "saliency") if name not in arrays]
-    if missing or arrays["image"].ndim != 3 or arrays["image"].shape != arrays["saliency"].shape:
+    known = {"image", "saliency"} <= arrays.keys()
+    if not known or arrays["image"].ndim != 3 or arrays["image"].shape != arrays["saliency"].shape:
         raise ValueError("image and saliency must both be (K, H, W)")
     return arrays
 
@@ -189,8 +183,7 @@ def load_report(path: Path) -> StudyFolder:
     """Load study.json, or the metrics.json of one run as a study of one; UserError if neither is readable."""
     path, notes = Path(path), list[str]()
     if (path / layout.RUN_FILE).is_file() and not (path / layout.STUDY_RESULTS).is_file():
-        study, run = _load_run(path, notes)
-        runs = [run]
+        study, runs = _load_run(path, notes)
     else:
         study = schemas.read_schema(schemas.StudyDocument, layout.check_study(path) / layout.STUDY_RESULTS)
         # The name comes from a file, so it must stay inside runs/.
@@ -204,10 +197,9 @@ def load_report(path: Path) -> StudyFolder:
     return StudyFolder(path, study, runs, notes, check)
 
 
-def _load_run(path: Path, notes: list[str]) -> tuple[schemas.StudyDocument, Run]:
+def _load_run(path: Path, notes: list[str]) -> tuple[schemas.StudyDocument, list[Run]]:
     """Return a run on its own with its newest evaluation, as a study of one; UserError if it was never tested."""
-    measured = own_figures(layout.check_run(path))
-    if measured is None:
+    if (measured := own_figures(layout.check_run(path))) is None:
         command = f"trustcxr evaluate {shell_quote(path)} --data PATH"
         raise UserError(f"{path}: this run is not tested yet. First run: {command}")
     document = measured.document
@@ -221,7 +213,7 @@ def _load_run(path: Path, notes: list[str]) -> tuple[schemas.StudyDocument, Run]
     study = schemas.StudyDocument(
         trustcxr=version, study=name, title=f"The run {name}", classes=document.classes, runs=[document]
     )
-    return study, Run(document, path, notes, sources=measured.folders)
+    return study, [Run(document, path, notes, sources=measured.folders)]
 
 
 def label_runs(runs: list[Run]) -> None:

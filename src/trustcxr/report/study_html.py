@@ -4,8 +4,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from trustcxr.errors import UserError, unknown
-from trustcxr.report import formatting, html, key_findings, methods_text, model_card, ranking
+from trustcxr.errors import unknown
+from trustcxr.report import formatting, html, key_findings, methods_text, model_card
 from trustcxr.report.figures import charts, pictures, svg
 from trustcxr.report.load import Run, StudyFolder, load_report
 from trustcxr.report.tables import accuracy, provenance, robustness, saliency, table
@@ -14,7 +14,6 @@ from trustcxr.storage.schemas import StudyDocument
 from trustcxr.version import NOTICE
 
 Parts = dict[str, Any]  # of the page, by their names in the template
-FIGURES = "figures"  # folder
 FORMATS = ("pdf", "svg", "png")
 WIDTHS = {"single": 89, "double": 183}  # millimetres: one and two columns of most journals
 
@@ -40,22 +39,12 @@ def write(study_folder: Path, *, tables: bool = False) -> Path:
     page = html.fill_template("report.html.j2", parts)  # the same folder gives the same text
     if tables:
         table.write_tables(table.find_tables(parts), study.path / table.FOLDER)
-    for run in study.runs:
-        _write_card(run.folder)
+    for folder in (run.folder for run in study.runs):  # the page names a run.yaml that cannot be read
+        if (folder / layout.WEIGHTS_FILE).is_file() and atomic.is_readable(folder / layout.RUN_FILE):
+            atomic.write_text(folder / model_card.CARD_FILE, model_card.render_card(folder))
     target = study.path / layout.REPORT_FILE
     atomic.write_text(target, page)
     return target
-
-
-def _write_card(folder: Path) -> None:
-    """Write the model card of a trained run, unless its run.yaml cannot be read, which the page names."""
-    if not all((folder / name).is_file() for name in (layout.RUN_FILE, layout.WEIGHTS_FILE)):
-        return
-    try:
-        atomic.read_yaml(folder / layout.RUN_FILE)
-    except UserError:
-        return
-    atomic.write_text(folder / model_card.CARD_FILE, model_card.render_card(folder))
 
 
 def write_figures(folder: Path, *, kind: str = "pdf", width: str = "single", out: Path | None = None) -> list[Path]:
@@ -64,12 +53,11 @@ def write_figures(folder: Path, *, kind: str = "pdf", width: str = "single", out
     `kind`: pdf, svg or png. `width`: single (89 mm) or double (183 mm). Raises UserError for any other value, and if
     the folder has no study and no tested run.
     """
-    if kind not in FORMATS:
-        raise unknown("format", kind, FORMATS)
-    if width not in WIDTHS:
-        raise unknown("width", width, list(WIDTHS))
+    for what, value, valid in (("format", kind, FORMATS), ("width", width, tuple(WIDTHS))):
+        if value not in valid:
+            raise unknown(what, value, valid)
     study = load_report(Path(folder))
-    out, paths = Path(out or study.path / FIGURES), []
+    out, paths = Path(out or study.path / "figures"), []
     for drawing in drawings(study, narrow=width == "single"):
         name = "".join(c if c.isalnum() or c in "-_." else "-" for c in drawing.name).lstrip(".")
         path = out / f"{name}.{kind}"
@@ -81,20 +69,20 @@ def write_figures(folder: Path, *, kind: str = "pdf", width: str = "single", out
 
 def drawings(folder: StudyFolder, *, narrow: bool) -> Iterator[svg.Drawing]:
     """Yield every figure that has data, in the order of the page. `narrow`: for one column."""
-    head = ranking.choose_headline(folder.study, folder.runs)
-    runs = ranking.rank_runs(folder.runs, head)
+    head = key_findings.choose_headline(folder.study, folder.runs)
+    runs = key_findings.rank_runs(folder.runs, head)
     for group in _list_drawings(folder.study, runs, head, narrow=narrow).values():
-        yield from group
+        yield from filter(None, group)
     if sheet := pictures.draw_sheet(runs, columns=3 if narrow else 6):
         yield sheet
 
 
 def _list_drawings(
-    study: StudyDocument, runs: list[Run], head: ranking.Headline, *, narrow: bool
-) -> dict[str, list[svg.Drawing]]:
-    """Return the figures that have data, by their names in the template."""
-    groups = ranking.group_by_model([run for run in runs if run.attacks])
-    figures: dict[str, Iterable[svg.Drawing | None]] = {
+    study: StudyDocument, runs: list[Run], head: key_findings.Headline, *, narrow: bool
+) -> dict[str, Iterable[svg.Drawing | None]]:
+    """Return the figures by their names in the template; None without data."""
+    groups = key_findings.group_by_model([run for run in runs if run.attacks])
+    return {
         "dots": [charts.accuracy_dots(runs, head)] if runs else [],
         "reliability": [charts.reliability(run, head) for run in runs],
         "curves": [charts.epsilon_curves(model, group) for model, group in groups.items()],
@@ -105,18 +93,16 @@ def _list_drawings(
         "forests": charts.accuracy_forests(study.comparisons),
         "histories": [charts.training_curve(run) for run in runs],
     }
-    return {name: [drawing for drawing in group if drawing is not None] for name, group in figures.items()}
 
 
 def gather_parts(folder: StudyFolder) -> Parts:
     """Return all parts of the page."""
-    study, head = folder.study, ranking.choose_headline(folder.study, folder.runs)
-    runs = ranking.rank_runs(folder.runs, head)
+    study, head = folder.study, key_findings.choose_headline(folder.study, folder.runs)
+    runs = key_findings.rank_runs(folder.runs, head)
     parts: Parts = {"head": head, "several": len(runs) > 1, "study": study, "f": formatting}
     for name, group in _list_drawings(study, runs, head, narrow=False).items():
         parts |= svg.render_all(name, group)
-    parts |= _front(folder, runs, head) | _tables(study, runs, head)
-    parts |= _provenance(folder, runs, head)
+    parts |= _front(folder, runs, head) | _tables(study, runs, head) | _provenance(folder, runs, head)
     parts["questions"] = list(_list_questions(parts))
     parts["notes"] = folder.notes  # last: reading the parts may add notes
     return parts
@@ -134,7 +120,7 @@ def _list_questions(parts: Parts) -> Iterator[Parts]:
             yield {"key": question["key"], "title": title, "sections": shown}
 
 
-def _front(folder: StudyFolder, runs: list[Run], head: ranking.Headline) -> Parts:
+def _front(folder: StudyFolder, runs: list[Run], head: key_findings.Headline) -> Parts:
     study = folder.study
     meta = [
         f"Study “{study.study or folder.path.name}”",
@@ -161,7 +147,7 @@ def _list_files(folder: Path) -> str:
     return f"{', '.join(present)} and the tables in {'runs/' if of_study else 'this folder'}"
 
 
-def _tables(study: StudyDocument, runs: list[Run], head: ranking.Headline) -> Parts:
+def _tables(study: StudyDocument, runs: list[Run], head: key_findings.Headline) -> Parts:
     under = "lowest accuracy under these attacks in whole percent, then by "
     epsilons = charts.radii(runs)
     return {
@@ -205,7 +191,7 @@ def _tables(study: StudyDocument, runs: list[Run], head: ranking.Headline) -> Pa
     }
 
 
-def _provenance(folder: StudyFolder, runs: list[Run], head: ranking.Headline) -> Parts:
+def _provenance(folder: StudyFolder, runs: list[Run], head: key_findings.Headline) -> Parts:
     import yaml
 
     study = folder.study
@@ -230,8 +216,7 @@ def _list_facts(study: StudyDocument, runs: list[Run]) -> dict[str, str]:
     if study.source:
         changed = ", with local changes" if study.source.get("changed") else ""
         facts["Source"] = f"commit {study.source.get('commit')}{changed}"
-    elsewhere = methods_text.trained_elsewhere(study, runs)
-    facts |= {f"Runs were trained {name}": text for name, text in elsewhere.items()}
+    facts |= {f"Runs were trained {name}": text for name, text in methods_text.trained_elsewhere(study, runs).items()}
     if seeds := sorted({run.metrics.seed for run in runs if run.metrics.seed is not None}):
         facts["Seeds"] = ", ".join(map(str, seeds))
     if study.data.fingerprint:

@@ -6,8 +6,8 @@ from typing import Any
 from trustcxr.registry import ATTACKS, CERTIFIED_COLOUR, MEASURES, USUAL_ATTACKS
 from trustcxr.report import formatting
 from trustcxr.report.figures import svg
+from trustcxr.report.key_findings import Headline, list_defences
 from trustcxr.report.load import Run
-from trustcxr.report.ranking import Headline, list_defences
 from trustcxr.report.tables.robustness import Proof, list_conditions, list_proofs
 from trustcxr.report.tables.saliency import documents
 from trustcxr.storage import schemas
@@ -28,8 +28,7 @@ def accuracy_dots(runs: list[Run], head: Headline) -> svg.Drawing:
                 title = f"{run.label}, {name}: {formatting.with_count(entry.accuracy, entry.n)}"
                 y = row + 0.2 * (index - len(head.attacks) / 2)
                 svg.draw_interval(axes, entry.accuracy, y, title, colour, fmt=mark, ms=5.5, lw=1.4, clip_on=False)
-            constant = run.clean.constant_answer
-            if constant is not None:
+            if (constant := run.clean.constant_answer) is not None:
                 axes.plot([constant] * 2, [row - 0.5, row + 0.5], color=svg.QUIET, lw=0.9, ls=(0, (2, 2)), zorder=0)
         svg.format_shares(axes, "x")
         axes.set_xlabel("accuracy, %")
@@ -49,9 +48,8 @@ def epsilon_curves(model: str, runs: list[Run]) -> svg.Drawing:
         for run in runs:
             for effort in run.efforts():
                 _, mark, dash = svg.attack_style(effort.attack)
-                points = [(entry.epsilon or 0.0, entry.accuracy) for entry in run.sweep(effort)]
-                if run.clean.accuracy.value is not None and not any(epsilon == 0 for epsilon, _ in points):
-                    points.insert(0, (0.0, run.clean.accuracy))
+                points = [(entry.epsilon or 0.0, entry.accuracy) for entry in run.attacks if entry.effort == effort]
+                points += [] if any(epsilon == 0 for epsilon, _ in points) else [(0.0, run.clean.accuracy)]
                 style = {"color": svg.defence_colour(run.defence), "ls": dash, "marker": mark}
                 variant = formatting.variant(run.metrics.background, run.metrics.label)
                 name = f"{run.defence} ({variant})" if variant else run.defence
@@ -81,7 +79,7 @@ def worst_curve(run: Run) -> svg.Drawing | None:
     constant, keys = run.clean.constant_answer, [svg.Key("under attack, at most", svg.WORSE, "o")]
     series = [[(0.0, clean), *((row.epsilon or 0.0, row.accuracy) for row in rows)]]
     if proved := [(e.epsilon or 0.0, e.accuracy) for e in run.metrics.certified if e.accuracy.value is not None]:
-        series.append(sorted(proved, key=lambda pair: pair[0]))
+        series.append(proved)
         keys.append(svg.Key("proved, at least", CERTIFIED_COLOUR, "s"))
 
     def plot(figure: "svg.Figure") -> None:
@@ -106,7 +104,8 @@ def radii(runs: list[Run]) -> list[float]:
 
 
 def _draw_curve(axes: "svg.Axes", points: Sequence[tuple[float, schemas.Share]], name: str, **style: Any) -> None:
-    """Draw accuracy against epsilon with its intervals, and a title on each point."""
+    """Draw accuracy, if there is any, by rising epsilon with its intervals, and a title on each point."""
+    points = sorted((point for point in points if point[1].value is not None), key=lambda point: point[0])
     x, y = [epsilon for epsilon, _ in points], [part.value or 0.0 for _, part in points]
     (line,) = axes.plot(x, y, clip_on=False, **style)
     svg.add_titles(line, *(f"{name}, epsilon {e:g}: {formatting.with_count(part)}" for e, part in points))
@@ -190,8 +189,7 @@ PROOF_LEGEND = (
 
 def proof_bars(runs: list[Run]) -> svg.Drawing | None:
     """Draw a bar per run and epsilon, from 0 to clean accuracy; None if nothing was certified."""
-    rows = list_proofs(runs)
-    if not rows:
+    if not (rows := list_proofs(runs)):
         return None
 
     def plot(figure: "svg.Figure") -> None:
@@ -230,8 +228,7 @@ RELIABILITY = (
 
 def reliability(run: Run, head: Headline) -> svg.Drawing | None:
     """Draw accuracy against confidence, with and without scaling, clean and under the strongest attack."""
-    conditions = list_conditions(run.metrics.calibration or schemas.Calibration(), head)
-    if not conditions:
+    if not (conditions := list_conditions(run.metrics.calibration or schemas.Calibration(), head)):
         return None
     clean = conditions[0][1]
     under = next((part for _, part in conditions[1:] if part.effort == head.strongest), schemas.Calibrated())
@@ -307,10 +304,7 @@ def training_curve(run: Run) -> svg.Drawing | None:
 
 
 def explanation_dots(runs: list[Run], *, narrow: bool = False) -> svg.Drawing | None:
-    """Draw infection energy, IoU and hit rate of each run's first method with intervals and chance.
-
-    `narrow`: the three panels in one column.
-    """
+    """Draw infection energy, IoU and hit rate of each run's first method with intervals; `narrow`: in one column."""
     shown = [run for run in runs if run.metrics.saliency]
     names = ("infection_energy", "infection_iou", "pointing_hit_rate")
     if not any(run.main_saliency.figure(name).value is not None for run in shown for name in names):
@@ -381,16 +375,14 @@ def _cascade(run: Run, methods: dict[str, schemas.SaliencyDocument]) -> svg.Draw
 
 def draw_curves(clean: schemas.OperatingPoint, attacked: schemas.OperatingPoint | None) -> svg.Drawing:
     """Draw both curves of one class or finding with intervals, clean and, if measured, attacked."""
-    shown = [(clean, svg.CLEAN_STYLE[0], "unperturbed")]
-    if attacked is not None:
-        colour = svg.attack_style(attacked.attack)[0]
-        shown.append((attacked, colour, f"{attacked.effort.name} {attacked.epsilon:g}"))
+    shown = [(clean, svg.CLEAN_STYLE[0])]
+    shown += [(attacked, svg.attack_style(attacked.attack)[0])] if attacked else []
 
     def plot(figure: "svg.Figure") -> None:
         left, right = figure.subplots(1, 2)
-        for point, colour, name in shown:
-            _curve(left, point.roc, colour, name)
-            _curve(right, point.precision_recall, colour, name)
+        for point, colour in shown:
+            _curve(left, point.roc, colour, formatting.condition(point))
+            _curve(right, point.precision_recall, colour, formatting.condition(point))
             if point.sensitivity.value is not None and point.specificity.value is not None:
                 left.scatter([1 - point.specificity.value], [point.sensitivity.value], color=colour, s=36, zorder=3)
         left.plot([0, 1], [0, 1], color=svg.QUIET, lw=0.9, ls=(0, (2, 2)), zorder=0)

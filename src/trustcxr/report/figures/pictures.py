@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from trustcxr.registry import GREY_LEVELS
 from trustcxr.report import formatting
 from trustcxr.report.figures import svg
+from trustcxr.report.key_findings import group_by_model
 from trustcxr.report.load import Run
-from trustcxr.report.ranking import group_by_model
 from trustcxr.storage import atomic, layout
 from trustcxr.storage.schemas import AuditDocument
 
@@ -24,7 +24,6 @@ STRENGTH = 0.5  # opacity of the heatmap, the same for every image
 INFECTION, LUNG = "#00e5ff", "#ffd54a"
 _SIDE = 288  # pixels of a panel, shown at about 180 for fine screens and print
 _BUDGET = 2_900_000  # characters of PNG data in the page; further networks are left out and named
-_SHEET = (370, 760)  # width for one and two columns of a paper at a font size of 11
 _MOST_PANELS = 54  # of one network; with many defences there are fewer images
 
 
@@ -172,8 +171,7 @@ def build_gallery(runs: Sequence[Run], *, most: int = 12) -> dict[str, Any] | No
     panels in a row, the image and all defences of one network or more; `infected`: with infection masks and not with
     lung masks alone; `extremes`: with the best and worst by a measure.
     """
-    groups = group_by_model([run for run in runs if run.panels is not None])
-    if not groups:
+    if not (groups := group_by_model([run for run in runs if run.panels is not None])):
         return None
     first = next(iter(groups.values()))[0]
     arrays = first.panels or {}
@@ -227,10 +225,7 @@ def _same_images(one: "dict[str, np.ndarray]", other: "dict[str, np.ndarray]") -
 
 
 def draw_sheet(runs: Sequence[Run], *, columns: int, most: int = 4) -> svg.Drawing | None:
-    """Draw a row per image with the heatmaps of the first runs, for a paper; None without example maps.
-
-    `columns` includes the image.
-    """
+    """Draw a row per image, in `columns` with the heatmaps of the first runs, for a paper; None without any."""
     groups = group_by_model([run for run in runs if run.panels is not None])
     every = [run for group in groups.values() for run in group]
     if not every:
@@ -252,7 +247,7 @@ def draw_sheet(runs: Sequence[Run], *, columns: int, most: int = 4) -> svg.Drawi
             grid[0, column].set_title(run.label.replace(" · ", "\n"), fontsize="x-small")
 
     alt = f"{count} images with the outlines of infection and lungs, each with {len(shown)} heatmaps."
-    wide = _SHEET[columns > 4]
+    wide = 760 if columns > 4 else 370  # two columns and one of a paper, at a font size of 11
     return svg.Drawing("heatmaps", wide, count * wide / columns + 40, plot, alt)
 
 

@@ -28,8 +28,6 @@ _NARROW = 4.0  # inches
 _TITLE_WIDTH = 34  # letters in the narrowest figure
 _FONT_SIZE = 7.5  # points; the smallest are 0.69 of it
 _SCALE = _FONT_SIZE / 11  # the page uses 11 points
-_BAR = 1.0  # line width of an interval, points
-_DPI = 600  # of a PNG
 SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "trustcxr",
@@ -248,7 +246,7 @@ def save(drawing: Drawing, path: Path, width: float) -> None:
             figure.legend(handles=handles, loc="outside upper left", ncols=columns, frameon=False, fontsize="small")
         # without a date the same study gives the same file
         dated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(path.suffix[1:], {})
-        figure.savefig(path, dpi=_DPI, metadata=dated)
+        figure.savefig(path, dpi=600, metadata=dated)
 
 
 def _plot(drawing: Drawing, width: float, height: float, *, pad: float) -> "Figure":
@@ -271,4 +269,4 @@ def _scale_lines(figure: "Figure") -> None:
         elif isinstance(artist, PathCollection):
             artist.set_sizes(artist.get_sizes() * _SCALE**2)
         elif isinstance(artist, LineCollection):
-            artist.set_linewidth(_BAR)
+            artist.set_linewidth(1.0)  # of an interval, points

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 from trustcxr.registry import HIT_RATE, NULL_MAPS, RANDOM_MAP, USUAL_ATTACKS, Effort
 from trustcxr.report import formatting
-from trustcxr.report.key_findings import SHORT
+from trustcxr.report.key_findings import SHORT, Headline
 from trustcxr.report.load import Run
-from trustcxr.report.ranking import Headline, better_than_constant
 from trustcxr.report.tables.table import Cell, Table, method_cells, plain, run_cells, share, whole
 from trustcxr.storage import schemas
-from trustcxr.storage.prediction_table import CLEAN
+from trustcxr.storage.prediction_table import CLEAN, logits_of
+from trustcxr.storage.schemas.run_document import CONSTANT
 
 _ENERGY = "infection_energy"
 _Measures = schemas.SaliencyDocument | schemas.Perturbed
@@ -67,7 +67,7 @@ def leaderboard(runs: list[Run], head: Headline) -> Table:
         fewer = {entry.n for entry in entries if entry.n != test.n}
         attacked = f"attacks {formatting.join_counts(fewer)}" if fewer - {None} else ""
         groups = f"{formatting.count(test.groups)} groups" if test.groups not in (None, test.n) else ""
-        clean, constant = share(test.accuracy), None if better_than_constant(run) else test.constant_answer
+        clean, constant = share(test.accuracy), test.constant_answer if run.alarmed(CONSTANT) else None
         if constant is not None:
             clean = share(test.accuracy, f"constant answer {formatting.percent_number(constant)}", "bad")
         cells = [clean, *[share(entry.accuracy) for entry in entries], share(test.balanced_accuracy)]
@@ -102,10 +102,7 @@ def per_class(run: Run, classes: tuple[str, ...]) -> Table:
 
 
 def explanations(runs: list[Run], *, perturbed: bool = False) -> Table:
-    """Return localisation with chance, stability, blank maps and counts, a row per run and method.
-
-    `perturbed`: the same on perturbed images, if measured.
-    """
+    """Return localisation with chance, stability, blank maps and counts by run and method; or on perturbed images."""
     header = ["Model", "Defence", "Method", *[formatting.capital(formatting.measure(name)) for name in _EXPLANATION]]
     header += ["Stability (SSIM)", "Blank maps, %", "n"]
     rows = []
@@ -120,15 +117,11 @@ def explanations(runs: list[Run], *, perturbed: bool = False) -> Table:
             cells = [_localisation(document, part, key, counts.get(key, part.n)) for key in _EXPLANATION]
             cells += [plain(part.figure("stability_ssim")), share(part.figure(NULL_MAPS).value)]
             rows.append([*method_cells(run, method, _condition(part, document)), *cells, whole(part.n, left_out)])
-    title = "Explanations on perturbed images" if perturbed else "Explanations"
-    return Table(title, header, rows, heads=3)
+    return Table("Explanations" + " on perturbed images" * perturbed, header, rows, heads=3)
 
 
 def _localisation(document: schemas.SaliencyDocument, part: _Measures, name: str, count: int | None) -> Cell:
-    """Return a measure with chance, centre prior and random weights; `count`: of the images that have a value.
-
-    It is void if random weights have as much, and a dash if it is withheld.
-    """
+    """Return a measure with its baselines; void if random weights have as much. `count`: of images with a value."""
     if name == HIT_RATE and document.withheld:
         return Cell(formatting.DASH, document.withheld, note="quiet")
     figure = part.figure(name)
@@ -195,22 +188,18 @@ def under_attack(run: Run, head: Headline, classes: int) -> list[list[int]] | No
     import numpy as np
 
     entry = run.attacked(head.strongest or "", head.epsilon)
-    if head.epsilon is None or not entry.attack:
-        return None
-    table = run.predictions()
-    if table is None:
+    table = run.predictions() if entry.attack else None
+    if table is None or head.epsilon is None:
         return None
     rows = table[(table["attack"] == entry.attack) & ((table["epsilon"] - head.epsilon).abs() < 1e-6)]
-    rows = rows[rows["steps"] == entry.steps] if entry.steps else rows
-    split = run.metrics.split
-    rows = rows[rows["split"] == split] if split else rows
+    for column, wanted in (("steps", entry.steps), ("split", run.metrics.split)):
+        rows = rows[rows[column] == wanted] if wanted else rows
     if rows.empty:
         return None
-    predicted, labels = np.stack(rows["logits"].to_list()).argmax(axis=1), rows["label"].to_numpy()
-    counts = np.zeros((classes, classes), dtype=int)
+    predicted, labels = logits_of(rows).argmax(axis=1), rows["label"].to_numpy()
     inside = (predicted < classes) & (labels < classes)
-    np.add.at(counts, (labels[inside], predicted[inside]), 1)
-    return counts.tolist()
+    counts = np.bincount(labels[inside] * classes + predicted[inside], minlength=classes**2)
+    return counts.reshape(classes, classes).tolist()
 
 
 def _matrix(run: Run, condition: str, classes: list[str], counts: Sequence[Sequence[int]]) -> Table:
@@ -226,9 +215,6 @@ def _matrix(run: Run, condition: str, classes: list[str], counts: Sequence[Seque
     return Table(f"Confusion matrix, {run.label}, {condition}", ["", *classes], rows, caption=caption)
 
 
-_NOTES = {"better": "good", "worse": "bad", None: "quiet"}
-
-
 def comparisons(study: schemas.StudyDocument) -> Table:
     """Return standard against robust on the same images: difference, interval, p, n and outcome."""
     header = ["Model", "Robust defence", "Measure", "Standard", "Robust", "Difference", "95 % CI", "p", "n", "Outcome"]
@@ -238,6 +224,7 @@ def comparisons(study: schemas.StudyDocument) -> Table:
         scale, digits, cell = (100, 1, share) if percent else (1, 3, plain)
         difference, ends = c.difference.value, c.difference.interval
         signed = formatting.signed(None if difference is None else scale * difference, digits)
+        note = {"better": "good", "worse": "bad"}.get(c.side or "", "quiet")
         corrected = "" if c.p_corrected is None else f"corrected {formatting.p_value(c.p_corrected)}"
         rows.append(
             [
@@ -249,7 +236,7 @@ def comparisons(study: schemas.StudyDocument) -> Table:
                 Cell(formatting.range_text(ends, digits, scale=scale, reveal=True) or formatting.DASH),
                 Cell(formatting.p_value(c.p_value), corrected, value=c.p_value),
                 whole(c.n),
-                Cell("the same" if ends == (0.0, 0.0) else c.outcome, note=f"{_NOTES[c.side]} text"),
+                Cell("the same" if ends == (0.0, 0.0) else c.outcome, note=f"{note} text"),
             ]
         )
     return Table("Standard against robust", header, rows, heads=3)

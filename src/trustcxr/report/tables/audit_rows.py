@@ -5,8 +5,8 @@ from pathlib import Path
 
 from trustcxr.registry import LUNGS_HIDDEN
 from trustcxr.report import formatting, html
+from trustcxr.report.key_findings import Headline
 from trustcxr.report.load import Run, find_lowest, find_worst_attack
-from trustcxr.report.ranking import Headline
 from trustcxr.report.tables import accuracy, robustness
 from trustcxr.report.tables.table import Cell, Table, share, whole
 from trustcxr.statistics import format_probability
@@ -127,7 +127,7 @@ def operating_points(points: Iterable[OperatingPoint]) -> Table:
         rows.append(
             [
                 Cell(p.finding),
-                Cell(_condition(p), target, note="text"),
+                Cell(formatting.condition(p), target, note="text"),
                 Cell(threshold, p.origin, value=p.threshold, note="text"),
                 *map(share, (p.sensitivity, p.specificity)),
                 _ratio(p.likelihood_positive, p.sensitivity.value or 0.0),
@@ -139,10 +139,6 @@ def operating_points(points: Iterable[OperatingPoint]) -> Table:
     header = ["class or finding", "images", "threshold", "sensitivity, %", "specificity, %", "LR+", "LR-", "AUROC, %"]
     header += ["average precision, %", "sensitivity at 90 % specificity", "positive"]
     return Table("Operating points", header, rows)
-
-
-def _condition(part: OperatingPoint | schemas.PredictiveValue) -> str:
-    return "unperturbed" if part.attack == CLEAN else f"{part.effort.name} {part.epsilon:g}"
 
 
 def _ratio(figure: schemas.Share, first: float) -> Cell:
@@ -221,7 +217,7 @@ def _claims(document: AuditDocument) -> Table | None:
 
 def _predictive_values(document: AuditDocument) -> Table:
     rows = [
-        [Cell(p.finding), share(p.prevalence), Cell(_condition(p), note="text"), share(p.ppv), share(p.npv)]
+        [Cell(p.finding), share(p.prevalence), Cell(formatting.condition(p), note="text"), share(p.ppv), share(p.npv)]
         for p in document.predictive_values
     ]
     return Table("Predictive values", ["class or finding", "prevalence, %", "images", "PPV, %", "NPV, %"], rows)

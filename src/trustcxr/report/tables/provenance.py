@@ -5,8 +5,6 @@ from trustcxr.report.load import Run
 from trustcxr.report.tables.table import Cell, Table, plain, run_cells, share, whole
 from trustcxr.storage.schemas import DataCheck, StudyDocument
 
-_SEVERE = ("fault", "leak")
-
 
 def counts(study: StudyDocument, classes: tuple[str, ...]) -> Table | None:
     """Return images per split and class, and how many have an infection mask."""
@@ -23,7 +21,7 @@ def data_check_table(check: DataCheck | None) -> Table | None:
     """Return the faults of the data, worst first; None without any or without a check."""
     rows = [
         [
-            Cell(each.severity or formatting.DASH, note="bad" if each.severity in _SEVERE else ""),
+            Cell(each.severity or formatting.DASH, note="bad" if each.severity in ("fault", "leak") else ""),
             Cell(formatting.capital(each.text), note="prose"),
             whole(each.count),
         ]

@@ -1,8 +1,8 @@
 """Build the tables of proofs, corruptions, masked gradients, calibration, planted shortcuts and other data."""
 
 from trustcxr.report import formatting
+from trustcxr.report.key_findings import Headline
 from trustcxr.report.load import Run, find_lowest
-from trustcxr.report.ranking import Headline
 from trustcxr.report.tables.accuracy import WRONG, shaded
 from trustcxr.report.tables.table import Cell, Table, plain, run_cells, share, whole
 from trustcxr.storage import schemas
@@ -46,7 +46,7 @@ def corrupted(runs: list[Run]) -> Table | None:
     """Return a row per run: clean, the mean over all corruptions, flips, and the worst; None without any."""
     rows = []
     for run in runs:
-        mean, worst = run.metrics.corruptions_mean or schemas.CorruptionsMean(), find_lowest(_corruptions(run))
+        mean, worst = run.metrics.corruptions_mean or schemas.CorruptionsMean(), find_lowest(run.metrics.corruptions)
         if worst is not None:
             name = f"{formatting.corruption(worst.corruption)}, severity {formatting.count(worst.severity)}"
             cells = [share(run.clean.accuracy), share(mean.accuracy), share(mean.flip_rate)]
@@ -59,10 +59,10 @@ def heats(runs: list[Run]) -> list[Table]:
     """Return a table per run: accuracy by corruption and severity, shaded by the loss."""
     tables = []
     for run in runs:
-        entries, clean = _corruptions(run), run.clean.accuracy.value
+        entries = [entry for entry in run.metrics.corruptions if entry.accuracy.value is not None]
         if not entries:
             continue
-        severities = sorted({entry.severity for entry in entries if entry.severity is not None})
+        clean, severities = run.clean.accuracy.value, sorted({entry.severity or 0 for entry in entries})
         accuracies = {(entry.corruption, entry.severity): entry.accuracy.value for entry in entries}
         rows = []
         for name in dict.fromkeys(entry.corruption for entry in entries):
@@ -78,17 +78,11 @@ def _heat(accuracy: float | None, clean: float | None) -> Cell:
     return Cell(formatting.percent_number(accuracy, 0), shade=shaded(WRONG, min(max(lost, 0.0), 1.0)))
 
 
-def _corruptions(run: Run) -> list[schemas.CorruptionResult]:
-    entries = run.metrics.corruptions
-    return [e for e in entries if e.corruption and e.severity is not None and e.accuracy.value is not None]
-
-
 def masking(runs: list[Run]) -> Table | None:
     """Return the verdict on failing gradients of each run; None without any."""
     rows = []
     for run in runs:
-        verdict = run.metrics.masking
-        if verdict is None:
+        if (verdict := run.metrics.masking) is None:
             continue
         cell = Cell("no verdict" if verdict.looked_for else "not checked", note="quiet text")
         if verdict.masked is not None:

@@ -133,10 +133,7 @@ def by_lesion(runs: list[Run]) -> Table:
 
 
 def stability(runs: list[Run]) -> Table:
-    """Return similarity with the clean map under attack, corruptions and artefacts.
-
-    The changes are named only if they differ between maps.
-    """
+    """Return similarity with the clean map under attack, corruptions and artefacts; named if they differ by map."""
     header = ["Model", "Defence", "Method", *map(formatting.attack, USUAL_ATTACKS)]
     header += ["Corruptions", "Artefacts", "Moves onto artefacts"]
     measured = [(run, method, part) for run, method, part in documents(runs) if part.stability]
@@ -192,8 +189,7 @@ def faithfulness(runs: list[Run]) -> Table:
     header += ["After randomising", "n"]
     rows = []
     for run, method, document in documents(runs, baseline_maps=False):
-        part = document.faithfulness
-        if part is None:
+        if (part := document.faithfulness) is None:
             continue
         random_map = run.metrics.saliency.get(RANDOM_MAP)
         random = (random_map.faithfulness if random_map else None) or Measured()
