@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -40,23 +40,6 @@ _KEEP_FIRST = ("Test", "Val")  # leaks are removed from the other splits, so tha
 _SHOWN = 3  # files listed below a finding in the terminal
 
 
-class MaskSummary(TypedDict):
-    """Numbers of masks of a kind, and of empty ones."""
-
-    n: int
-    empty: int
-
-
-class FileSummary(TypedDict):
-    """Numbers of images by format, colour mode and size, and of masks by kind."""
-
-    formats: dict[str, int]
-    modes: dict[str, int]
-    sizes: dict[str, int]
-    different_sizes: int
-    masks: dict[str, MaskSummary]
-
-
 def _nested(probe: Probe) -> dict[str, object]:
     content = asdict(probe)
     return content | {"accuracy": {"value": probe.accuracy, "ci": content.pop("accuracy_ci")}}
@@ -80,7 +63,7 @@ class DataAudit:
     manifest: Manifest
     counts: dict[str, dict[str, int]]
     published: list[dict[str, Any]]
-    files: FileSummary
+    files: dict[str, Any]
     findings: list[Issue]
     probes: list[Probe]
     associations: list[Association]
@@ -137,14 +120,9 @@ class DataAudit:
 
     def text(self) -> str:
         """Return a summary for the terminal, with control characters of names escaped."""
-        lines = [
-            f"{self.manifest.root.name}: {plural(len(self.manifest.table), 'image')}, layout {self.manifest.layout}",
-            "",
-        ]
-        lines += [*self.count_table().to_string().splitlines(), ""]
-        lines += [p["text"] for p in self.published]
-        lines += self.file_lines()
-        lines += self.manifest.notes
+        count = plural(len(self.manifest.table), "image")
+        lines = [f"{self.manifest.root.name}: {count}, layout {self.manifest.layout}", ""]
+        lines += [*self.count_table().to_string().splitlines(), "", *self.content_lines()]
         if self.probes:
             first = self.probes[0]
             lines += ["", f"A linear probe tells the classes apart ({first.how}; chance {first.chance:.2f})"]
@@ -171,8 +149,8 @@ class DataAudit:
             table.loc["all"] = table.sum()
         return table.map("{:,}".format)
 
-    def file_lines(self) -> list[str]:
-        """Return lines of text about formats, colour modes, sizes and masks."""
+    def content_lines(self) -> list[str]:
+        """Return lines of text about published images, formats, colour modes, sizes, masks and notes."""
 
         def listed(counts: dict[str, int]) -> str:
             return ", ".join(f"{k} {n:,}" for k, n in list(counts.items())[:4])
@@ -182,8 +160,10 @@ class DataAudit:
         if files["different_sizes"] > 1:
             size = f"{files['different_sizes']:,} sizes, most often {listed(files['sizes'])}"
         return [
+            *(p["text"] for p in self.published),
             f"formats: {listed(files['formats'])}; colour modes: {listed(files['modes'])}; {size}",
             *(f"{kind} masks: {m['n']:,}, {m['empty']:,} of them empty" for kind, m in files["masks"].items()),
+            *self.manifest.notes,
         ]
 
     def clean_manifest(self) -> Manifest:
@@ -287,12 +267,13 @@ def _compare_with_published(manifest: Manifest) -> tuple[list[dict[str, Any]], l
     return lines, surplus
 
 
-def _file_summary(read: Scan) -> FileSummary:
+def _file_summary(read: Scan) -> dict[str, Any]:
     files = read.files[read.readable]
     sizes = Counter(f"{w:.0f} x {h:.0f}" for w, h in zip(files["width"], files["height"], strict=True))
-    masks: dict[str, MaskSummary] = {}
-    for kind, table in read.masks.items():
-        masks[kind] = {"n": int(table["digest"].notna().sum()), "empty": int((table["share"] == 0).sum())}
+    masks = {
+        kind: {"n": int(table["digest"].notna().sum()), "empty": int((table["share"] == 0).sum())}
+        for kind, table in read.masks.items()
+    }
     return {
         "formats": dict(Counter(f or "?" for f in files["format"]).most_common()),
         "modes": dict(Counter(m or "?" for m in files["mode"]).most_common()),
@@ -304,8 +285,9 @@ def _file_summary(read: Scan) -> FileSummary:
 
 def _chain(values: "pd.Series[Any]") -> np.ndarray:
     """Return pairs (M, 2) that link all rows with the same known value."""
-    order = np.argsort(pd.factorize(values)[0], kind="stable")
-    codes = pd.factorize(values)[0][order]
+    codes = pd.factorize(values)[0]
+    order = np.argsort(codes, kind="stable")
+    codes = codes[order]
     same = (codes[1:] == codes[:-1]) & (codes[1:] >= 0)
     return np.stack([order[:-1][same], order[1:][same]], axis=1)
 

@@ -3,7 +3,7 @@
 import base64
 import io
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -39,40 +39,27 @@ def write_page(audit: DataAudit, path: str | Path) -> Path:
         side=SIDE,
         good=not any(audit.issues_of(s) for s in ("fault", "leak", "warning")),
         counts=Markup(audit.count_table().to_html(border=0)),
-        lines=[*(p["text"] for p in audit.published), *audit.file_lines(), *manifest.notes],
+        lines=audit.content_lines(),
         sheets=[(c, _class_sheet(audit, c)) for c in manifest.classes],
         findings=[
             _with_pictures(f, manifest.root) for f in track(audit.findings, "Contact sheets", len(audit.findings))
         ],
     )
-    file = Path(path)
-    write_text(file, page)
-    return file
+    write_text(Path(path), page)
+    return Path(path)
 
 
-class _Figure(NamedTuple):
-    images: list[str]
-    caption: str
-
-
-class _Sheet(NamedTuple):
-    """A finding with images of its first files, and the number of further files."""
-
-    severity: str
-    text: str
-    pictures: list[_Figure]
-    more: int
-
-
-def _with_pictures(finding: Issue, root: Path) -> _Sheet:
+def _with_pictures(finding: Issue, root: Path) -> dict[str, Any]:
+    """Return a finding with images of its first files, and the number of further files."""
     pictures = []
     for item in finding.items[:_SHOWN]:
         paths = [item["path"], item.get("other_path") or item.get("mask")]
         read = [_picture(root / p) for p in paths if p]
-        images = [_source(p) for p in read if p is not None]
         names = " and ".join(n for n in (item["sample_id"], item.get("other_id")) if n)
-        pictures.append(_Figure(images, f"{names} {item.get('detail', '')}".strip()))
-    return _Sheet(finding.severity, finding.text, pictures, max(len(finding.items) - _SHOWN, 0))
+        caption = f"{names} {item.get('detail', '')}".strip()
+        pictures.append({"images": [_source(p) for p in read if p is not None], "caption": caption})
+    more = max(len(finding.items) - _SHOWN, 0)
+    return {"severity": finding.severity, "text": finding.text, "pictures": pictures, "more": more}
 
 
 def _class_sheet(audit: DataAudit, name: str) -> list[tuple[str, str]]:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Required, TypedDict
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,23 +19,12 @@ from trustcxr.storage.atomic import parse_yaml
 
 _ISSUES = parse_yaml(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 _DOUBTS = [kind.removeprefix("image_") for kind in _ISSUES if kind.startswith("image_")]
+Item = dict[str, Any]  # sample_id, path, detail, mask; `other_id`, `other_path` and `members` of a pair or group
 SEVERITIES = ("fault", "leak", "warning", "note")
 _STRONG, _WEAK = 0.3, 0.1  # Cramér's V
 _EMPTY_CLASS = 0.95  # share of empty masks from which a class is expected to have empty masks
 _USUAL = 0.9  # share of images with a mask from which every image is expected to have one
 _OUTSIDE = 0.2  # share of an infection mask outside the lungs that is an issue
-
-
-class Item(TypedDict, total=False):
-    """A file of an issue, as in JSON; `other_...` if it is about a pair."""
-
-    sample_id: Required[str]
-    path: Required[str]
-    detail: str
-    mask: str | None
-    other_id: str
-    other_path: str
-    members: list[str]
 
 
 @dataclass
@@ -95,8 +84,8 @@ def image_issues(manifest: Manifest, scan: Scan) -> list[Issue]:
     colours = scan.files["colour"].iloc[rows].astype(float).tolist()
     for row, doubts in zip(rows, plausibility.find_all_doubts(scan.thumbs[rows], colours), strict=True):
         for kind, reason in doubts.items():
-            items[kind].append(Item(**samples[row] | {"detail": reason}))
-    issues = []
+            items[kind].append(samples[row] | {"detail": reason})
+    issues: list[Issue] = []
     for kind in _DOUBTS:
         by_chance = kind not in ("colour", "constant") and len(items[kind]) <= _CHANCE * len(samples)
         issues += make_issues(f"image_{kind}", items[kind], severity="note" if by_chance else "")
@@ -168,8 +157,7 @@ def _items(table: pd.DataFrame, rows: Rows, detail: pd.Series | None = None, *, 
     names = ["sample_id", "path", *([mask] if mask else [])]
     facts = table[names].rename(columns={mask: "mask"})
     facts = facts if detail is None else facts.assign(detail=detail)
-    items: list[Any] = facts.loc[rows].to_dict("records")
-    return items
+    return list(facts.loc[rows].to_dict("records"))
 
 
 def _sizes(table: pd.DataFrame) -> pd.Series:
@@ -227,10 +215,8 @@ def leak_issues(manifest: Manifest, pairs: pd.DataFrame) -> list[Issue]:
 
 
 def _pair(one: pd.Series, other: pd.Series, detail: str) -> Item:
-    path, other_path = one["path"], other["path"]
-    return Item(
-        sample_id=one["sample_id"], path=path, other_id=other["sample_id"], other_path=other_path, detail=detail
-    )
+    first = {"sample_id": one["sample_id"], "path": one["path"]}
+    return first | {"other_id": other["sample_id"], "other_path": other["path"], "detail": detail}
 
 
 def _describe_pair(pair: pd.Series) -> str:
@@ -251,9 +237,7 @@ def _tied(table: pd.DataFrame, column: str) -> list[Issue]:
         detail = f"{column} {name}: {len(members)} images in {' and '.join(sorted(set(members['split'])))}"
         one = members.iloc[0]
         other = members[members["split"] != one["split"]].iloc[0]
-        item = _pair(one, other, detail)
-        item["members"] = members["sample_id"].tolist()
-        items.append(item)
+        items.append(_pair(one, other, detail) | {"members": members["sample_id"].tolist()})
     return make_issues(f"leak_{column}", items)
 
 

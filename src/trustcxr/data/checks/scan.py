@@ -3,8 +3,9 @@
 import hashlib
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -80,97 +81,63 @@ def scan(manifest: Manifest, *, workers: int | None = None) -> Scan:
     starts = range(0, count, _CHUNK)
     root = str(manifest.root)
     jobs = (call(_read_rows, root, {k: v[i : i + _CHUNK] for k, v in columns.items()}) for i in starts)
-    facts: list[_FileFacts] = []
-    masks: dict[str, list[_MaskFacts]] = {kind: [] for kind in kinds}
+    facts: list[Facts] = []
+    masks: dict[str, list[Facts]] = {kind: [] for kind in kinds}
     thumbs, small = (count, THUMB, THUMB), (count, PROBE, PROBE)
     arrays: list[np.ndarray] = [np.zeros(shape, np.uint8) for shape in (thumbs, thumbs, small, small, small)]
     arrays.append(np.zeros((count, 7), np.float32))
     with Progress("Reading every file", count) as bar:
         for start, chunk in zip(starts, pool(workers, files=count)(jobs), strict=True):
-            for row, sample in enumerate(chunk, start):
-                facts.append(sample.facts)
+            for row, (file, pictures, of_kind) in enumerate(chunk, start):
+                facts.append(file)
                 for kind, rows in masks.items():
-                    rows.append(sample.masks[kind])
-                for array, value in zip(arrays, sample.pictures or (), strict=False):
+                    rows.append(of_kind[kind])
+                for array, value in zip(arrays, pictures or (), strict=False):
                     array[row] = value
             bar.advance(len(chunk))
-    tables = {kind: _table(_MaskFacts, rows) for kind, rows in masks.items()}
-    return Scan(_table(_FileFacts, facts), tables, *arrays)
+    tables = {kind: _table(_MASK_FACTS, rows) for kind, rows in masks.items()}
+    return Scan(_table(_FILE_FACTS, facts), tables, *arrays)
 
 
-@dataclass
-class _FileFacts:
-    """A row of Scan.files."""
-
-    fault: str | None
-    format: str | None
-    mode: str | None
-    width: int
-    height: int
-    named: str | None
-    pixels: str | None
-    colour: float
+Facts = dict[str, Any]  # a row of Scan.files or of a table of Scan.masks; unknown values may be left out
+Sample = tuple[Facts, tuple[np.ndarray, ...] | None, dict[str, Facts]]  # a row of files, of each array, of each mask
+_FILE_FACTS = ("fault", "format", "mode", "width", "height", "named", "pixels", "colour")
+_MASK_FACTS = ("fault", "width", "height", "binary", "share", "digest", "outside")
+_NUMBERS = ("width", "height", "colour", "share", "outside")
 
 
-@dataclass
-class _MaskFacts:
-    """A row of a table of Scan.masks."""
-
-    fault: str | None = None
-    width: float = np.nan
-    height: float = np.nan
-    binary: bool | None = None
-    share: float = np.nan
-    digest: str | None = None
-    outside: float = np.nan
-
-
-@dataclass
-class _Sample:
-    """The results of reading one sample's files."""
-
-    facts: _FileFacts
-    pictures: tuple[np.ndarray, ...] | None  # a row of each array of Scan, in order
-    masks: dict[str, _MaskFacts]
-
-
-def _table(kind: type, rows: Sequence[_FileFacts | _MaskFacts]) -> pd.DataFrame:
+def _table(names: Sequence[str], rows: list[Facts]) -> pd.DataFrame:
     """Build a table with None, not NaN, for unknown texts and booleans."""
-    numbers = (int, float)
-    columns = {f.name: float if f.type in numbers else object for f in fields(kind)}
-    return pd.DataFrame({n: pd.Series([getattr(r, n) for r in rows], dtype=t) for n, t in columns.items()})
+    kinds = {name: float if name in _NUMBERS else object for name in names}
+    return pd.DataFrame({n: pd.Series([row.get(n) for row in rows], dtype=kind) for n, kind in kinds.items()})
 
 
-def _read_rows(root: str, paths: dict[str, list[str | None]]) -> list[_Sample]:
+def _read_rows(root: str, paths: dict[str, list[str | None]]) -> list[Sample]:
     """Read a few samples. Runs in a worker."""
     return [_read_one(root, dict(zip(paths, row, strict=True))) for row in zip(*paths.values(), strict=True)]
 
 
-def _read_one(root: str, paths: dict[str, str | None]) -> _Sample:
-    file = Path(root, str(paths["image"]))
-    facts, image = _read_file(file)
-    grey = {kind: _read_mask(root, path) for kind, path in paths.items() if kind != "image"}
-    lung = next((pixels for kind, (_, pixels) in grey.items() if kind == "lung"), None)
-    for kind, (mask_facts, pixels) in grey.items():
+def _read_one(root: str, paths: dict[str, str | None]) -> Sample:
+    facts, image = _read_file(Path(root, str(paths["image"])))
+    read = {kind: _read_mask(root, path) for kind, path in paths.items() if kind != "image"}
+    lung = read["lung"][1] if "lung" in read else None
+    for kind, (mask_facts, pixels) in read.items():
         if kind == "lung" or pixels is None or lung is None:
             continue
         if pixels.shape == lung.shape and pixels.any():
-            mask_facts.outside = float(pixels[lung == 0].sum() / pixels.sum())
-    masks = {kind: mask_facts for kind, (mask_facts, _) in grey.items()}
-    return _Sample(facts, None if image is None else _pictures(image, lung), masks)
+            mask_facts["outside"] = float(pixels[lung == 0].sum() / pixels.sum())
+    masks = {kind: mask_facts for kind, (mask_facts, _) in read.items()}
+    return facts, None if image is None else _pictures(image, lung), masks
 
 
-def _read_file(file: Path) -> tuple[_FileFacts, np.ndarray | None]:
+def _read_file(file: Path) -> tuple[Facts, np.ndarray | None]:
     kind, mode, colour = _identify(file)
-    facts = _FileFacts(None, kind, mode, 0, 0, _FORMAT_OF.get(file.suffix.lower()), None, colour)
+    facts: Facts = {"format": kind, "mode": mode, "colour": colour, "named": _FORMAT_OF.get(file.suffix.lower())}
     try:
         image = read_image(file)
     except UnreadableImage as fault:
-        facts.fault = str(fault)
-        return facts, None
-    facts.height, facts.width = image.shape
-    facts.pixels = _digest(image)
-    return facts, image
+        return facts | {"fault": str(fault), "width": 0, "height": 0}, None
+    return facts | {"height": image.shape[0], "width": image.shape[1], "pixels": _digest(image)}, image
 
 
 def _identify(file: Path) -> tuple[str | None, str | None, float]:
@@ -192,22 +159,19 @@ def _digest(pixels: np.ndarray) -> str:
     return hashlib.blake2b(shape + np.ascontiguousarray(pixels).tobytes(), digest_size=16).hexdigest()
 
 
-def _read_mask(root: str, path: str | None) -> tuple[_MaskFacts, np.ndarray | None]:
-    facts = _MaskFacts()
+def _read_mask(root: str, path: str | None) -> tuple[Facts, np.ndarray | None]:
     if path is None:
-        return facts, None
+        return {}, None
     try:
         grey = read_image(Path(root, path))
     except UnreadableImage as fault:
-        facts.fault = str(fault)
-        return facts, None
+        return {"fault": str(fault)}, None
     levels = np.flatnonzero(np.bincount(grey.ravel(), minlength=256))
     top = int(levels[-1])
     mask = (grey >= threshold(top)).astype(np.uint8)
-    facts.height, facts.width = grey.shape
-    facts.binary = bool(np.isin(levels, (0, 255) if top > 1 else (0, 1)).all())
-    facts.share, facts.digest = float(mask.mean()), _digest(mask)
-    return facts, mask
+    binary = bool(np.isin(levels, (0, 255) if top > 1 else (0, 1)).all())
+    facts = {"height": grey.shape[0], "width": grey.shape[1], "binary": binary}
+    return facts | {"share": float(mask.mean()), "digest": _digest(mask)}, mask
 
 
 def _pictures(image: np.ndarray, lung: np.ndarray | None) -> tuple[np.ndarray, ...]:

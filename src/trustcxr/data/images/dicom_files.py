@@ -63,7 +63,7 @@ def reason_not_image(path: Source) -> str | None:
     try:
         with quiet():
             header = read_header(path)
-            if _is_ours(header):
+            if str(header.get("Manufacturer") or "") == MANUFACTURER:
                 return RESULT_REASON
             _check_header(header)
     except _CutOff:
@@ -79,40 +79,35 @@ def reason_not_image(path: Source) -> str | None:
 
 def is_own_result(source: Source) -> bool:
     """Tell whether a file, or its content, is a DICOM result that TrustCXR wrote."""
+    return read_tags(source, "Manufacturer") == [MANUFACTURER]
+
+
+def read_tags(source: Source, *names: str) -> list[str]:
+    """Return values of the header as text, empty if unknown; all empty if the file is damaged or not DICOM."""
     try:
         with quiet():
-            return _is_ours(read_header(source, ["Manufacturer"]))
-    except Exception:  # not a readable DICOM file
-        return False
+            header = read_header(source, list(names))
+            return [str(header.get(name) or "").strip() for name in names]
+    except Exception:  # pydicom raises almost anything
+        return [""] * len(names)
 
 
 def read_age(source: Source) -> float | None:
     """Return the patient's age in years by the header, or by the dates of birth and study; None if unknown."""
+    age, born, seen = read_tags(source, "PatientAge", "PatientBirthDate", "StudyDate")
+    if re.fullmatch(r"\d{1,3}[DWMY]", age.upper()):
+        return int(age[:-1]) / {"D": 365.25, "W": 52.18, "M": 12, "Y": 1}[age[-1].upper()]
     try:
-        with quiet():
-            header = read_header(source, ["PatientAge", "PatientBirthDate", "StudyDate"])
-        age = str(header.get("PatientAge") or "").strip().upper()
-        if re.fullmatch(r"\d{1,3}[DWMY]", age):
-            return int(age[:-1]) / {"D": 365.25, "W": 52.18, "M": 12, "Y": 1}[age[-1]]
-        born, seen = (str(header.get(name) or "").strip() for name in ("PatientBirthDate", "StudyDate"))
         days = (datetime.strptime(seen, "%Y%m%d") - datetime.strptime(born, "%Y%m%d")).days
-        return days / 365.25 if days >= 0 else None
-    except Exception:  # damaged, or without dates
+    except ValueError:
         return None
+    return days / 365.25 if days >= 0 else None
 
 
 def read_accession(source: Source) -> str:
     """Return the accession number of the header in printable characters; empty if there is none."""
-    try:
-        with quiet():
-            text = str(read_header(source, ["AccessionNumber"]).get("AccessionNumber") or "")
-    except Exception:  # damaged
-        return ""
+    (text,) = read_tags(source, "AccessionNumber")
     return "".join(character for character in text[:16] if character.isprintable()).strip()
-
-
-def _is_ours(header: Any) -> bool:
-    return str(header.get("Manufacturer") or "") == MANUFACTURER
 
 
 class _CutOff(UnreadableImage):

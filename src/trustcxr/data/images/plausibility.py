@@ -74,15 +74,9 @@ def find_wrong_kind(path: Source) -> str | None:
     """Return why a DICOM header is not of a chest image; None otherwise. Quotes known modality codes only."""
     if not is_dicom(path):
         return None
-    try:
-        from trustcxr.data.images.dicom_files import read_header
+    from trustcxr.data.images.dicom_files import read_tags
 
-        tags = ["Modality", "BodyPartExamined"]
-        with quiet():
-            header = read_header(path, tags)
-        modality, part = (str(header.get(tag) or "").strip().upper() for tag in tags)
-    except Exception:  # damaged, or no pydicom: reading the image reports it
-        return None
+    modality, part = (text.upper() for text in read_tags(path, "Modality", "BodyPartExamined"))
     if modality and modality not in _IMAGES:
         code = modality if modality in _OTHERS else "another modality"
         return f"a DICOM file of {code}: expected a chest image (CR or DX)"
