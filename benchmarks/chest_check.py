@@ -21,8 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from trustcxr.data.images import chest_network, plausibility
-from trustcxr.data.images.chest_network import ChestNetwork, flatten, normalise, shrink
-from trustcxr.data.images.density import fit_components
+from trustcxr.data.images.chest_network import ChestNetwork, fit_components, flatten, normalise, shrink
 from trustcxr.data.images.read import read_image
 from trustcxr.data.phantom.anatomy import CLASSES
 from trustcxr.data.phantom.render_image import render

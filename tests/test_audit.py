@@ -16,8 +16,7 @@ from PIL import Image
 
 import trustcxr as tx
 from trustcxr.data.checks import confounds
-from trustcxr.data.checks.check import DataAudit, check_data
-from trustcxr.data.checks.check_html import write_page
+from trustcxr.data.checks.check import DataAudit, check_data, write_page
 from trustcxr.data.checks.scan import scan
 from trustcxr.data.layouts import read_manifest
 from trustcxr.data.phantom import anatomy, write_files

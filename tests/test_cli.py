@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from small_runs import newest
 from trustcxr import cli, registry
 from trustcxr.data import load_dataset
-from trustcxr.data.checks import check_html
+from trustcxr.data.checks import check
 from trustcxr.data.phantom import write_files
 from trustcxr.errors import CannotWrite
 from trustcxr.storage import atomic
@@ -327,7 +327,7 @@ def test_data_check_says_what_it_found_before_it_writes(
     def refused(*_: object) -> None:
         raise CannotWrite("no space left")
 
-    monkeypatch.setattr(check_html, "write_page", refused)
+    monkeypatch.setattr(check, "write_page", refused)
     done = run("data", "check", images, "--no-probes", "--html", tmp_path / "x.html", *how, expect=2)
     assert "no space left" in done.stderr
     assert (json.loads(done.stdout)["verdict"] if how else done.stdout.split("Verdict  ")[1]).strip()

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from trustcxr.data import download
+from trustcxr.data.layouts import folders
 from trustcxr.errors import UserError
 
 kagglehub = pytest.importorskip("kagglehub")
@@ -53,8 +54,7 @@ def test_what_arrived_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(download, "_NEEDED_BYTES", 0)
     with pytest.raises(UserError, match=r"not complete \(COVID-19 1 of 11,956; .*infection masks 1 of 5,826"):
         download.download_covidqu(tmp_path, tell=lambda _: None)
-    monkeypatch.setattr(download, "PUBLISHED", {"COVID-19": 1})
-    monkeypatch.setattr(download, "PUBLISHED_INFECTION", 1)
+    monkeypatch.setattr(folders, "PUBLISHED", {"COVID-QU-Ex": {"COVID-19": 1}, "its infection part": {"COVID-19": 1}})
     said: list[str] = []
     assert download.download_covidqu(tmp_path, tell=said.append) == tmp_path
     assert any(line.startswith("Complete: 1 images (COVID-19 1)") for line in said)

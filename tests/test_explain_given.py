@@ -14,7 +14,8 @@ import torch
 from foreign_models import CLASSES, SIDE, onnx, small, traced
 from small_runs import newest, untrained
 from test_cli import complaint, run
-from trustcxr.data import fingerprints, load_dataset
+from trustcxr.data import load_dataset
+from trustcxr.data.dataset import describe_training_data
 from trustcxr.data.phantom import write_files
 from trustcxr.evaluation.trained_run import load_run
 from trustcxr.storage import atomic, schemas
@@ -35,7 +36,7 @@ def own(radiographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = untrained(tmp_path_factory.mktemp("own") / "run", CLASSES)
     content = atomic.read_yaml(folder / "run.yaml")
     atomic.section(atomic.section(content, "recipe"), "data")["size"] = SIZE
-    content["data"] = fingerprints.describe_training_data(load_dataset(radiographs, "Train", SIZE))
+    content["data"] = describe_training_data(load_dataset(radiographs, "Train", SIZE))
     atomic.write_yaml(folder / "run.yaml", content)
     run("explain", folder, "--data", radiographs, *QUICK)
     return folder

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 import served
-from trustcxr.data.images.density import fit_components
+from trustcxr.data.images.chest_network import fit_components
 from trustcxr.errors import UserError
 from trustcxr.evaluation.trained_run import Run, load_run
 from trustcxr.explain import ood, predict

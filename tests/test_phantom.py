@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from trustcxr.data.phantom import anatomy, shortcuts, write_files
+from trustcxr.data.phantom import anatomy, render_image, write_files
 from trustcxr.data.phantom.render_image import Phantom, render
 from trustcxr.errors import UserError
 
@@ -75,7 +75,7 @@ def test_grey_levels_do_not_give_the_class_away() -> None:
     assert cross_val_score(probe, np.array(rows), np.array(labels), cv=5).mean() < 0.48  # chance 0.33
 
 
-@pytest.mark.parametrize("name", shortcuts.SHORTCUTS)
+@pytest.mark.parametrize("name", render_image.SHORTCUTS)
 def test_a_shortcut_changes_the_image_within_its_mask_only(name: str) -> None:
     plain, planted = render("Normal", 3, 128), render("Normal", 3, 128, shortcuts=(name,))
     mark = planted.marks[name]
@@ -95,16 +95,16 @@ def test_the_marker_lies_in_a_corner_outside_the_lungs() -> None:
 
 
 def test_parse_shortcut() -> None:
-    assert shortcuts.parse_shortcut("marker=0.9") == shortcuts.Shortcut("marker", 0.9, "COVID-19")
-    assert shortcuts.parse_shortcut("tube:Normal=0.25") == shortcuts.Shortcut("tube", 0.25, "Normal")
-    assert shortcuts.parse_shortcut("border").share == 1.0
+    assert render_image.parse_shortcut("marker=0.9") == render_image.Shortcut("marker", 0.9, "COVID-19")
+    assert render_image.parse_shortcut("tube:Normal=0.25") == render_image.Shortcut("tube", 0.25, "Normal")
+    assert render_image.parse_shortcut("border").share == 1.0
     share = "the share is not a number from 0 to 1"
     complaints = dict.fromkeys(("marker=lots", "marker=1.5", "marker=nan"), share)
     complaints |= {"market=0.9": "did you mean marker", "marker:Flu=0.5": "unknown class 'Flu'"}
     complaints |= {"": "unknown shortcut ''"}
     for wrong, complaint in complaints.items():
         with pytest.raises(UserError, match=complaint):
-            shortcuts.parse_shortcut(wrong)
+            render_image.parse_shortcut(wrong)
 
 
 def test_bad_input_is_said_in_one_line(tmp_path: Path) -> None:

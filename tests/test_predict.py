@@ -87,7 +87,9 @@ def test_a_file_that_is_not_ours_is_never_overwritten(run: Path, radiographs: Pa
     (answer,) = predict.predict(run, [radiographs / "a" / "x.png"], out=out)
     assert foreign.read_bytes() == before
     assert answer.heatmap != str(foreign)
-    assert generated.read_source(Path(answer.heatmap)) == heatmap_io.fingerprint(radiographs / "a" / "x.png")
+    assert generated.read_texts(Path(answer.heatmap))[generated.SOURCE] == heatmap_io.fingerprint(
+        radiographs / "a" / "x.png"
+    )
 
 
 def test_no_heatmap_takes_the_place_of_another_runs(run: Path, radiographs: Path, tmp_path: Path) -> None:

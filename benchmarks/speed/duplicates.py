@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from trustcxr.data.checks import duplicates
-from trustcxr.data.checks.registration import warp
-from trustcxr.data.checks.scan import THUMB, _small, _without_borders
+from trustcxr.data.checks.duplicates import warp
+from trustcxr.data.checks.scan import THUMB, _without_borders
+from trustcxr.data.images.read import resize_image
 
 Pixels = np.ndarray  # (H, W) uint8
 Pictures = tuple[np.ndarray, np.ndarray]
@@ -45,7 +46,9 @@ def _gamma(image: Pixels, exponent: float) -> Pixels:
 def pictures(images: list[Pixels]) -> Pictures:
     """What the audit's scan keeps of images for the search: thumbs and the same without borders, (N, 64, 64) each."""
     whole = [np.ascontiguousarray(image) for image in images]
-    return np.stack([_small(f, THUMB) for f in whole]), np.stack([_small(_without_borders(f), THUMB) for f in whole])
+    return np.stack([resize_image(f, THUMB) for f in whole]), np.stack(
+        [resize_image(_without_borders(f), THUMB) for f in whole]
+    )
 
 
 def recalls(

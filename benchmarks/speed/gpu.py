@@ -24,7 +24,7 @@ from torch import nn
 from trustcxr import attacks
 from trustcxr.data import load_dataset
 from trustcxr.data.dataset import Dataset
-from trustcxr.data.layouts.covidqu import PUBLISHED
+from trustcxr.data.layouts.folders import PUBLISHED
 from trustcxr.data.loader import augment, loader, to_pixels
 from trustcxr.data.phantom import write_files
 from trustcxr.defences import adversarial, base

@@ -11,7 +11,7 @@ for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[name] = "1"
 
 from trustcxr.data.phantom import anatomy, render_image  # noqa: E402
-from trustcxr.data.phantom.shortcuts import SHORTCUTS  # noqa: E402
+from trustcxr.data.phantom.render_image import SHORTCUTS  # noqa: E402
 
 
 def main() -> None:

@@ -29,8 +29,7 @@ def data_check(
     json: Json = False,
 ) -> None:
     """Read every file; report faults, leaks between splits, and confounds."""
-    from trustcxr.data.checks.check import check_data
-    from trustcxr.data.checks.check_html import write_page
+    from trustcxr.data.checks.check import check_data, write_page
 
     if clean and clean.suffix.lower() not in (".csv", ".parquet"):
         raise UserError(f"{clean}: unknown kind of manifest. Give a name that ends in .csv or .parquet.")

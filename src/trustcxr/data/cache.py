@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from io import FileIO
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -32,7 +32,7 @@ from trustcxr.data.images.greyscale import UnreadableImage
 from trustcxr.data.images.read import DECODER, read_image_at, read_mask_at
 from trustcxr.data.worker_pool import call, pool
 from trustcxr.errors import CannotWrite, UserError, unknown
-from trustcxr.storage.os_errors import megabytes
+from trustcxr.storage.os_errors import writing
 
 if TYPE_CHECKING:
     from trustcxr.data.manifest import Manifest
@@ -43,15 +43,6 @@ _CHUNK, _LAST_CHUNK = 512, 8  # rows that a worker decodes before it reports: at
 _HASH_BYTES = 16
 _WRITE_BYTES = 2**20
 _PILLOW_BLOCKS = 64  # of memory that Pillow reuses for the next image
-_FULL = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
-
-
-class Unread(TypedDict):
-    """An unreadable file: `row` of the manifest; `file` is `images` or `<kind>_mask`."""
-
-    row: int
-    file: str
-    reason: str
 
 
 @dataclass
@@ -59,6 +50,7 @@ class Store:
     """An open store. Rows are the manifest's, in its order, without those in `skipped`.
 
     `sums`: CRC-32 of the file of `images` and of `<kind>_mask` for each kind of mask; `hashes` (count, 16) uint8.
+    `skipped` and `bad_masks`: row of the manifest, file (`images` or `<kind>_mask`) and reason of unreadable files.
     """
 
     folder: Path
@@ -66,8 +58,8 @@ class Store:
     count: int
     resize: str
     sums: dict[str, str]
-    skipped: list[Unread]
-    bad_masks: list[Unread]
+    skipped: list[dict[str, Any]]
+    bad_masks: list[dict[str, Any]]
     hashes: np.ndarray
 
     def map(self, name: str = IMAGES) -> np.ndarray:
@@ -109,9 +101,14 @@ def open_store(
     folder = cache_folder(cache) / "stores" / key(manifest, size, resize)
     if store := _read(folder, every=every):
         return store
-    with _cache_errors(folder, len(manifest.table) * size**2 * len(manifest.files)), _build_lock(folder):
-        # Another process may have built it in the meantime.
-        return _read(folder, every=every) or _build(folder, manifest, size, resize, workers)
+    most = len(manifest.table) * size**2 * len(manifest.files)
+    try:
+        with writing(folder.parent, needed=lambda: most), _build_lock(folder):
+            # Another process may have built it in the meantime.
+            return _read(folder, every=every) or _build(folder, manifest, size, resize, workers)
+    except CannotWrite as problem:
+        advice = "TRUSTCXR_CACHE names another folder for decoded images"
+        raise CannotWrite(f"{problem}; {advice}", problem.number) from None
 
 
 def cache_folder(cache: str | Path | None = None) -> Path:
@@ -188,47 +185,19 @@ def _build_lock(folder: Path) -> Iterator[None]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(f"{folder}.lock")
     try:
-        lock.acquire(timeout=0)
+        held = lock.acquire(timeout=0)
     except Timeout:
         log("another process is decoding these images: waiting")
-        lock.acquire()
-    try:
+        held = lock.acquire()
+    with held:
         yield
-    finally:
-        lock.release()
-
-
-@contextmanager
-def _cache_errors(folder: Path, most: int) -> Iterator[None]:
-    """Translate OSError of a full disk or an unwritable cache to CannotWrite."""
-    try:
-        yield
-    except OSError as fault:
-        if fault.errno in _FULL:
-            free = megabytes(shutil.disk_usage(folder.parent).free)
-            raise CannotWrite(
-                f"{folder.parent}: no space left for decoded images (up to {megabytes(most)} needed, {free} free). "
-                "Free some space or set TRUSTCXR_CACHE to another disk"
-            ) from None
-        raise CannotWrite(
-            f"{folder.parent}: cannot write decoded images: {str(fault.strerror or fault).lower()}. Set TRUSTCXR_CACHE "
-            "to another folder"
-        ) from None
 
 
 # Building ------------------------------------------------------------------------------------------------------------
 
 
 Fault = tuple[int, str, str]  # an unreadable file: row, `images` or `<kind>_mask`, reason
-
-
-class _Decoded(NamedTuple):
-    """A worker's result: `hashes` of images (rows, 16); `failure`: error number of a failed write, else 0."""
-
-    first: int
-    hashes: np.ndarray
-    faults: list[Fault]
-    failure: int
+Decoded = tuple[int, np.ndarray, list[Fault], int]  # first row, hashes (rows, 16), faults, error of a failed write or 0
 
 
 def _build(folder: Path, manifest: "Manifest", size: int, resize: str, workers: int | None) -> Store:
@@ -250,7 +219,7 @@ def _build(folder: Path, manifest: "Manifest", size: int, resize: str, workers: 
         if not good.all():
             _keep_rows(work, list(columns), size, np.flatnonzero(good))
             hashes = hashes[good]
-        unread = [Unread(row=row, file=name, reason=reason) for row, name, reason in faults]
+        unread: list[dict[str, Any]] = [{"row": row, "file": name, "reason": reason} for row, name, reason in faults]
         index: dict[str, Any] = {
             "size": size,
             "count": int(good.sum()),
@@ -290,12 +259,11 @@ def _decode(
     )
     try:
         with Progress("Decoding images", count) as bar:
-            for done in crew(jobs):
-                failures += [done.failure] if done.failure else []
-                faults += done.faults
-                rows = len(done.hashes)
-                hashes[done.first : done.first + rows] = done.hashes
-                bar.advance(rows)
+            for first, sums, bad, failure in crew(jobs):
+                failures += [failure] if failure else []
+                faults += bad
+                hashes[first : first + len(sums)] = sums
+                bar.advance(len(sums))
     except TerminatedWorkerError:
         raise UserError("a decoding process was killed (out of memory?). Use fewer workers") from None
     if failures:
@@ -314,7 +282,7 @@ def _chunks(count: int, workers: int) -> Iterator[tuple[int, int]]:
 
 def decode_rows(
     work: str, root: str, first: int, paths: dict[str, list[str | None]], size: int, resize: str
-) -> _Decoded:
+) -> Decoded:
     """Decode the rows from `first` on of every column into the store being built. Runs in a worker."""
     Image.core.set_blocks_max(_PILLOW_BLOCKS)
     hashes = np.zeros((len(paths[IMAGES]), _HASH_BYTES), np.uint8)
@@ -335,8 +303,8 @@ def decode_rows(
                         hashes[start : start + step] = np.frombuffer(sums, np.uint8).reshape(-1, _HASH_BYTES)
                     _write_rows(file, pixels, first + start)
     except OSError as fault:
-        return _Decoded(first, hashes, faults, fault.errno or errno.EIO)
-    return _Decoded(first, hashes, faults, 0)
+        return first, hashes, faults, fault.errno or errno.EIO
+    return first, hashes, faults, 0
 
 
 def _decode_column(

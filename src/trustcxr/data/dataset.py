@@ -1,13 +1,14 @@
-"""Load the images, labels and masks of a split, memory-mapped."""
+"""Load the images, labels and masks of a split, memory-mapped, and compare them with those of a training."""
 
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from hashlib import file_digest, sha256
 from io import FileIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,8 @@ from trustcxr.data.cache import Store, open_store
 from trustcxr.data.layouts import read_manifest
 from trustcxr.data.manifest import MASK_SUFFIX, NO_SPLIT, SHARES, Manifest, format_similar_classes
 from trustcxr.errors import UserError, suggest_nearest, unknown
+from trustcxr.storage import atomic
+from trustcxr.storage.layout import RUN_FILE
 from trustcxr.storage.os_errors import open_regular
 
 _MAX_HASHED = 2**36  # bytes of files that are read again for their hashes: a few minutes of a disk
@@ -202,8 +205,11 @@ def has_filled_mask(images: Dataset, kind: str, rows: np.ndarray) -> np.ndarray:
 
 def _fingerprint(table: pd.DataFrame, pixels: np.ndarray) -> str:
     rows = zip(table["sample_id"], table["class"], pixels, strict=True)
-    lines = "\n".join(f"{name}\t{label}\t{image}" for name, label, image in rows)
-    return sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    return _hash_lines(f"{name}\t{label}\t{image}" for name, label, image in rows)
+
+
+def _hash_lines(lines: Iterable[str]) -> str:
+    return sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def _hash_files(paths: Sequence[str]) -> list[str] | None:
@@ -314,6 +320,34 @@ def _similar_note(names: Mapping[str, int]) -> str:
         f"classes that differ only in capitals or blanks count as different: {format_similar_classes(names)}; to join "
         f"them, give --label {shlex.quote(f'{other}={first}')} and a --label for each other class"
     )
+
+
+def describe_training_data(train: Dataset | JoinedDataset) -> dict[str, Any]:
+    """Return the entry `data` of run.yaml; `fingerprints` are of every split."""
+    described: dict[str, Any] = {"root_name": train.root.name, "split": train.split, "images": len(train)}
+    if shares := getattr(train, "shares", ()):
+        described["shares"] = list(shares)
+    return described | {"fingerprint": train.fingerprint, "fingerprints": train.fingerprints()}
+
+
+def check_same_images(run: Path, train: Dataset | JoinedDataset) -> None:
+    """Raise UserError if the folder has a training on other images or classes."""
+    path = run / RUN_FILE
+    if not path.is_file():
+        return
+    before = atomic.read_yaml(path)
+    data = atomic.section(before, "data")
+    now = describe_training_data(train)
+    if data.get("fingerprint") != now["fingerprint"] or before.get("classes") != list(train.classes):
+        raise UserError(
+            f"{run}: was trained on other images or classes than those of {train.where} ({data.get('images', '?')} "
+            f"images then, {now['images']} now). Choose another --out"
+        )
+
+
+def hash_training_data(images: Dataset) -> str:
+    """Return one fingerprint of all splits of a data set."""
+    return _hash_lines(f"{split}\t{value}" for split, value in sorted(images.fingerprints().items()))
 
 
 def load_dataset(

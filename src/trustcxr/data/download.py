@@ -6,13 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from trustcxr.console import log
-from trustcxr.data.layouts import covidqu
+from trustcxr.data.layouts import read_manifest
+from trustcxr.data.layouts.folders import compare_with_published
 from trustcxr.errors import UserError
 
 HANDLE = "anasmohammedtahir/covidqu"
 PAGE = f"https://www.kaggle.com/datasets/{HANDLE}"
-PUBLISHED, _OF_INFECTION = covidqu.PUBLISHED.values()
-PUBLISHED_INFECTION = sum(_OF_INFECTION.values())
 _NEEDED_BYTES = 3 << 30  # of the archive and its content together
 _BY_HAND = f"or download it from {PAGE}, unpack it, and give that folder"
 
@@ -55,19 +54,17 @@ def download_covidqu(destination: str | Path | None = None, *, tell: Callable[[s
 
 def verify(folder: Path) -> list[str]:
     """Compare the images with those published; return lines of text. Raises UserError if images are missing."""
-    from trustcxr.data.layouts import read_manifest
-
     manifest = read_manifest(folder, layout="covidqu")
-    counts = {c: int((manifest.table["class"] == c).sum()) for c in PUBLISHED}
-    infection = int(manifest.table["infection_mask"].notna().sum())
-    short = [f"{c} {counts[c]:,} of {n:,}" for c, n in PUBLISHED.items() if counts[c] < n]
-    if infection < PUBLISHED_INFECTION:
-        short.append(f"infection masks {infection:,} of {PUBLISHED_INFECTION:,}")
+    images, infection = compare_with_published(manifest).values()
+    with_masks, published = (sum(numbers) for numbers in zip(*infection.values(), strict=True))
+    short = [f"{c} {n:,} of {expected:,}" for c, (n, expected) in images.items() if n < expected]
+    if with_masks < published:
+        short.append(f"infection masks {with_masks:,} of {published:,}")
     if short:
         raise UserError(f"{folder}: not complete ({'; '.join(short)}). Delete the folder and start again")
-    classes = ", ".join(f"{c} {n:,}" for c, n in counts.items())
-    total = sum(counts.values())
-    return [f"Complete: {total:,} images ({classes}); {infection:,} with infection masks", *manifest.notes]
+    classes = ", ".join(f"{c} {n:,}" for c, (n, _) in images.items())
+    count = f"{sum(n for n, _ in images.values()):,} images ({classes})"
+    return [f"Complete: {count}; {with_masks:,} with infection masks", *manifest.notes]
 
 
 def _check_space(folder: Path, *, needed: int) -> None:

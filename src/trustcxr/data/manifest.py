@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from trustcxr.data.tabular import check_distinct_columns, find_columns_like, is_blank, read_table, row_number
+from trustcxr.data.tabular import is_blank, read_table, row_number
 from trustcxr.errors import UserError, suggest_nearest
 from trustcxr.storage.atomic import write_table
 
@@ -136,9 +136,8 @@ class Manifest:
 
     def missing_split(self, split: str) -> UserError:
         """Return the error for a split that does not exist, with the remedy."""
-        message = (
-            f"{self.where}: no split '{split}'; {suggest_nearest(split, self.splits)}there is {', '.join(self.splits)}"
-        )
+        there = f"{suggest_nearest(split, self.splits)}there is {', '.join(self.splits)}"
+        message = f"{self.where}: no split '{split}'; {there}"
         others = [name for name in self.splits if name not in (*SHARES, NO_SPLIT)]
         if self.file is not None and self.split_column is None:
             source = "" if self.splits == (NO_SPLIT,) else " (its splits come from its name or from another list)"
@@ -252,16 +251,14 @@ def from_records(
     names = [*COLUMNS, *optional, *sorted(n for n in keys - set(COLUMNS) if n.endswith(MASK_SUFFIX))]
     names += sorted(keys - set(names))
     columns: dict[str, list[Any]] = {n: [r.get(n) for r in rows] if n in keys else [None] * len(rows) for n in names}
-    patients, samples = columns["patient"], columns["sample_id"]
-    groups = [g or p or s for g, p, s in zip(columns["group"], patients, samples, strict=True)]
+    patients = columns["patient"]
+    groups = [g or p or s for g, p, s in zip(columns["group"], patients, columns["sample_id"], strict=True)]
     columns["group"] = _whole_patients(groups, patients)
     if joined := sum(1 for before, after in zip(groups, columns["group"], strict=True) if before != after):
         notes = [*notes, f"{joined} samples are of patients with several groups: the groups of a patient count as one"]
-    if len(set(samples)) != len(samples):
-        seen: set[str] = set()
-        twice = next(s for s in samples if s in seen or seen.add(s))  # type: ignore[func-returns-value]
-        raise UserError(f"{file or root}: sample '{twice}' occurs more than once. Remove or rename one")
     table = pd.DataFrame({n: pd.Series(v, dtype=object) for n, v in columns.items()})
+    for twice in table["sample_id"][table["sample_id"].duplicated()]:
+        raise UserError(f"{file or root}: sample '{twice}' occurs more than once. Remove or rename one")
     return Manifest(table, Path(root), tuple(sorted(set(columns["class"]))), layout, notes, file=file)
 
 
@@ -287,9 +284,6 @@ def from_table(table: pd.DataFrame, file: Path) -> Manifest:
     missing = [c for c in NEEDED if c not in table]
     if missing:
         raise UserError(f"{file}: no manifest: it has no column {', '.join(map(repr, missing))}. Add it")
-    for name in map(str, table.columns):
-        if name in (*COLUMNS, *OPTIONAL, "dropped") or name.endswith(MASK_SUFFIX):
-            check_distinct_columns(table, file, find_columns_like(table, name, exactly=True))
     notes = []
     if "dropped" in table:
         out = table["dropped"].map(_text_or_none).notna()

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
-from trustcxr.data.images.generated import ENDING, MAKER, MARK, SOURCE, read_maker, read_source
+from trustcxr.data.images.generated import ENDING, MAKER, MARK, SOURCE, read_texts
 from trustcxr.version import NOTICE
 
 _ROWS = 512  # rows coloured at a time, to save memory
@@ -43,8 +43,9 @@ def _free_for(heatmap: Path, image: Path, run: Path) -> bool:
         there = heatmap.exists() or heatmap.is_symlink()
     except OSError:
         return True  # writing it raises the error
-    same_run = read_maker(heatmap) in (None, fingerprint(run.resolve()))
-    return not there or (same_run and read_source(heatmap) == fingerprint(image))
+    texts = read_texts(heatmap)
+    same_run = texts.get(MAKER) in (None, fingerprint(run.resolve()))
+    return not there or (same_run and texts.get(SOURCE) == fingerprint(image))
 
 
 def make_metadata(image: Path, run: Path) -> PngInfo:

@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from trustcxr.console import track
 from trustcxr.data.dataset import Dataset, JoinedDataset
-from trustcxr.data.images.density import Components, fit_components
+from trustcxr.data.images.chest_network import Components, fit_components
 from trustcxr.errors import UserError
 from trustcxr.evaluation.trained_run import Run
 from trustcxr.models.feature_maps import arrangement, find_layer

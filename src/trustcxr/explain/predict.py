@@ -117,7 +117,7 @@ def read_source(source: Source, *, anyway: bool = False) -> LoadedImage:
 
 def describe_own_output(source: Source) -> str | None:
     """Return what a file, or its content, is if this package wrote it; else None."""
-    if generated.read_source(source) is not None:
+    if generated.read_texts(source):
         return generated.HEATMAP_REASON
     return dicom_files.RESULT_REASON if reading.is_dicom(source) and dicom_files.is_own_result(source) else None
 

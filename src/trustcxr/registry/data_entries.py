@@ -51,7 +51,7 @@ class Layout:
 
 LAYOUTS = by_name(
     Layout("list", "a manifest or list (.csv, .parquet, .txt)", "csv_lists:read_list"),
-    Layout("covidqu", "COVID-QU-Ex as published", "covidqu:read_covidqu"),
+    Layout("covidqu", "COVID-QU-Ex as published", "folders:read_covidqu"),
     Layout("covidx", "COVIDx: train.txt, test.txt and a folder of images", "csv_lists:read_covidx"),
     Layout("folders", "class folders of images, optionally below Train, Val and Test", "folders:read_folders"),
 )

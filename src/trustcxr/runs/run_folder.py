@@ -14,8 +14,8 @@ import torch
 from trustcxr.certify import verify
 from trustcxr.certify.verify import Effort
 from trustcxr.console import log, plural
-from trustcxr.data import fingerprints, load_dataset
-from trustcxr.data.dataset import Dataset, JoinedDataset
+from trustcxr.data import load_dataset
+from trustcxr.data.dataset import Dataset, JoinedDataset, check_same_images
 from trustcxr.errors import UserError
 from trustcxr.evaluation import certified, run_figures, trained_models
 from trustcxr.evaluation import predictions as evaluation
@@ -84,7 +84,7 @@ class RunFolder:
 
         self.check_recipe(recipe)
         images = add_data(train, recipe.data)
-        fingerprints.check_same_images(self.folder, JoinedDataset(images, val) if recipe.training.refit else images)
+        check_same_images(self.folder, JoinedDataset(images, val) if recipe.training.refit else images)
         if untrained(self.folder) is not None:
             if not (self.folder / layout.RUN_FILE).is_file():  # checked at its first start
                 check_added(images, recipe.data, refit=recipe.training.refit)

@@ -11,8 +11,7 @@ from trustcxr.console import log, plural
 from trustcxr.data import load_dataset, read_manifest
 from trustcxr.data.checks.duplicates import find_duplicates
 from trustcxr.data.checks.scan import scan
-from trustcxr.data.dataset import Dataset, JoinedDataset
-from trustcxr.data.fingerprints import hash_training_data
+from trustcxr.data.dataset import Dataset, JoinedDataset, hash_training_data
 from trustcxr.data.manifest import NO_SPLIT, Manifest
 from trustcxr.errors import UserError
 from trustcxr.recipes.run_recipe import AddedData, DataRecipe

@@ -14,8 +14,7 @@ import pandas as pd
 
 from trustcxr.console import format_duration, log, plural
 from trustcxr.data import load_dataset, read_manifest, remote
-from trustcxr.data.dataset import Dataset
-from trustcxr.data.fingerprints import hash_training_data
+from trustcxr.data.dataset import Dataset, hash_training_data
 from trustcxr.errors import UserError
 from trustcxr.recipes import study_recipe
 from trustcxr.recipes.parsing import validate

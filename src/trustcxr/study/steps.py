@@ -7,8 +7,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from trustcxr.console import log
-from trustcxr.data import fingerprints, load_dataset
-from trustcxr.data.dataset import Dataset
+from trustcxr.data import load_dataset
+from trustcxr.data.dataset import Dataset, hash_training_data
 from trustcxr.errors import CannotWrite, UserError
 from trustcxr.explain import ood
 from trustcxr.recipes.parsing import validate
@@ -63,7 +63,7 @@ class StudyFolder:
 def _images(data: str, role: str, recipe: str, fingerprint: str) -> Dataset:
     options = DataRecipe.model_validate_json(recipe)
     images = load_dataset(data, split=getattr(options.splits, role), **options.reading())
-    if fingerprint and fingerprints.hash_training_data(images) != fingerprint:
+    if fingerprint and hash_training_data(images) != fingerprint:
         raise UserError(f"{data}: the images are not those that the study began with")
     return images
 

@@ -16,8 +16,7 @@ import torch
 from torch import nn
 
 from trustcxr.console import Progress, log
-from trustcxr.data import fingerprints
-from trustcxr.data.dataset import Dataset, JoinedDataset, read_sources
+from trustcxr.data.dataset import Dataset, JoinedDataset, check_same_images, describe_training_data, read_sources
 from trustcxr.data.loader import loader
 from trustcxr.errors import UserError, unknown
 from trustcxr.models import classifier, factory
@@ -275,13 +274,13 @@ def _write_recipe(
 ) -> None:
     """Write run.yaml and the list of training images; raise UserError if the folder was trained on other images."""
     folder.mkdir(parents=True, exist_ok=True)
-    fingerprints.check_same_images(folder, train)
+    check_same_images(folder, train)
     content: dict[str, object] = {
         "name": recipe.name,
         "background": recipe.background,
         "classes": list(train.classes),
         "recipe": recipe.model_dump(mode="json"),
-        "data": fingerprints.describe_training_data(train),
+        "data": describe_training_data(train),
     }
     path = folder / layout.RUN_FILE
     content["segments"] = segments.append_segment(

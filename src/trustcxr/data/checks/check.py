@@ -1,5 +1,7 @@
-"""Check a data set: read every file, and report its content, faults, leaks and confounds."""
+"""Check a data set: read every file, and report its content, faults, leaks and confounds, also as an HTML page."""
 
+import base64
+import io
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -9,10 +11,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
-from trustcxr.console import plural
+from trustcxr.console import format_duration, plural, track
 from trustcxr.data.checks import confounds, duplicates
-from trustcxr.data.checks.confounds import Association, Probe
+from trustcxr.data.checks.confounds import VIEWS, WITHOUT_LUNGS, Association, Probe
 from trustcxr.data.checks.issues import (
     SEVERITIES,
     Issue,
@@ -24,19 +27,19 @@ from trustcxr.data.checks.issues import (
     mask_issues,
 )
 from trustcxr.data.checks.scan import Scan, scan
+from trustcxr.data.images.greyscale import UnreadableImage
+from trustcxr.data.images.read import read_image, resize_image
 from trustcxr.data.layouts import read_manifest
-from trustcxr.data.layouts.covidqu import PUBLISHED
+from trustcxr.data.layouts.folders import PUBLISHED, compare_with_published
 from trustcxr.data.manifest import Manifest, split_rank
+from trustcxr.storage.atomic import write_text
 from trustcxr.storage.os_errors import escaped
+from trustcxr.version import NOTICE
 
 _HEADS = {"fault": "FAULT", "leak": "LEAK", "warning": "WARNING", "note": "note"}
-_SOURCES = {
-    "lungs blanked": "the image without its lungs",
-    "outer frame": "the outer frame of the image",
-    "lung shape": "the shape of the lung mask",
-    "grey levels": "the image's overall brightness",
-}
 _KEEP_FIRST = ("Test", "Val")  # leaks are removed from the other splits, so that test results stay comparable
+SIDE = 128  # pixels of an image on the page
+_FILES, _IMAGES, _MEAN_OF = 24, 6, 200  # of a finding, of a class, of its mean image
 _SHOWN = 3  # files listed below a finding in the terminal
 
 
@@ -85,10 +88,10 @@ class DataAudit:
             parts.append(f"Mend it first: {'; '.join(f.text for f in faults)}.")
         if leaks := self.issues_of("leak"):
             parts.append(f"Results on it would flatter: {'; '.join(f.text for f in leaks)}.")
-        if confounded := [p for p in self.probes if p.view in confounds.WITHOUT_LUNGS and p.above_chance]:
+        if confounded := [p for p in self.probes if p.view in WITHOUT_LUNGS and p.above_chance]:
             best = max(confounded, key=lambda p: p.accuracy)
             parts.append(
-                f"A model can score {best.accuracy:.2f} (chance {best.chance:.2f}) from {_SOURCES[best.view]}: "
+                f"A model can score {best.accuracy:.2f} (chance {best.chance:.2f}) from {WITHOUT_LUNGS[best.view]}: "
                 "high accuracy on these data is no proof that it reads the lungs."
             )
         if others := [f for f in self.issues_of("warning") if f.kind != "confound"]:
@@ -198,7 +201,6 @@ def check_data(
     images: str | Path | None = None,
     workers: int | None = None,
     probes: bool = True,
-    seed: int = 0,
 ) -> DataAudit:
     """Read every file of a data set and check for faults, leaks between splits, and confounds.
 
@@ -220,9 +222,9 @@ def check_data(
     )
     files = scan(manifest, workers=workers)
     digests = [d if isinstance(d, str) else None for d in files.files["pixels"]]
-    pairs = duplicates.find_duplicates(digests, files.thumbs, files.trimmed, seed=seed)
+    pairs = duplicates.find_duplicates(digests, files.thumbs, files.trimmed)
     same_image = duplicates.find_clusters(len(manifest.table), pairs[["first", "second"]].to_numpy(np.int64))
-    fitted = confounds.run_probes(manifest, files, seed=seed) if probes else []
+    fitted = confounds.run_probes(manifest, files) if probes else []
     associations = confounds.measure_associations(manifest, files)
     published, surplus = _compare_with_published(manifest)
     findings = [
@@ -245,13 +247,10 @@ def _compare_with_published(manifest: Manifest) -> tuple[list[dict[str, Any]], l
     expected = set(next(iter(PUBLISHED.values())))
     if manifest.layout != "covidqu" or set(manifest.classes) != expected or (table["source"] == "phantom").all():
         return [], []
-    in_infection = table["infection_mask"].notna()
     lines: list[dict[str, Any]] = []
     surplus: list[Issue] = []
-    for part, rows in zip(PUBLISHED, (~in_infection | True, in_infection), strict=True):
-        counts = table[rows]["class"].value_counts()
-        per_class = {c: [int(counts.get(c, 0)), n] for c, n in PUBLISHED[part].items()}
-        count, total = sum(n for n, _ in per_class.values()), sum(PUBLISHED[part].values())
+    for part, per_class in compare_with_published(manifest).items():
+        count, total = (sum(numbers) for numbers in zip(*per_class.values(), strict=True))
         if not count:
             continue
         more = [c for c, (n, of) in per_class.items() if n > of]
@@ -303,3 +302,74 @@ def _mark_leaks(table: pd.DataFrame, tied: np.ndarray, reasons: np.ndarray) -> N
         remaining = next((s for s in _KEEP_FIRST if s in names), min(names))
         inside = split[members] == remaining
         reasons[members[~inside]] = f"the same image, patient or group as {sample[members[inside][0]]} in {remaining}"
+
+
+# The page -------------------------------------------------------------------------------------------------------------
+
+
+def write_page(audit: DataAudit, path: str | Path) -> Path:
+    """Write the page to `path` and return it; reads the images shown again. Raises UserError if it cannot write."""
+    from jinja2 import Environment, PackageLoader
+    from markupsafe import Markup
+
+    environment = Environment(loader=PackageLoader("trustcxr.data.checks", "templates"), autoescape=True)
+    manifest = audit.manifest
+    page = environment.get_template("audit.html.j2").render(
+        audit=audit,
+        manifest=manifest,
+        notice=NOTICE,
+        seconds=format_duration(audit.seconds),
+        views=VIEWS,
+        without=WITHOUT_LUNGS,
+        mean_of=_MEAN_OF,
+        side=SIDE,
+        good=not any(audit.issues_of(s) for s in ("fault", "leak", "warning")),
+        counts=Markup(audit.count_table().to_html(border=0)),
+        lines=audit.content_lines(),
+        sheets=[(c, _class_sheet(audit, c)) for c in manifest.classes],
+        findings=[
+            _with_pictures(f, manifest.root) for f in track(audit.findings, "Contact sheets", len(audit.findings))
+        ],
+    )
+    write_text(Path(path), page)
+    return Path(path)
+
+
+def _with_pictures(finding: Issue, root: Path) -> dict[str, Any]:
+    """Return a finding with images of its first files, and the number of further files."""
+    pictures = []
+    for item in finding.items[:_FILES]:
+        paths = [item["path"], item.get("other_path") or item.get("mask")]
+        read = [_picture(root / p) for p in paths if p]
+        names = " and ".join(n for n in (item["sample_id"], item.get("other_id")) if n)
+        caption = f"{names} {item.get('detail', '')}".strip()
+        pictures.append({"images": [_source(p) for p in read if p is not None], "caption": caption})
+    more = max(len(finding.items) - _FILES, 0)
+    return {"severity": finding.severity, "text": finding.text, "pictures": pictures, "more": more}
+
+
+def _class_sheet(audit: DataAudit, name: str) -> list[tuple[str, str]]:
+    rows = np.flatnonzero((audit.manifest.table["class"] == name).to_numpy() & ~audit.unreadable)
+    if not len(rows):
+        return []
+    chosen = np.random.default_rng(0).permutation(rows)[:_MEAN_OF]
+    table = audit.manifest.table.iloc[chosen]
+    read = [(_picture(audit.manifest.root / p), str(s)) for p, s in zip(table["path"], table["sample_id"], strict=True)]
+    images = [(picture, sample) for picture, sample in read if picture is not None]
+    mean = np.mean([picture for picture, _ in images], axis=0).astype(np.uint8)
+    shown = [(_source(picture), sample) for picture, sample in images[:_IMAGES]]
+    return [(_source(mean), f"mean of {len(images)}"), *shown]
+
+
+def _picture(path: Path) -> np.ndarray | None:
+    """Read an image squeezed to SIDE x SIDE; None if it is unreadable."""
+    try:
+        return resize_image(read_image(path), SIDE)
+    except UnreadableImage:
+        return None
+
+
+def _source(picture: np.ndarray) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -23,11 +23,16 @@ VIEWS = {
     "lung shape": "the lung mask alone",
     "grey levels": "mean, spread, quartiles, share nearly black and nearly white",
 }
-WITHOUT_LUNGS = ("lungs blanked", "outer frame", "lung shape", "grey levels")
+WITHOUT_LUNGS = {
+    "lungs blanked": "the image without its lungs",
+    "outer frame": "the outer frame of the image",
+    "lung shape": "the shape of the lung mask",
+    "grey levels": "the image's overall brightness",
+}
 _FEWEST = 10  # images of each class, to train on and to test on
 _MOST = 8000  # images to train a probe on: more only take time
 _STRENGTH = 0.01  # inverse of the L2 penalty
-_FOLDS = 5
+_FOLDS, _RESAMPLES = 5, 1000
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ class Probe:
         return self.accuracy_ci[0] > self.chance + 0.05
 
 
-def run_probes(manifest: Manifest, scan: Scan, *, seed: int = 0, resamples: int = 1000) -> list[Probe]:
+def run_probes(manifest: Manifest, scan: Scan) -> list[Probe]:
     """Fit a logistic regression for each possible view, tested on Test, else by cross-validation over groups."""
     from trustcxr.console import track
 
@@ -58,7 +63,7 @@ def run_probes(manifest: Manifest, scan: Scan, *, seed: int = 0, resamples: int 
     probes = []
     for view in track(possible, "Looking for confounds", len(possible)):
         rows = np.flatnonzero(scan.has_lungs if view in needs_lungs else scan.readable)
-        probe = _fit_probe(view, select_features(view, scan, rows), table.iloc[rows], seed, resamples)
+        probe = _fit_probe(view, select_features(view, scan, rows), table.iloc[rows])
         if probe is not None:
             probes.append(probe)
     return probes
@@ -79,7 +84,7 @@ def select_features(view: str, scan: Scan, rows: NDArray[np.intp]) -> NDArray[np
     return pooled.reshape(len(rows), -1)
 
 
-def _fit_probe(view: str, x: NDArray[np.float32], table: pd.DataFrame, seed: int, resamples: int) -> Probe | None:
+def _fit_probe(view: str, x: NDArray[np.float32], table: pd.DataFrame) -> Probe | None:
     labels, groups = table["class"].to_numpy(str), table["group"].to_numpy(str)
     test = (table["split"] == "Test").to_numpy()
     names = np.unique(labels)
@@ -93,19 +98,19 @@ def _fit_probe(view: str, x: NDArray[np.float32], table: pd.DataFrame, seed: int
         if min((labels == n).sum() for n in names) < 2 * _FEWEST or len(np.unique(groups)) < _FOLDS:
             return None
         how = f"{_FOLDS}-fold cross-validation over groups"
-        folds = StratifiedGroupKFold(_FOLDS, shuffle=True, random_state=seed)
+        folds = StratifiedGroupKFold(_FOLDS, shuffle=True, random_state=0)
         plan = list(folds.split(x, labels, groups))
     answers, tested = np.full(len(labels), "", dtype=labels.dtype), np.zeros(len(labels), bool)
     trained_on = 0
     for train, held_out in plan:
         if len(train) > _MOST:
-            train = np.sort(np.random.default_rng(seed).choice(train, _MOST, replace=False))
+            train = np.sort(np.random.default_rng(0).choice(train, _MOST, replace=False))
         if min((labels[part] == n).sum() for n in names for part in (train, held_out)) < (
             _FEWEST if len(plan) == 1 else 1
         ):
             return None
         answers[held_out], tested[held_out], trained_on = _fit(x[train], labels[train], x[held_out]), True, len(train)
-    accuracy = _balanced_accuracy(labels[tested], answers[tested], groups[tested], names, resamples, seed)
+    accuracy = _balanced_accuracy(labels[tested], answers[tested], groups[tested], names)
     ci = interval(accuracy)
     return Probe(view, float(accuracy[0]), ci, 1 / len(names), trained_on, int(tested.sum()), how)
 
@@ -125,13 +130,11 @@ def _balanced_accuracy(
     answers: NDArray[np.str_],
     groups: NDArray[np.str_],
     names: NDArray[np.str_],
-    resamples: int,
-    seed: int,
 ) -> NDArray[np.float64]:
-    """Return the balanced accuracy of the sample and of each resample of its groups: (resamples + 1,)."""
+    """Return the balanced accuracy of the sample and of each resample of its groups: (_RESAMPLES + 1,)."""
     member = labels[:, None] == names
     right = member & (answers == labels)[:, None]
-    totals = Bootstrap.over(groups, resamples=resamples, seed=seed).totals(np.stack([right, member], axis=1))
+    totals = Bootstrap.over(groups, resamples=_RESAMPLES, seed=0).totals(np.stack([right, member], axis=1))
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.nanmean(totals[:, 0] / totals[:, 1], axis=1)
 

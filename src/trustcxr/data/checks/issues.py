@@ -13,7 +13,7 @@ import pandas as pd
 from trustcxr.data.checks.confounds import WITHOUT_LUNGS, Association, Probe
 from trustcxr.data.checks.scan import Scan
 from trustcxr.data.images import dicom_files, generated, plausibility
-from trustcxr.data.layouts.listing import list_files, remove_suffix
+from trustcxr.data.layouts.listing import Masks
 from trustcxr.data.manifest import MASK_SUFFIX, Manifest, format_similar_classes
 from trustcxr.storage.atomic import parse_yaml
 
@@ -157,7 +157,8 @@ def _items(table: pd.DataFrame, rows: Rows, detail: pd.Series | None = None, *, 
     names = ["sample_id", "path", *([mask] if mask else [])]
     facts = table[names].rename(columns={mask: "mask"})
     facts = facts if detail is None else facts.assign(detail=detail)
-    return list(facts.loc[rows].to_dict("records"))
+    items: list[Any] = facts.loc[rows].to_dict("records")
+    return items
 
 
 def _sizes(table: pd.DataFrame) -> pd.Series:
@@ -172,23 +173,16 @@ def _unpaired(root: Path) -> list[Item]:
     for folder, names, _ in os.walk(root):
         if "images" not in names:
             continue
-        images = _stems(f"{folder}/images")
+        relative = Path(folder).relative_to(root)
+        images = Masks(root, (relative / "images").as_posix()).stems
         for masks_folder in (n for n in names if n.lower().endswith("masks")):
-            masks = _stems(f"{folder}/{masks_folder}")
-            for detail, lost in (
-                (f"no file in '{masks_folder}'", images.keys() - masks.keys()),
-                (f"in '{masks_folder}', but no image", masks.keys() - images.keys()),
-            ):
-                for stem in sorted(lost):
-                    name = images.get(stem) or masks[stem]
-                    sub = "images" if stem in images else masks_folder
-                    path = os.path.relpath(f"{folder}/{sub}/{name}", root).replace(os.sep, "/")
-                    items.append(Item(sample_id=name, path=path, detail=detail))
+            masks = Masks(root, (relative / masks_folder).as_posix()).stems
+            for stem in sorted(images.keys() ^ masks.keys(), key=lambda stem: (stem in masks, stem)):
+                path, detail = images.get(stem), f"no file in '{masks_folder}'"
+                if path is None:
+                    path, detail = masks[stem], f"in '{masks_folder}', but no image"
+                items.append({"sample_id": os.path.basename(path), "path": path, "detail": detail})
     return items
-
-
-def _stems(folder: str) -> dict[str, str]:
-    return {remove_suffix(name): name for name in list_files(folder)}
 
 
 def leak_issues(manifest: Manifest, pairs: pd.DataFrame) -> list[Issue]:
@@ -248,7 +242,7 @@ def confound_issues(probes: list[Probe], linked: list[Association]) -> list[Issu
         if probe.view in WITHOUT_LUNGS and probe.above_chance:
             low, high = probe.accuracy_ci
             text = (
-                f"a linear probe predicts the class from {_PHRASES[probe.view]}: balanced accuracy "
+                f"a linear probe predicts the class from {WITHOUT_LUNGS[probe.view]}: balanced accuracy "
                 f"{probe.accuracy:.2f} [{low:.2f}, {high:.2f}], chance {probe.chance:.2f}"
             )
             findings.append(Issue("confound", "warning", text, 1))
@@ -261,11 +255,3 @@ def confound_issues(probes: list[Probe], linked: list[Association]) -> list[Issu
         severity = "warning" if link.cramers_v >= _STRONG else "note"
         findings.append(Issue("association", severity, text, 1))
     return findings
-
-
-_PHRASES = {
-    "lungs blanked": "images with the lungs blanked out",
-    "outer frame": "the outer frame alone",
-    "lung shape": "the shape of the lung mask alone",
-    "grey levels": "global grey levels alone",
-}

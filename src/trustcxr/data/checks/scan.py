@@ -13,7 +13,7 @@ from PIL import Image
 
 from trustcxr.data.images.greyscale import MAX_PIXELS, UnreadableImage, quiet
 from trustcxr.data.images.plausibility import colour_of
-from trustcxr.data.images.read import read_image, threshold
+from trustcxr.data.images.read import read_image, resize_image, threshold
 from trustcxr.data.manifest import MASK_SUFFIX, Manifest
 from trustcxr.data.worker_pool import call, pool
 from trustcxr.storage.os_errors import open_regular
@@ -74,15 +74,13 @@ def scan(manifest: Manifest, *, workers: int | None = None) -> Scan:
     """Read every image and mask once, in `workers` processes (default: one for each core), with progress."""
     from trustcxr.console import Progress
 
-    kinds = list(manifest.mask_kinds)
-    columns = {"image": manifest.table["path"].tolist()}
-    columns |= {kind: manifest.table[kind + MASK_SUFFIX].tolist() for kind in kinds}
+    columns = {name.removesuffix(MASK_SUFFIX): paths for name, paths in manifest.files.items()}
     count = len(manifest.table)
     starts = range(0, count, _CHUNK)
     root = str(manifest.root)
     jobs = (call(_read_rows, root, {k: v[i : i + _CHUNK] for k, v in columns.items()}) for i in starts)
     facts: list[Facts] = []
-    masks: dict[str, list[Facts]] = {kind: [] for kind in kinds}
+    masks: dict[str, list[Facts]] = {kind: [] for kind in manifest.mask_kinds}
     thumbs, small = (count, THUMB, THUMB), (count, PROBE, PROBE)
     arrays: list[np.ndarray] = [np.zeros(shape, np.uint8) for shape in (thumbs, thumbs, small, small, small)]
     arrays.append(np.zeros((count, 7), np.float32))
@@ -118,8 +116,8 @@ def _read_rows(root: str, paths: dict[str, list[str | None]]) -> list[Sample]:
 
 
 def _read_one(root: str, paths: dict[str, str | None]) -> Sample:
-    facts, image = _read_file(Path(root, str(paths["image"])))
-    read = {kind: _read_mask(root, path) for kind, path in paths.items() if kind != "image"}
+    facts, image = _read_file(Path(root, str(paths["images"])))
+    read = {kind: _read_mask(root, path) for kind, path in paths.items() if kind != "images"}
     lung = read["lung"][1] if "lung" in read else None
     for kind, (mask_facts, pixels) in read.items():
         if kind == "lung" or pixels is None or lung is None:
@@ -175,11 +173,11 @@ def _read_mask(root: str, path: str | None) -> tuple[Facts, np.ndarray | None]:
 
 
 def _pictures(image: np.ndarray, lung: np.ndarray | None) -> tuple[np.ndarray, ...]:
-    thumb, trimmed = _small(image, THUMB), _small(_without_borders(image), THUMB)
+    thumb, trimmed = resize_image(image, THUMB), resize_image(_without_borders(image), THUMB)
     parts = [np.zeros((PROBE, PROBE), np.uint8)] * 3
     if lung is not None and lung.shape == image.shape:
         # Blanked before resizing: a probe would see the remains of a lung at its edge.
-        parts = [_small(part, PROBE) for part in (image * (1 - lung), image * lung, lung * 255)]
+        parts = [resize_image(part, PROBE) for part in (image * (1 - lung), image * lung, lung * 255)]
     quartiles = np.percentile(image, [25, 50, 75])
     dark, light = np.mean(image < _DARK), np.mean(image > _LIGHT)
     grey = np.array([image.mean(), image.std(), *quartiles, dark, light], np.float32)
@@ -193,7 +191,3 @@ def _without_borders(image: np.ndarray) -> np.ndarray:
         return image
     (top, bottom), (left, right) = ((lines[0], lines[-1] + 1) for lines in varied)
     return image[top:bottom, left:right]
-
-
-def _small(image: np.ndarray, size: int) -> np.ndarray:
-    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))

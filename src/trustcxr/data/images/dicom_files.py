@@ -6,6 +6,8 @@ Messages never quote the file's text, so that no patient's identifier reaches a 
 import re
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from itertools import islice
 from typing import Any
@@ -43,38 +45,40 @@ def read_dicom(path: Source) -> np.ndarray:
         import pydicom
     except ImportError:
         raise UnreadableImage(f"a DICOM file: reading it needs {INSTALL}") from None
-    with quiet():
-        try:
-            _check_header(read_header(path))
-            with open_source(path) as file:
-                return _grey(pydicom.dcmread(file))
-        except UnreadableImage:
-            raise
-        except MemoryError:
-            raise UnreadableImage("needs more memory than there is") from None
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as fault:  # pydicom raises almost anything; its Rust decoder panics, which is no Exception
-            raise UnreadableImage(_describe(fault)) from None
+    with _translate_faults():
+        _check_header(read_header(path))
+        with open_source(path) as file:
+            return _grey(pydicom.dcmread(file))
 
 
 def reason_not_image(path: Source) -> str | None:
     """Return why a DICOM header is not of one frontal image; None for an image or an unreadable file."""
     try:
-        with quiet():
+        with _translate_faults():
             header = read_header(path)
             if str(header.get("Manufacturer") or "") == MANUFACTURER:
                 return RESULT_REASON
             _check_header(header)
-    except _CutOff:
+    except _Damaged:  # reading the image reports it
         return None
     except UnreadableImage as problem:
         return str(problem)
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException:  # damaged, or no pydicom: reading the image reports it
-        return None
     return None
+
+
+class _Damaged(UnreadableImage):
+    """A file that cannot be decoded, or of an image's SOP class without an image."""
+
+
+@contextmanager
+def _translate_faults() -> Iterator[None]:
+    with quiet():
+        try:
+            yield
+        except (UnreadableImage, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as fault:  # pydicom raises almost anything; its Rust decoder panics, which is no Exception
+            raise _Damaged(_describe(fault)) from None
 
 
 def is_own_result(source: Source) -> bool:
@@ -110,10 +114,6 @@ def read_accession(source: Source) -> str:
     return "".join(character for character in text[:16] if character.isprintable()).strip()
 
 
-class _CutOff(UnreadableImage):
-    """A file of an image's SOP class without an image: truncated."""
-
-
 def read_header(path: Source, tags: list[str] | None = None) -> Any:
     """Read the header, or some tags of it. Raises UnreadableImage for a decompression bomb, else pydicom's errors."""
     import pydicom
@@ -124,6 +124,8 @@ def read_header(path: Source, tags: list[str] | None = None) -> Any:
 
 
 def _describe(fault: BaseException) -> str:
+    if isinstance(fault, MemoryError):
+        return "needs more memory than there is"
     text = str(fault)
     if "missing dependencies" in text or "missing required dependencies" in text:
         return f"a compressed DICOM file: reading it needs {INSTALL}"
@@ -156,7 +158,7 @@ def _check_header(header: Any) -> None:
     """Raise UnreadableImage for all but one frontal image of at most 16 bits."""
     if not header.get("Rows") or not header.get("Columns"):
         if _kind(header) in IMAGES:
-            raise _CutOff("damaged DICOM file: an image without an image, as if cut off")
+            raise _Damaged("damaged DICOM file: an image without an image, as if cut off")
         raise UnreadableImage("a DICOM file without an image")
     frames = header.get("NumberOfFrames")
     if frames is not None and str(frames).strip() not in ("", "0", "1"):

@@ -76,7 +76,7 @@ def read_image_at(path: str | Path, size: int, resize: str = "squeeze") -> np.nd
 def read_mask_at(
     path: str | Path, size: int, resize: str = "squeeze", *, image: str | Path | None = None
 ) -> np.ndarray:
-    """Read a mask at a size: `resize_mask(read_mask(path), size, resize)` without copies.
+    """Read a mask at a size: by nearest neighbour, so it stays 0 and 1.
 
     `image`: the file of its image. A mask of another shape covers the same field, and is padded or cropped likewise.
     """
@@ -106,7 +106,13 @@ def _read(path: Source) -> Image.Image:
             if start[128:] != _DICOM and (plain := _plain_png(file, start)) is not None:
                 return plain
             with quiet():
-                return _read_other(path, file, start)
+                if start[128:] == _DICOM:
+                    from trustcxr.data.images.dicom_files import read_dicom
+
+                    return Image.fromarray(read_dicom(path))
+                file.seek(0)
+                with Image.open(file, formats=FORMATS) as image:
+                    return _grey(image)
     except UnreadableImage:
         raise
     except Image.UnidentifiedImageError:
@@ -120,16 +126,6 @@ def _read(path: Source) -> Image.Image:
         raise UnreadableImage(_describe(path, fault.strerror or fault)) from None
     except Exception as fault:  # a damaged file makes the decoders raise almost anything
         raise UnreadableImage(_describe(path, fault)) from None
-
-
-def _read_other(path: Source, file: BinaryIO, start: bytes) -> Image.Image:
-    if start[128:] == _DICOM:
-        from trustcxr.data.images.dicom_files import read_dicom
-
-        return Image.fromarray(read_dicom(path))
-    file.seek(0)
-    with Image.open(file, formats=FORMATS) as image:
-        return _grey(image)
 
 
 def _plain_png(file: BinaryIO, start: bytes) -> Image.Image | None:
@@ -243,11 +239,6 @@ def resize_image(image: np.ndarray, size: int, resize: str = "squeeze") -> np.nd
     `squeeze` changes the aspect ratio; `pad` adds black; `crop` takes the largest central square.
     """
     return np.asarray(resize_square(Image.fromarray(image), size, resize, Image.Resampling.BILINEAR))
-
-
-def resize_mask(mask: np.ndarray, size: int, resize: str = "squeeze") -> np.ndarray:
-    """Resize a 0/1 mask (H, W) to (size, size) by nearest neighbour, so it stays 0/1."""
-    return np.asarray(resize_square(Image.fromarray(mask), size, resize, Image.Resampling.NEAREST))
 
 
 def to_original(size: int, shape: tuple[int, ...], resize: str) -> tuple[slice, slice]:

@@ -7,9 +7,8 @@ from pathlib import Path
 
 from trustcxr import registry
 from trustcxr.data import remote
-from trustcxr.data.layouts.covidqu import list_parts, read_covidqu
 from trustcxr.data.layouts.csv_lists import PUBLISHED, read_list
-from trustcxr.data.layouts.folders import read_folders
+from trustcxr.data.layouts.folders import list_parts, read_covidqu, read_folders
 from trustcxr.data.layouts.listing import list_folders, record_skipped
 from trustcxr.data.manifest import Manifest
 from trustcxr.errors import UserError, unknown

@@ -3,8 +3,9 @@
 import os
 import posixpath
 import re
+import shlex
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from trustcxr.data.manifest import (
     from_table,
     split_name,
 )
-from trustcxr.data.tabular import check_distinct_columns, find_columns_like, is_blank, read_table, row_number
+from trustcxr.data.tabular import is_blank, read_table, row_number
 from trustcxr.errors import UserError, unknown
 
 Columns = Mapping[str, str | int]
@@ -69,15 +70,19 @@ def read_list(file: Path, *, columns: str | Columns | None = None, images: str |
     if is_manifest and images is None:
         return from_table(table, file)
     mapping = dict(_mapping(table, file, columns))
-    _check_ambiguous(table, file, mapping, {word: word for word in mapping} if is_manifest else columns)
     if is_manifest:
         mapping["sample_id"] = "sample_id"
+    else:
+        named = columns if isinstance(columns, Mapping) else {}
+        for word, column in mapping.items():
+            if word not in named:
+                _check_similar(table, file, column, {*mapping.values()} - {column}, word)
     chosen = {ours: table[theirs].tolist() for ours, theirs in mapping.items()}
     notes: list[str] = []
     if "class" not in mapping:
         names = list_finding_columns(table, mapping.values())
         for name in names:
-            check_distinct_columns(table, file, find_columns_like(table, name, exactly=False))
+            _check_similar(table, file, name)
         chosen["class"] = build_classes(table, names)
         notes.append(f"the classes of {file.name} come from its columns {', '.join(names)}")
         if "patient" not in mapping and (patients := extract_patients(chosen["path"])):
@@ -95,15 +100,17 @@ def read_list(file: Path, *, columns: str | Columns | None = None, images: str |
     return manifest
 
 
-def _check_ambiguous(table: pd.DataFrame, file: Path, mapping: Columns, named: str | Columns | None) -> None:
-    """Raise UserError if a column that is read has another with a similar name, and the user named neither."""
-    named = named if isinstance(named, Mapping) else {}
-    for word, column in mapping.items():
-        if not isinstance(column, str) or (word in named and str(named[word]) != column):  # named by its index
-            continue
-        used = [other for key, other in mapping.items() if key != word]
-        similar = find_columns_like(table, column, exactly=word in named)
-        check_distinct_columns(table, file, [i for i in similar if table.columns[i] not in used], word)
+def _check_similar(
+    table: pd.DataFrame, file: Path, column: str | int, used: Container[Any] = (), word: str | None = None
+) -> None:
+    """Raise UserError if another column, not in `used`, differs only in capitals or blanks; `word` is ours for it."""
+    similar = [n for n in table.columns if str(n).strip().lower() == str(column).strip().lower() and n not in used]
+    if len(similar) > 1:
+        choose = f", or choose one, such as --column {word}={shlex.quote(similar[0])}" if word else ""
+        raise UserError(
+            f"{file}: the columns {' and '.join(map(repr, similar))} differ only in capitals or blanks. Rename or "
+            f"remove one{choose}"
+        )
 
 
 def _mapping(table: pd.DataFrame, file: Path, columns: str | Columns | None) -> dict[str, str | int]:

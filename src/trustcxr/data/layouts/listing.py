@@ -1,7 +1,7 @@
-"""List folders, image files and masks of a data set in order, and record what cannot be listed."""
+"""List folders, image files and masks in order, record what cannot be listed, and read a `manifest.csv` beside them."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -10,9 +10,14 @@ from typing import Any
 from trustcxr.data.images import generated
 from trustcxr.data.images.dicom_files import RESULT_ENDINGS, RESULT_REASON, is_own_result
 from trustcxr.data.images.read import SUFFIXES, is_dicom
+from trustcxr.data.manifest import NO_SPLIT, USUAL, extra_columns, format_unsplit, split_name
+from trustcxr.data.tabular import has_unknown_word, is_blank, read_table
+from trustcxr.errors import UserError
 from trustcxr.storage.os_errors import escaped
 
 Record = dict[str, Any]  # a sample: column of the manifest -> text or None
+_SIDECAR = {word: USUAL[word] for word in ("patient", "group", "source", "view")}
+_SIDECAR |= {word: (word,) for word in ("strict_external", "split")}
 _SKIPPED: ContextVar[dict[str, str] | None] = ContextVar("skipped files and folders", default=None)
 
 
@@ -87,7 +92,7 @@ def remove_suffix(name: str) -> str:
 
 def _is_own_result(entry: os.DirEntry[str]) -> bool:
     """Tell whether `predict` wrote a file, and record it."""
-    if entry.name.endswith(generated.ENDING) and generated.is_heatmap(Path(entry.path)):
+    if entry.name.endswith(generated.ENDING) and generated.read_texts(entry.path):
         _skip(entry.path, generated.HEATMAP_REASON)
         return True
     if entry.name.endswith(RESULT_ENDINGS) and is_own_result(entry.path):
@@ -99,11 +104,53 @@ def _is_own_result(entry: os.DirEntry[str]) -> bool:
 class Masks:
     """The mask files of a folder, by an image's file name, else by its name without the suffix."""
 
-    def __init__(self, folder: str, relative: str) -> None:
-        names = list_files(folder)
+    def __init__(self, root: Path, relative: str) -> None:
+        names = list_files(root / relative)
         self.paths = {n: f"{relative}/{n}" for n in names}
         self.stems = {remove_suffix(n): f"{relative}/{n}" for n in names}
 
     def get(self, name: str) -> str | None:
         """Return the path of an image's mask, or None."""
         return self.paths.get(name) or self.stems.get(remove_suffix(name))
+
+
+def join_side_car(records: list[Record], root: Path, home: Path, notes: list[str], *, splits: bool) -> None:
+    """Add the columns of `manifest.csv` in `home` to records; `split` only if `splits`."""
+    file = home / "manifest.csv"
+    if not file.is_file():
+        return
+    rows = _read_side_car(file)
+    prefix = "" if home == root else root.relative_to(home).as_posix() + "/"
+    missing = 0
+    for record in records:
+        row = rows.get(prefix + record["path"])
+        missing += row is None
+        for column, value in (row or {}).items():
+            if column != "split" or splits:
+                record[column] = value
+    if missing:
+        notes.append(f"{missing} images are not in {file.name}: their patients and sources are unknown")
+    unsplit = [record["path"] for record in records if record["split"] == NO_SPLIT] if splits else []
+    if 0 < len(unsplit) < len(records):
+        notes.append(format_unsplit(f"{len(unsplit)} images", file.name, min(unsplit)))
+
+
+def _read_side_car(file: Path) -> dict[str, Mapping[str, str]]:
+    """Read the known values of each path. Raises UserError if there is no column `path`."""
+    table = read_table(file)
+    if "path" not in table:
+        raise UserError(f"{file}: no column 'path' among {', '.join(map(str, table.columns))}. Add it")
+    mapping = {word: next((n for n in names if n in table), None) for word, names in _SIDECAR.items()}
+    columns = {word: table[name].tolist() for word, name in mapping.items() if name}
+    taken = [name for names in _SIDECAR.values() for name in names]
+    columns |= {name: table[name].tolist() for name in extra_columns(table, taken)}
+    rows: dict[str, Mapping[str, str]] = {}
+    for i, path in enumerate(table["path"]):
+        values = {word: v[i].strip() for word, v in columns.items()}
+        values = {k: v for k, v in values.items() if v and not (is_blank(v) if k in _SIDECAR else has_unknown_word(v))}
+        if split := values.get("split"):
+            values["split"] = split_name(split) or split
+        before = rows.setdefault(path.replace("\\", "/"), values)
+        for column in [c for c in columns if before.get(c) != values.get(c)]:
+            raise UserError(f"{file}: {path} is listed twice, with two values of {column}. Remove one row")
+    return rows

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +11,7 @@ import numpy as np
 
 from trustcxr.console import track
 from trustcxr.data.phantom.anatomy import CLASSES
-from trustcxr.data.phantom.render_image import Phantom, render
-from trustcxr.data.phantom.shortcuts import SHORTCUTS, Shortcut, parse_shortcut
+from trustcxr.data.phantom.render_image import SHORTCUTS, Phantom, Shortcut, parse_shortcut, render
 from trustcxr.data.worker_pool import call, pool
 from trustcxr.errors import UserError, unknown
 from trustcxr.storage.locks import is_left
@@ -89,10 +88,7 @@ def _write_all(jobs: "list[_Job]", folder: Path, size: int, workers: int) -> Non
                 (folder / part / part / split / class_name / kind).mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
     chunks = [jobs[i : i + 50] for i in range(0, len(jobs), 50)]
-    if workers <= 1:
-        results: Iterable[list[Row]] = (_write_images(chunk, folder, size) for chunk in chunks)
-    else:
-        results = pool(workers)(call(_write_images, chunk, folder, size) for chunk in chunks)
+    results = pool(max(workers, 1))(call(_write_images, chunk, folder, size) for chunk in chunks)
     for written in track(results, "Synthetic X-rays", len(chunks)):
         rows += written
     pd.DataFrame(rows).to_csv(folder / "manifest.csv", index=False)
