@@ -2,18 +2,11 @@
 
 import numpy as np
 import pytest
-import torch
 
 from trustcxr.data.loader import BatchRows
 from trustcxr.errors import UserError
 from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.runs import run_folder
-
-STILL = {"rotation": 0.0, "shift": 0.0, "scale": 0.0, "brightness": 0.0, "contrast": 0.0}
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def test_each_batch_comes_so_many_times_in_a_row() -> None:
