@@ -246,7 +246,7 @@ def test_source_and_view_that_go_with_the_class_are_said(
     assert [p["said"] for p in found.published] == ["a subset of", "a subset of"]
     classes = anatomy.CLASSES
     few = {"COVID-QU-Ex": dict.fromkeys(classes, 10), "its infection part": dict.fromkeys(classes, 67)}
-    monkeypatch.setattr(sys.modules["trustcxr.data.checks.check"], "PUBLISHED", few)
+    monkeypatch.setattr(sys.modules["trustcxr.data.layouts.folders"], "PUBLISHED", few)
     found = check_data(root, workers=1, probes=False)
     assert [p["said"] for p in found.published] == ["more than", "all of"]
     assert "more_than_published" in {f.kind for f in found.issues_of("warning")}

@@ -85,6 +85,11 @@ def select_features(view: str, scan: Scan, rows: NDArray[np.intp]) -> NDArray[np
 
 
 def _fit_probe(view: str, x: NDArray[np.float32], table: pd.DataFrame) -> Probe | None:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedGroupKFold
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     labels, groups = table["class"].to_numpy(str), table["group"].to_numpy(str)
     test = (table["split"] == "Test").to_numpy()
     names = np.unique(labels)
@@ -93,8 +98,6 @@ def _fit_probe(view: str, x: NDArray[np.float32], table: pd.DataFrame) -> Probe 
     if test.any() and not test.all():
         how, plan = "trained on all but Test, tested on Test", [(np.flatnonzero(~test), np.flatnonzero(test))]
     else:
-        from sklearn.model_selection import StratifiedGroupKFold
-
         if min((labels == n).sum() for n in names) < 2 * _FEWEST or len(np.unique(groups)) < _FOLDS:
             return None
         how = f"{_FOLDS}-fold cross-validation over groups"
@@ -109,34 +112,18 @@ def _fit_probe(view: str, x: NDArray[np.float32], table: pd.DataFrame) -> Probe 
             _FEWEST if len(plan) == 1 else 1
         ):
             return None
-        answers[held_out], tested[held_out], trained_on = _fit(x[train], labels[train], x[held_out]), True, len(train)
-    accuracy = _balanced_accuracy(labels[tested], answers[tested], groups[tested], names)
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=_STRENGTH, max_iter=1000, class_weight="balanced"))
+        model.fit(x[train].astype(np.float64), labels[train])
+        answers[held_out] = model.predict(x[held_out].astype(np.float64))
+        tested[held_out], trained_on = True, len(train)
+    member = labels[tested][:, None] == names
+    right = member & (answers == labels)[tested][:, None]
+    bootstrap = Bootstrap.over(groups[tested], resamples=_RESAMPLES, seed=0)
+    totals = bootstrap.totals(np.stack([right, member], axis=1))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        accuracy = np.nanmean(totals[:, 0] / totals[:, 1], axis=1)  # balanced; of the sample, then of each resample
     ci = interval(accuracy)
     return Probe(view, float(accuracy[0]), ci, 1 / len(names), trained_on, int(tested.sum()), how)
-
-
-def _fit(x: NDArray[np.float32], labels: NDArray[np.str_], held_out: NDArray[np.float32]) -> NDArray[np.str_]:
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=_STRENGTH, max_iter=1000, class_weight="balanced"))
-    answers: NDArray[np.str_] = model.fit(x.astype(np.float64), labels).predict(held_out.astype(np.float64))
-    return answers
-
-
-def _balanced_accuracy(
-    labels: NDArray[np.str_],
-    answers: NDArray[np.str_],
-    groups: NDArray[np.str_],
-    names: NDArray[np.str_],
-) -> NDArray[np.float64]:
-    """Return the balanced accuracy of the sample and of each resample of its groups: (_RESAMPLES + 1,)."""
-    member = labels[:, None] == names
-    right = member & (answers == labels)[:, None]
-    totals = Bootstrap.over(groups, resamples=_RESAMPLES, seed=0).totals(np.stack([right, member], axis=1))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.nanmean(totals[:, 0] / totals[:, 1], axis=1)
 
 
 @dataclass(frozen=True)

@@ -123,12 +123,9 @@ def _mask_issues_of_kind(kind: str, table: pd.DataFrame, readable: np.ndarray, l
     return result
 
 
-Rows = Any  # booleans, labels or a slice that select rows of a table
-
-
 def _wrong_masks(
     kind: str, table: pd.DataFrame, has: pd.Series, readable: np.ndarray
-) -> dict[str, tuple[Rows, pd.Series | None]]:
+) -> dict[str, tuple[Any, pd.Series | None]]:
     """Return for each issue of a mask its rows, and the detail of each row of the table."""
     good = has & table["fault"].isna()
     other_size = (table["width"] != table["image_width"]) | (table["height"] != table["image_height"])
@@ -152,8 +149,8 @@ def _wrong_masks(
     }
 
 
-def _items(table: pd.DataFrame, rows: Rows, detail: pd.Series | None = None, *, mask: str | None = None) -> list[Item]:
-    """Return an item for each of the rows; `mask` is the column with the mask's path."""
+def _items(table: pd.DataFrame, rows: Any, detail: pd.Series | None = None, *, mask: str | None = None) -> list[Item]:
+    """Return an item for each of the rows (booleans, labels or a slice); `mask` is the column with the mask's path."""
     names = ["sample_id", "path", *([mask] if mask else [])]
     facts = table[names].rename(columns={mask: "mask"})
     facts = facts if detail is None else facts.assign(detail=detail)

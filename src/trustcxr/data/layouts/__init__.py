@@ -45,7 +45,10 @@ def read_manifest(
     if isinstance(columns, str) and columns not in PUBLISHED:
         raise unknown("list", columns, PUBLISHED)
     with record_skipped() as skipped:
-        manifest = _read(root, layout, columns, images)
+        manifest = _read_side_car(root) if root.name == "manifest.csv" and columns is None else None
+        for name in [layout] if layout != "auto" else LAYOUTS:
+            how = {"columns": columns, "images": images} if name == "list" else {}
+            manifest = manifest or LAYOUTS[name](root, **how)
     if manifest is not None:
         if (columns is not None or images is not None) and manifest.layout not in ("list", "manifest"):
             manifest.notes.append("columns and a folder of images are ignored: these images are not a list")
@@ -79,20 +82,6 @@ def _resolve(path: str | Path) -> Path:
     return root
 
 
-def _read(
-    root: Path, layout: str, columns: str | Mapping[str, str | int] | None, images: str | Path | None
-) -> Manifest | None:
-    """Read the manifest by the first layout that fits; None if none does."""
-    if root.name == "manifest.csv" and columns is None and (manifest := _read_side_car(root)) is not None:
-        return manifest
-    for name in [layout] if layout != "auto" else list(LAYOUTS):
-        reader = LAYOUTS[name]
-        manifest = read_list(root, columns=columns, images=images) if name == "list" else reader(root)
-        if manifest is not None:
-            return manifest
-    return None
-
-
 def _read_side_car(side_car: Path) -> Manifest | None:
     """Read the COVID-QU-Ex data set of a side-car manifest, which lists an image once for each part."""
     with open_regular(side_car) as file:
@@ -114,6 +103,6 @@ def describe_folder(folder: Path) -> str:
     return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
 
 
-LAYOUTS: dict[str, Callable[[Path], Manifest | None]] = {
+LAYOUTS: dict[str, Callable[..., Manifest | None]] = {
     name: registry.load_function("data.layouts", entry.function) for name, entry in registry.LAYOUTS.items()
 }

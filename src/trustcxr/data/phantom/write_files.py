@@ -11,7 +11,7 @@ import numpy as np
 
 from trustcxr.console import track
 from trustcxr.data.phantom.anatomy import CLASSES
-from trustcxr.data.phantom.render_image import SHORTCUTS, Phantom, Shortcut, parse_shortcut, render
+from trustcxr.data.phantom.render_image import SHORTCUTS, Shortcut, parse_shortcut, render
 from trustcxr.data.worker_pool import call, pool
 from trustcxr.errors import UserError, unknown
 from trustcxr.storage.locks import is_left
@@ -151,6 +151,7 @@ def _write_image(job: _Job, folder: Path, size: int) -> Iterator[Row]:
 
     image = render(job.class_name, job.seed, size, job.shortcuts, conspicuity=job.conspicuity)
     name = _FILE_NAMES[job.class_name].format(job.number)
+    patient = f"phantom:{job.class_name}-{job.number}"
     masks = {"lung masks": image.lung_mask * 255, "infection masks": image.infection_mask * 255}
     pictures = {"images": image.image, **masks}
     saved: dict[str, Path] = {}
@@ -163,23 +164,18 @@ def _write_image(job: _Job, folder: Path, size: int) -> Iterator[Row]:
             else:
                 Image.fromarray(pictures[kind]).save(path, compress_level=1)
                 saved[kind] = path
-        yield _row(job, image, (base / "images" / name).as_posix(), part)
-
-
-def _row(job: _Job, image: Phantom, path: str, part: str) -> Row:
-    patient = f"phantom:{job.class_name}-{job.number}"
-    return {
-        "path": path,
-        "set": part.split()[0].lower(),
-        "split": job.split,
-        "class": job.class_name,
-        "source_repo": "phantom",
-        "patient_id": patient,
-        "view": image.parameters["view"],
-        "group_id": patient,
-        "conspicuity": job.conspicuity,
-        "seed": job.seed,  # render() reproduces the image, its masks and its marks from it
-        **{f"shortcut_{name}": int(name in image.marks) for name in SHORTCUTS},
-        "lung_fraction": round(float(image.lung_mask.mean()), 5),
-        "infection_fraction": round(float(image.infection_mask.mean()), 5),
-    }
+        yield {
+            "path": (base / "images" / name).as_posix(),
+            "set": part.split()[0].lower(),
+            "split": job.split,
+            "class": job.class_name,
+            "source_repo": "phantom",
+            "patient_id": patient,
+            "view": image.parameters["view"],
+            "group_id": patient,
+            "conspicuity": job.conspicuity,
+            "seed": job.seed,  # render() reproduces the image, its masks and its marks from it
+            **{f"shortcut_{name}": int(name in image.marks) for name in SHORTCUTS},
+            "lung_fraction": round(float(image.lung_mask.mean()), 5),
+            "infection_fraction": round(float(image.infection_mask.mean()), 5),
+        }
