@@ -11,7 +11,7 @@ from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
-from trustcxr.data.images import generated
+from trustcxr.data.images.read import HEATMAP_ENDING
 from trustcxr.data.phantom.render_image import render
 from trustcxr.explain import heatmap_io
 from trustcxr.storage.schemas import ImageAnswer
@@ -55,7 +55,7 @@ def answered(image: Path, **fields: object) -> ImageAnswer:
     grey = np.random.default_rng(0).integers(0, 255, (size.Rows, size.Columns), np.uint8)
     picture = heatmap_io.overlay(grey, grey / 255)
     heatmap_io.write_notice(picture)
-    place = image.with_name(image.stem + generated.ENDING)
+    place = image.with_name(image.stem + HEATMAP_ENDING)
     picture.save(place)
     given = {
         "image": str(image), "predicted": "COVID-19", "calibrated": True, "epsilon": 0.02, "run": "resnet18-fgsm-s0",

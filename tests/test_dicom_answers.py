@@ -21,7 +21,7 @@ from dicom_images import CR, NUMBER, SECRET, answered, chest, complaints  # noqa
 from trustcxr.apps.dicom import studies_on_disk, writer  # noqa: E402
 from trustcxr.data import read_manifest  # noqa: E402
 from trustcxr.data.checks.check import check_data  # noqa: E402
-from trustcxr.data.images import dicom_files, generated  # noqa: E402
+from trustcxr.data.images import dicom_files, read  # noqa: E402
 from trustcxr.data.phantom.render_image import render  # noqa: E402
 from trustcxr.errors import UserError  # noqa: E402
 from trustcxr.report import terminal  # noqa: E402
@@ -300,7 +300,7 @@ def test_answers_beside_images_become_no_images_of_a_data_set(tmp_path: Path) ->
     assert sorted(Path(path).name for path in found.skipped) == [
         "IM0000.finding.dcm", "IM0000.heatmap.dcm", "IM0000.heatmap.png",
     ]  # fmt: skip
-    assert set(found.skipped.values()) == {dicom_files.RESULT_REASON, generated.HEATMAP_REASON}
+    assert set(found.skipped.values()) == {dicom_files.RESULT_REASON, read.HEATMAP_REASON}
     (told,) = (f for f in check_data(tmp_path / "data", probes=False, workers=1).findings if f.kind == "heatmaps")
     assert (told.severity, told.count) == ("note", 3)
     Image.fromarray(render("Normal", 9, 64).image).save(place / "thumb.png")  # an image hides no DICOM file
@@ -317,5 +317,5 @@ def test_an_answer_is_no_image_whatever_it_is_called(tmp_path: Path) -> None:
         image = tmp_path / f"image{number}{Path(place).suffix}"
         shutil.copy(place, image)
         (said,) = studies_on_disk.predict(run, [image], out=tmp_path / "again")
-        assert said.left_out in (generated.HEATMAP_REASON, dicom_files.RESULT_REASON)
+        assert said.left_out in (read.HEATMAP_REASON, dicom_files.RESULT_REASON)
     assert not (tmp_path / "again").exists()

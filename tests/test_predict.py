@@ -18,7 +18,7 @@ from small_runs import untrained
 from test_cli import run as typed
 from trustcxr.data import read_manifest
 from trustcxr.data.checks.check import check_data
-from trustcxr.data.images import generated, read
+from trustcxr.data.images import read
 from trustcxr.data.phantom.render_image import render
 from trustcxr.evaluation.trained_run import load_run
 from trustcxr.explain import counterfactual_view, heatmap_io, methods, predict
@@ -87,9 +87,7 @@ def test_a_file_that_is_not_ours_is_never_overwritten(run: Path, radiographs: Pa
     (answer,) = predict.predict(run, [radiographs / "a" / "x.png"], out=out)
     assert foreign.read_bytes() == before
     assert answer.heatmap != str(foreign)
-    assert generated.read_texts(Path(answer.heatmap))[generated.SOURCE] == heatmap_io.fingerprint(
-        radiographs / "a" / "x.png"
-    )
+    assert read.read_texts(Path(answer.heatmap))[read.SOURCE] == heatmap_io.fingerprint(radiographs / "a" / "x.png")
 
 
 def test_no_heatmap_takes_the_place_of_another_runs(run: Path, radiographs: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from trustcxr import corruptions
-from trustcxr.data.images import generated, greyscale, read
+from trustcxr.data.images import greyscale, read
 from trustcxr.errors import UserError
 from trustcxr.storage.atomic import atomic_write
 from trustcxr.version import NOTICE
@@ -51,7 +51,7 @@ def write(out: Path, *, size: int = 224, image: Path | None = None, seed: int = 
 
     if not 0 <= seed < 2**32:
         raise UserError(f"seed {seed}: out of range. Choose 0 to {2**32 - 1}")
-    if out.exists() and not generated.read_texts(out, _MARK):
+    if out.exists() and not read.read_texts(out, _MARK):
         raise UserError(f"{out}: another file with this name exists. Choose another OUT")
     if image is None:
         picture = render("COVID-19", seed, size).image

@@ -238,10 +238,9 @@ class JoinedDataset:
     """
 
     def __init__(self, first: "Dataset | JoinedDataset", *others: Dataset, shares: Sequence[float] = ()) -> None:
-        self.parts: tuple[Dataset, ...]
-        self.shares: tuple[float, ...]
-        self.parts, self.shares = ((first,), ()) if isinstance(first, Dataset) else (first.parts, first.shares)
-        self.parts, self.shares = (*self.parts, *others), tuple(shares) or self.shares
+        parts, before = ((first,), ()) if isinstance(first, Dataset) else (first.parts, first.shares)
+        self.parts: tuple[Dataset, ...] = (*parts, *others)
+        self.shares: tuple[float, ...] = tuple(shares) or before
         self.notes: list[str] = list(first.notes)
         head = self.parts[0]
         self.classes, self.size, self.root, self.where = head.classes, head.size, head.root, head.where

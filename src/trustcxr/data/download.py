@@ -34,7 +34,10 @@ def download_covidqu(destination: str | Path | None = None, *, tell: Callable[[s
     tell("COVID-QU-Ex: 33,920 chest X-rays with lung masks, 5,826 with infection masks; about 1.2 GB, for research.")
     tell(f"From {PAGE} (see there for its terms) to {cache}")
     folder = cache / "datasets" / HANDLE
-    _check_space(cache, needed=0 if folder.is_dir() and any(folder.rglob("Train")) else _NEEDED_BYTES)
+    free = shutil.disk_usage(next(path for path in (cache, *cache.parents) if path.exists())).free
+    if free < _NEEDED_BYTES and not (folder.is_dir() and any(folder.rglob("Train"))):
+        needed = _NEEDED_BYTES / 1e9
+        raise UserError(f"{cache}: {free / 1e9:.1f} GB free, {needed:.1f} GB needed. Give another destination")
     before = os.environ.get("KAGGLEHUB_CACHE")
     try:
         if chosen:
@@ -65,13 +68,6 @@ def verify(folder: Path) -> list[str]:
     classes = ", ".join(f"{c} {n:,}" for c, (n, _) in images.items())
     count = f"{sum(n for n, _ in images.values()):,} images ({classes})"
     return [f"Complete: {count}; {with_masks:,} with infection masks", *manifest.notes]
-
-
-def _check_space(folder: Path, *, needed: int) -> None:
-    disk = next(p for p in (folder, *folder.parents) if p.exists())
-    free = shutil.disk_usage(disk).free
-    if free < needed:
-        raise UserError(f"{folder}: {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB needed. Give another destination")
 
 
 def _reason(fault: Exception) -> str:

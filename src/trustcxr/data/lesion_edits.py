@@ -44,10 +44,8 @@ class Pair:
 
     def move_to_lesion(self, fields: Tensor) -> Tensor:
         """Move fields (B, H, W) as each control is moved to its lesion."""
-        moved = []
-        for field, (flip, down, right) in zip(fields, self.moves, strict=True):
-            back = _shifted(field, -down, -right)
-            moved.append(back.flip(1) if flip else back)
+        back = [(_shifted(f, -down, -right), flip) for f, (flip, down, right) in zip(fields, self.moves, strict=True)]
+        moved = [field.flip(1) if flip else field for field, flip in back]
         return torch.stack(moved) if moved else fields
 
 

@@ -113,23 +113,16 @@ def _rounds(random: np.random.Generator, rows: np.ndarray, count: int) -> np.nda
     return np.concatenate([random.permutation(rows) for _ in range(rounds)])[:count]
 
 
-def loader(
-    dataset: "Dataset | JoinedDataset",
-    batch_size: int,
-    *,
-    workers: int = 0,
-    **order: Any,
-) -> DataLoader:
+def loader(dataset: "Dataset | JoinedDataset", batch_size: int, **order: Any) -> DataLoader:
     """Return a loader of batches: images uint8 (B, 1, H, W), labels (B,), rows of the data set (B,).
 
-    `order`: options of BatchRows; data sets and shares are those of `dataset`. `workers` processes bring no gain, since
-    a batch is one read of a file. `sampler.set_epoch(n)` (Lightning calls it) chooses the shuffle of epoch n.
+    `order`: options of BatchRows; data sets and shares are those of `dataset`. There are no
+    worker processes, since a batch is one read of a file. `sampler.set_epoch(n)` (Lightning calls it) chooses the
+    shuffle of epoch n.
     """
     sets = {name: getattr(dataset, name) for name in ("numbers", "shares") if getattr(dataset, "shares", ())}
     rows = BatchRows(dataset.labels, batch_size, **sets, **order)
-    return DataLoader(
-        _Rows(dataset), sampler=rows, batch_size=None, num_workers=workers, pin_memory=torch.cuda.is_available()
-    )
+    return DataLoader(_Rows(dataset), sampler=rows, batch_size=None, pin_memory=torch.cuda.is_available())
 
 
 def to_pixels(images: Tensor) -> Tensor:

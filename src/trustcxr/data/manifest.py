@@ -8,6 +8,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from trustcxr.data.tabular import is_blank, read_table, row_number
@@ -182,9 +183,7 @@ class Manifest:
             notes.append(f"the label mapping names classes that these data lack: {', '.join(strange)}")
         for name, count in self.table["class"][renamed.isna()].value_counts().items():
             notes.append(f"{count} samples labelled '{name}' are left out by the label mapping")
-        table = self.table.assign(**{"class": renamed})[renamed.notna()]
-        records: Any = table.to_dict("records")
-        return self._rebuild(records, notes)
+        return self._rebuild(self.table.assign(**{"class": renamed})[renamed.notna()], notes)
 
     def with_splits(self, *, seed: int = 0) -> "Manifest":
         """Divide the samples into Train, Val and Test (SHARES), stratified by class, with whole groups.
@@ -196,22 +195,17 @@ class Manifest:
         most_common = self.table["class"].groupby(groups.to_numpy()).agg(lambda names: names.mode().iloc[0])
         sizes = groups.value_counts()
         splits: dict[str, str] = {}
+        split_names, borders = list(SHARES), np.cumsum(list(SHARES.values()))[:-1]
         for _, members in most_common.groupby(most_common):
             order = sorted(members.index, key=lambda name: blake2b(f"{seed}/{name}".encode()).digest())
-            total, dealt = int(sizes[order].sum()), 0
-            for name in order:
-                middle, reached = (dealt + sizes[name] / 2) / total, 0.0
-                for split, share in SHARES.items():
-                    reached += share
-                    if middle < reached or split == "Test":
-                        splits[name] = split
-                        break
-                dealt += int(sizes[name])
-        records: Any = self.table.assign(split=groups.map(splits).to_numpy()).to_dict("records")
+            counts = sizes[order].to_numpy()
+            middles = (counts.cumsum() - counts / 2) / counts.sum()
+            numbers = np.searchsorted(borders, middles, side="right")
+            splits |= {name: split_names[number] for name, number in zip(order, numbers, strict=True)}
         shares = ", ".join(f"{share:.0%} {split}" for split, share in SHARES.items())
         how = "stratified by class" + (", groups together" if len(sizes) < len(self.table) else "")
         note = f"these data have no splits: they are divided by seed {seed} into {shares}, {how}"
-        return self._rebuild(records, [*self.notes, note])
+        return self._rebuild(self.table.assign(split=groups.map(splits).to_numpy()), [*self.notes, note])
 
     def select(self, keep: Any) -> "Manifest":
         """Return a manifest of the rows with `keep` (boolean, one for each row)."""
@@ -219,10 +213,10 @@ class Manifest:
         classes = tuple(sorted(set(table["class"])))
         return replace(self, table=table, classes=classes, notes=list(self.notes))
 
-    def _rebuild(self, records: Any, notes: list[str]) -> "Manifest":
+    def _rebuild(self, table: pd.DataFrame, notes: list[str]) -> "Manifest":
+        records: Any = table.to_dict("records")
         manifest = from_records(records, self.root, self.layout, notes, self.file)
-        manifest.skipped, manifest.split_column = self.skipped, self.split_column
-        return manifest
+        return replace(manifest, skipped=self.skipped, split_column=self.split_column)
 
 
 def _join_path(start: str, path: str) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
-from trustcxr.data.images.generated import ENDING, MAKER, MARK, SOURCE, read_texts
+from trustcxr.data.images.read import HEATMAP_ENDING, MAKER, MARK, SOURCE, read_texts
 from trustcxr.version import NOTICE
 
 _ROWS = 512  # rows coloured at a time, to save memory
@@ -34,7 +34,9 @@ def _candidates(path: Path, folder: Path) -> Iterator[Path]:
     parent = path.absolute().parent.name
     name = path.name[:180]
     first = (path.stem[:180], name, f"{parent[:40]}-{name}")
-    yield from (folder / f"{text}{ENDING}" for text in chain(first, (f"{name}-{number}" for number in count(2))))
+    yield from (
+        folder / f"{text}{HEATMAP_ENDING}" for text in chain(first, (f"{name}-{number}" for number in count(2)))
+    )
 
 
 def _free_for(heatmap: Path, image: Path, run: Path) -> bool:

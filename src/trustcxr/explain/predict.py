@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from trustcxr import attacks
-from trustcxr.data.images import dicom_files, generated, greyscale, plausibility
+from trustcxr.data.images import dicom_files, greyscale, plausibility
 from trustcxr.data.images import read as reading
 from trustcxr.errors import CannotWrite
 from trustcxr.evaluation.trained_run import Run, load_run
@@ -117,8 +117,8 @@ def read_source(source: Source, *, anyway: bool = False) -> LoadedImage:
 
 def describe_own_output(source: Source) -> str | None:
     """Return what a file, or its content, is if this package wrote it; else None."""
-    if generated.read_texts(source):
-        return generated.HEATMAP_REASON
+    if reading.read_texts(source):
+        return reading.HEATMAP_REASON
     return dicom_files.RESULT_REASON if reading.is_dicom(source) and dicom_files.is_own_result(source) else None
 
 

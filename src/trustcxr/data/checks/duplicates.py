@@ -9,7 +9,6 @@ or rotations of more than about three degrees, are missed.
 
 from collections.abc import Iterator
 from itertools import product
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -34,25 +33,7 @@ _USED = (_down + _across > 0) & (_down + _across <= ORDER)
 _ODD = np.where(_across[_USED] % 2 == 1, -1, 1).astype(np.float32)  # sign of each frequency after mirroring
 
 
-class _Turn(NamedTuple):
-    """A change of one image of a pair."""
-
-    mirrored: bool
-    inverted: bool
-
-    @property
-    def signs(self) -> Floats:
-        """Signs that it multiplies a descriptor by."""
-        signs = _ODD if self.mirrored else np.ones_like(_ODD)
-        return -signs if self.inverted else signs
-
-    def apply(self, pictures: Floats) -> Floats:
-        """Apply it to equalised images (N, H, W)."""
-        turned = pictures[:, :, ::-1] if self.mirrored else pictures
-        return np.ascontiguousarray(-turned if self.inverted else turned)
-
-
-_TURNS = tuple(_Turn(mirrored, inverted) for mirrored, inverted in product((False, True), repeat=2))
+_Turn = tuple[bool, bool]  # a change of one image of a pair: mirrored, inverted
 
 
 def find_duplicates(digests: list[str | None], thumbs: np.ndarray, trimmed: np.ndarray) -> pd.DataFrame:
@@ -104,14 +85,15 @@ def _near(rows: NDArray[np.int64], thumbs: np.ndarray, trimmed: np.ndarray) -> p
 
     described = np.concatenate([_describe(pictures(part)) for part in _batches(np.arange(len(image)))])
     tables = []
-    for turn, pairs in _candidates(described, image):
+    for (mirrored, inverted), pairs in _candidates(described, image):
         correlation = np.zeros(len(pairs))
         for part in _batches(np.arange(len(pairs))):
             first, second = pairs[part].T
-            correlation[part] = correlate(turn.apply(pictures(first)), pictures(second))
+            turned = pictures(first)[:, :, ::-1] if mirrored else pictures(first)
+            correlation[part] = correlate(np.ascontiguousarray(-turned if inverted else turned), pictures(second))
         ends = np.sort(image[pairs].reshape(-1, 2), axis=1)
         table = pd.DataFrame({"first": ends[:, 0], "second": ends[:, 1], "exact": False})
-        tables.append(table.assign(mirrored=turn.mirrored, inverted=turn.inverted, correlation=correlation))
+        tables.append(table.assign(mirrored=mirrored, inverted=inverted, correlation=correlation))
     table = pd.concat(tables, ignore_index=True)
     table = table[table["correlation"] >= MIN_CORRELATION].sort_values("correlation", ascending=False, kind="stable")
     return table.drop_duplicates(["first", "second"]).sort_values(["first", "second"])
@@ -154,8 +136,9 @@ def _candidates(described: Floats, image: NDArray[np.int64]) -> Iterator[tuple[_
     count, usual = len(described), _usual(described)
     index = _directions(described, np.ones_like(_ODD), usual)
     bits = max(8, int(np.ceil(np.log2(count))) + 1)  # few images in each bucket
-    for turn in _TURNS:
-        query = _directions(described, turn.signs, usual)
+    for mirrored, inverted in product((False, True), repeat=2):
+        signs = _ODD if mirrored else np.ones_like(_ODD)
+        query = _directions(described, -signs if inverted else signs, usual)
         random = np.random.default_rng(0)
         pairs = np.zeros((0, 2), np.int64)
         for _ in range(_ROUNDS):
@@ -166,7 +149,7 @@ def _candidates(described: Floats, image: NDArray[np.int64]) -> Iterator[tuple[_
             pairs = pairs[image[pairs[:, 0]] != image[pairs[:, 1]]]
             # In each round, so that many similar images do not give all pairs.
             pairs = pairs[_among_nearest(pairs, _cosines(query, index, pairs))]
-        yield turn, pairs
+        yield (mirrored, inverted), pairs
 
 
 def _once(pairs: Pairs, count: int) -> Pairs:

@@ -12,7 +12,7 @@ import pandas as pd
 
 from trustcxr.data.checks.confounds import WITHOUT_LUNGS, Association, Probe
 from trustcxr.data.checks.scan import Scan
-from trustcxr.data.images import dicom_files, generated, plausibility
+from trustcxr.data.images import dicom_files, plausibility, read
 from trustcxr.data.layouts.listing import Masks
 from trustcxr.data.manifest import MASK_SUFFIX, Manifest, format_similar_classes
 from trustcxr.storage.atomic import parse_yaml
@@ -54,7 +54,7 @@ def file_issues(manifest: Manifest, scan: Scan) -> list[Issue]:
     broken = _items(manifest.table, files["fault"].notna(), files["fault"])
     lying = _items(manifest.table, scan.readable & other, "is " + files["format"].astype(str))
     skipped = [Item(sample_id=path, path=path, detail=why) for path, why in manifest.skipped.items()]
-    results = [item for item in skipped if item["detail"] in (generated.HEATMAP_REASON, dicom_files.RESULT_REASON)]
+    results = [item for item in skipped if item["detail"] in (read.HEATMAP_REASON, dicom_files.RESULT_REASON)]
     unlisted = [item for item in skipped if item not in results]
     return [
         *make_issues("passed_over", unlisted),

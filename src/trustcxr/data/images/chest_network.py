@@ -58,16 +58,13 @@ class ChestCheck:
 
     def measure(self, thumbs: np.ndarray) -> tuple[Tensor, Tensor]:
         """Return log probabilities (N, KINDS) and log distances (N,) of thumbnails (N, 64, 64) uint8."""
-        parts = [
-            self._measure(normalise(shrink(thumbs[start : start + _BATCH]))) for start in range(0, len(thumbs), _BATCH)
-        ]
-        scores, distances = zip(*parts, strict=True)
-        return torch.cat(scores), torch.cat(distances)
-
-    def _measure(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        scores, distances = [], []
         with torch.inference_mode():
-            distances = self.density.distance(flatten(images)).clamp(min=1e-9).log()
-            return self.network(images[:, None]).log_softmax(1), distances
+            for start in range(0, len(thumbs), _BATCH):
+                images = normalise(shrink(thumbs[start : start + _BATCH]))
+                distances.append(self.density.distance(flatten(images)).clamp(min=1e-9).log())
+                scores.append(self.network(images[:, None]).log_softmax(1))
+        return torch.cat(scores), torch.cat(distances)
 
 
 def name_kinds(thumbs: np.ndarray) -> list[str]:

@@ -19,6 +19,9 @@ FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000")
 SUFFIXES = frozenset([".png", ".jpg", ".jpeg", ".jpe", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".pgm", ".ppm"])
 SUFFIXES |= {".pnm", ".jp2", ".dcm", ".dicom", ".dic"}
 DECODER = "4"  # part of every store's key: raise it if the same file decodes to other pixels
+HEATMAP_ENDING = ".heatmap.png"
+HEATMAP_REASON = "a heatmap that predict wrote, and no image"
+MARK, SOURCE, MAKER = "TrustCXR heatmap", "of", "by"  # text chunks of the PNG
 _DICOM = b"DICM"  # at byte 128
 _CUT = frozenset(["RGB", "RGBA", "LA"])
 _FILLS_16_BITS = 64  # of the higher byte: a level that needs 16 bits
@@ -30,9 +33,8 @@ _MOST_FILE = 8 * MAX_PIXELS  # of any format: three colours of 16 bits, and meta
 _DAMAGED = "damaged, or not a supported image format"
 _GREY_8 = b"\x08\0\0\0\0"  # 8 bits, grey, not interlaced
 _PNG_CHUNK = struct.Struct(">I4s")  # length and name; content and four bytes of checksum follow
-_PNG_ODDITIES = frozenset(
-    [b"eXIf", b"iTXt", b"tEXt", b"zTXt", b"tRNS", b"acTL"]
-)  # may rotate, reveal or animate the image
+# These may rotate, reveal or animate the image.
+_PNG_ODDITIES = frozenset([b"eXIf", b"iTXt", b"tEXt", b"zTXt", b"tRNS", b"acTL"])
 
 
 def read_image(path: Source) -> np.ndarray:
@@ -263,3 +265,13 @@ def resize_square(image: Image.Image, size: int, resize: str, filter: Image.Resa
         left, top = (width - side) // 2, (height - side) // 2
         image = image.crop((left, top, left + side, top + side))
     return image if image.size == (size, size) else image.resize((size, size), filter)
+
+
+def read_texts(path: Source, mark: str = MARK) -> dict[str, str]:
+    """Read the text chunks of a PNG with this mark, by default a heatmap's; {} for any other file."""
+    try:
+        with open_source(path) as file, quiet(), Image.open(file, formats=("PNG",)) as image:
+            text = {str(k): v for k, v in image.info.items() if isinstance(v, str)}
+    except Exception:  # not a readable PNG
+        return {}
+    return text if mark in text else {}

@@ -1,6 +1,5 @@
 """Read a data set's folder or list into a manifest, by the first layout that fits."""
 
-import os
 import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -93,9 +92,8 @@ def describe_folder(folder: Path) -> str:
     """Describe a folder's content in a few words, for an error message."""
     if not folder.is_dir():
         return f"a file of type '{folder.suffix}'"
-    folders = set(list_folders(folder))
     try:
-        names = sorted(f"{n}/" if n in folders else n for n in os.listdir(folder) if not n.startswith("."))
+        names = sorted(f"{p.name}/" if p.is_dir() else p.name for p in folder.iterdir() if p.name[0] != ".")
     except OSError as fault:
         return f"a folder that cannot be opened ({(fault.strerror or str(fault)).lower()})"
     if not names:

@@ -7,9 +7,8 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from trustcxr.data.images import generated
 from trustcxr.data.images.dicom_files import RESULT_ENDINGS, RESULT_REASON, is_own_result
-from trustcxr.data.images.read import SUFFIXES, is_dicom
+from trustcxr.data.images.read import HEATMAP_ENDING, HEATMAP_REASON, SUFFIXES, is_dicom, read_texts
 from trustcxr.data.manifest import NO_SPLIT, USUAL, extra_columns, format_unsplit, split_name
 from trustcxr.data.tabular import has_unknown_word, is_blank, read_table
 from trustcxr.errors import UserError
@@ -92,8 +91,8 @@ def remove_suffix(name: str) -> str:
 
 def _is_own_result(entry: os.DirEntry[str]) -> bool:
     """Tell whether `predict` wrote a file, and record it."""
-    if entry.name.endswith(generated.ENDING) and generated.read_texts(entry.path):
-        _skip(entry.path, generated.HEATMAP_REASON)
+    if entry.name.endswith(HEATMAP_ENDING) and read_texts(entry.path):
+        _skip(entry.path, HEATMAP_REASON)
         return True
     if entry.name.endswith(RESULT_ENDINGS) and is_own_result(entry.path):
         _skip(entry.path, RESULT_REASON)

@@ -17,6 +17,7 @@ from trustcxr.errors import UserError, unknown
 from trustcxr.storage.locks import is_left
 from trustcxr.storage.os_errors import writing
 
+Shortcuts = Sequence[Shortcut | str] | Mapping[str, Sequence[Shortcut | str]]  # of all splits, or of each
 SPLITS = ("Train", "Val", "Test")
 SIZES = (32, 4096)  # pixels of a side
 _MOST_IMAGES = 1_000_000  # of a class in a split
@@ -29,7 +30,7 @@ def write(
     *,
     size: int = 256,
     seed: int = 0,
-    shortcuts: Sequence[Shortcut | str] | Mapping[str, Sequence[Shortcut | str]] = (),
+    shortcuts: Shortcuts = (),
     conspicuity: float = 1.0,
     workers: int = 1,
 ) -> Path:
@@ -111,12 +112,7 @@ class _Job:
     conspicuity: float
 
 
-def _jobs(
-    counts: Mapping[str, int],
-    seed: int,
-    shortcuts: Sequence[Shortcut | str] | Mapping[str, Sequence[Shortcut | str]],
-    conspicuity: float,
-) -> list[_Job]:
+def _jobs(counts: Mapping[str, int], seed: int, shortcuts: Shortcuts, conspicuity: float) -> list[_Job]:
     for split in [*counts, *(shortcuts if isinstance(shortcuts, Mapping) else ())]:
         if split not in SPLITS:
             raise unknown("split", split, SPLITS)
