@@ -16,8 +16,9 @@ import torch
 from PIL import Image
 
 from small_runs import recipe, seal
-from trustcxr.apps.serve import inference, worker
-from trustcxr.apps.serve.limits import Limits
+from trustcxr.apps.serve import inference
+from trustcxr.apps.serve.api_models import Reply, WorkItem
+from trustcxr.apps.serve.worker import Limits
 from trustcxr.data.phantom.render_image import render
 from trustcxr.evaluation.trained_run import load_run
 from trustcxr.models import factory
@@ -84,11 +85,11 @@ class Here:
     restarts = 0
 
     def __init__(self, folders: list[Path]) -> None:
-        self.served = worker._load_models(folders)
-        self.runs = [worker._describe_model(ready) for ready in self.served]
+        self.served = inference.load_models(folders)
+        self.runs = [ready.describe() for ready in self.served]
         self.alive, self.asked, self.hold = 1, 0, False
 
-    async def ask(self, asked: worker.WorkItem) -> worker.Reply:
+    async def ask(self, asked: WorkItem) -> Reply:
         self.asked += 1
         while self.hold:
             await asyncio.sleep(0.01)
@@ -97,7 +98,7 @@ class Here:
         class Connection:
             send = said.append
 
-        worker._answer(Connection(), asked, self.served)  # type: ignore[arg-type]
+        inference.answer_item(Connection(), asked, self.served)  # type: ignore[arg-type]
         return said[-1]  # type: ignore[return-value]
 
     async def stop(self) -> None:

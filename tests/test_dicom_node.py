@@ -14,7 +14,6 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -28,10 +27,10 @@ from pynetdicom import AE, evt  # noqa: E402
 import small_runs  # noqa: E402
 from dicom_images import CR, NUMBER, SECRET, answered, chest, complaints  # noqa: E402
 from trustcxr.apps.dicom import writer  # noqa: E402
-from trustcxr.apps.serve import dicom_node, worker  # noqa: E402
+from trustcxr.apps.serve import dicom_node, inference  # noqa: E402
+from trustcxr.apps.serve.api_models import Reply, WorkItem  # noqa: E402
 from trustcxr.apps.serve.dicom_node import Node, NodeOptions, Peer  # noqa: E402
-from trustcxr.apps.serve.limits import Limits  # noqa: E402
-from trustcxr.apps.serve.worker import Reply, WorkItem  # noqa: E402
+from trustcxr.apps.serve.worker import Limits  # noqa: E402
 from trustcxr.data.images.dicom_files import RESULT_REASON  # noqa: E402
 from trustcxr.errors import UserError  # noqa: E402
 
@@ -86,7 +85,7 @@ class Stub:
 
     def ask(self, asked: WorkItem) -> Reply:
         if asked.kind == "refusal":  # as a worker does, without its run
-            return worker._refuse(asked, SimpleNamespace(name="run"))  # type: ignore[arg-type]
+            return inference.refuse(asked, "run")
         self.images.append(asked.data)
         return self.reply(asked.data)
 
@@ -105,7 +104,7 @@ def node(
     monkeypatch.setattr(Node, "_new_worker", lambda _: Stub(reply))
     options = {"callers": ("MODALITY",), "port": 0, "log_accession": log_accession}
     place = NodeOptions.from_peer(f"ARCHIVE@127.0.0.1:{archive.port}", **options)  # type: ignore[arg-type]
-    with dicom_node.running_node(Path("run"), place, Limits(**limits)) as found:  # type: ignore[arg-type]
+    with contextlib.closing(Node(Path("run"), place, Limits(**limits))) as found:  # type: ignore[arg-type]
         yield found
 
 
@@ -127,7 +126,7 @@ def real_answer(image: Path) -> Reply:
     heatmap = answered(image)
     with writer.Image.open(str(heatmap.heatmap)) as picture:
         objects = writer.make_objects(image, heatmap, picture)
-    return Reply(200, writer.pack_objects([objects.heatmap, objects.finding]))
+    return Reply(200, files=tuple(map(writer.to_file, objects)))
 
 
 def test_a_image_is_answered_with_both_objects(
@@ -251,7 +250,7 @@ def test_an_error_that_nobody_foresaw_costs_one_image_and_is_counted(
     archive: Archive, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     image = chest(tmp_path / "x.dcm")
-    replies = iter((real_answer(image), Reply(200, b"no answer"), real_answer(image)))
+    replies = iter((real_answer(image), Reply(200, files=(b"no answer",)), real_answer(image)))
     with node(archive, monkeypatch, lambda data: next(replies)) as found:
         known = found.options
         found.options = replace(known, peer=Peer("ARCHIVE", "pacs..local", 104))
@@ -376,7 +375,7 @@ def test_round_trip_through_orthanc(tmp_path: Path) -> None:
         web = dicomweb.DICOMwebClient(f"{archive.web}/dicom-web")
         web.store_instances([source])
         (stored,) = archive.ask("/instances")
-        with dicom_node.running_node(run, place, Limits(workers=1)) as found:
+        with contextlib.closing(Node(run, place, Limits(workers=1))) as found:
             archive.ask("/modalities/trustcxr/store", json.dumps([stored]).encode())
             until(lambda: found.answered + found.refused + found.lost, 120)
             assert (found.answered, found.refused, found.lost) == (1, 0, 0)

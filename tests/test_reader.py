@@ -20,9 +20,9 @@ import browser as browsers
 import small_runs
 from study_fixture import CLASSES, make_study
 from test_cli import complaint
-from trustcxr.apps.reader import annotations, prepare, reader_results, reader_study
-from trustcxr.apps.reader.annotations import Mark
-from trustcxr.apps.reader.database import Judgement, Reader, Store, StudyImage
+from trustcxr.apps.reader import reader_results, reader_study
+from trustcxr.apps.reader.database import Judgement, Mark, Reader, Store, StudyImage, draw_mask
+from trustcxr.apps.reader.reader_study import Arm, draw_images, parse_arms
 from trustcxr.data import load_dataset
 from trustcxr.data.dataset import Dataset
 from trustcxr.data.images import read as squares
@@ -62,7 +62,7 @@ def add_files(study: Path, data: Path) -> None:
 @pytest.fixture(scope="module")
 def shown(finished: Path) -> list[StudyImage]:
     """Four images with the maps of three arms."""
-    return prepare.draw_images(prepare.parse_arms(finished, ARMS), data=None, count=4, seed=1, study=finished)
+    return draw_images(parse_arms(finished, ARMS), data=None, count=4, seed=1, study=finished)
 
 
 @pytest.fixture
@@ -88,8 +88,8 @@ def read_all(store: Store, reader: Reader, ranks: list[int], mark: Mark | None =
 
 
 def test_the_saved_maps_are_shown_of_images_drawn_by_seed(finished: Path) -> None:
-    arms = prepare.parse_arms(finished, ARMS[:2])
-    shown, again = (prepare.draw_images(arms, data=None, count=3, seed=0, study=finished) for _ in range(2))
+    arms = parse_arms(finished, ARMS[:2])
+    shown, again = (draw_images(arms, data=None, count=3, seed=0, study=finished) for _ in range(2))
     assert [f.sample for f in shown] == [f.sample for f in again]
     assert len({f.sample for f in shown}) == 3
     run = load.load_report(finished).runs[0]
@@ -109,8 +109,12 @@ def test_with_data_maps_are_made_again_from_the_runs(tmp_path: Path) -> None:
     data = write_files.write(tmp_path / "phantom", {"Train": 1, "Val": 1, "Test": 3}, size=64)
     folders = [small_runs.untrained(tmp_path / f"r{k}", CLASSES, seed=k) for k in range(2)]
     runs = [load.Run(RunDocument(run=folder.name), folder, []) for folder in folders]
-    arms = [prepare.Arm(runs[0], "gradcam"), prepare.Arm(runs[1], "gradcam"), prepare.Arm(runs[0], "occlusion")]
-    shown = prepare.draw_images(arms, data=data, count=2, seed=4)
+    arms = [
+        Arm(runs[0], "gradcam"),
+        Arm(runs[1], "gradcam"),
+        Arm(runs[0], "occlusion"),
+    ]
+    shown = draw_images(arms, data=data, count=2, seed=4)
     assert len({radiograph.sample for radiograph in shown}) == 2
     dataset = load_dataset(data, split="Test", size=32, classes=CLASSES)
     loaded = {folder: load_run(folder) for folder in folders}
@@ -121,15 +125,15 @@ def test_with_data_maps_are_made_again_from_the_runs(tmp_path: Path) -> None:
             panel = examples.make_panels(loaded[arm.run.folder], dataset, {row: ""}, method=arm.method)
             own = read_image(data / str(dataset.table["path"].iloc[row]))
             assert own.shape == (64, 64)
-            assert drawn == prepare._to_png(heatmap_io.overlay(own, panel["saliency"][0], strength=0.55))
+            assert drawn == reader_study._to_png(heatmap_io.overlay(own, panel["saliency"][0], strength=0.55))
     assert (
         len({png for radiograph in shown for png in radiograph.maps}) > 2
     )  # a network that was never trained may see nothing
     with pytest.raises(UserError, match="100 are asked for"):
-        prepare.draw_images(arms, data=data, count=100, seed=4)
+        draw_images(arms, data=data, count=100, seed=4)
     other = load.Run(RunDocument(run="other"), small_runs.untrained(tmp_path / "other"), [])
     with pytest.raises(UserError, match="other classes"):
-        prepare.draw_images([arms[0], prepare.Arm(other, "gradcam")], data=data, count=3, seed=4)
+        draw_images([arms[0], Arm(other, "gradcam")], data=data, count=3, seed=4)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +149,7 @@ def test_with_data_maps_are_made_again_from_the_runs(tmp_path: Path) -> None:
 )
 def test_what_cannot_be_shown_is_refused_in_a_line(finished: Path, arms: tuple[str, ...], count: int, why: str) -> None:
     with pytest.raises(UserError, match=why):
-        prepare.draw_images(prepare.parse_arms(finished, arms), data=None, count=count, seed=0, study=finished)
+        draw_images(parse_arms(finished, arms), data=None, count=count, seed=0, study=finished)
 
 
 @pytest.mark.parametrize(
@@ -171,22 +175,22 @@ def test_images_that_are_not_there_are_not_replaced_by_small_ones(
         for path in (tmp_path / "data").glob("*.png"):
             Image.new("L", (120, 144), 90).save(path)
     with pytest.raises(UserError, match=why):
-        prepare.draw_images(prepare.parse_arms(study, ARMS[:2]), data=None, count=2, seed=0, study=study)
+        draw_images(parse_arms(study, ARMS[:2]), data=None, count=2, seed=0, study=study)
 
 
-@pytest.mark.parametrize("resize", ["squeeze", "pad", "crop"])
+@pytest.mark.parametrize("resize", ["squeeze", "pad"])
 def test_maps_and_masks_lie_where_they_belong_on_the_image(tmp_path: Path, resize: str) -> None:
     image = np.zeros((120, 60), np.uint8)
     image[60:75, 30:45] = 255
     Image.fromarray(image).save(tmp_path / "x.png")
     small = squares.resize_image(image, 60, resize)
     spot = (small > 200).astype(np.uint8)
-    prepared = prepare.PreparedImages(["x"], [tmp_path / "x.png"], resize, small[None], spot[None], [spot[None]])
-    drawn = prepare._draw_image(prepared, 0, "x")
+    prepared = reader_study.PreparedImages(["x"], [tmp_path / "x.png"], resize, small[None], spot[None], [spot[None]])
+    drawn = reader_study._draw_image(prepared, 0, "x")
     picture, mask, map_ = (
         np.asarray(Image.open(io.BytesIO(png))) for png in (drawn.picture, drawn.mask, drawn.maps[0])
     )
-    assert picture.shape == ((60, 60) if resize == "crop" else (120, 60))
+    assert picture.shape == (120, 60)
     bright = np.argwhere(picture == 255).mean(axis=0) / picture.shape
     assert np.argwhere(mask == 1).mean(axis=0) / mask.shape == pytest.approx(bright, abs=0.02)
     hot = np.argwhere(map_[..., 0] > 200).mean(axis=0) / picture.shape
@@ -200,7 +204,7 @@ def test_one_run_is_read_without_ranks(finished: Path, tmp_path: Path) -> None:
     from trustcxr.apps.reader import reader_page
 
     assert fastapi
-    images = prepare.draw_images(prepare.parse_arms(finished, ARMS[:1]), data=None, count=3, seed=0, study=finished)
+    images = draw_images(parse_arms(finished, ARMS[:1]), data=None, count=3, seed=0, study=finished)
     store = Store.create(tmp_path / "one.sqlite", arms=[f"{ARMS[0]}:gradcam"], images=images)
     readers = [store.add_reader(name) for name in ("R1", "R2")]
     client = TestClient(reader_page.build(store, hosts=None))
@@ -253,14 +257,14 @@ def test_other_images_and_images_without_lesion_masks_are_not_read(
     content = atomic.read_yaml(folder / "run.yaml")
     test = load_dataset(data, split="Test", size=32, classes=CLASSES)
     atomic.write_yaml(folder / "run.yaml", content | {"data": {"fingerprints": {"Test": test.fingerprint}}})
-    arms = [prepare.Arm(load.Run(RunDocument(run="run"), folder, []), m) for m in ("gradcam", "occlusion")]
-    assert len(prepare.draw_images(arms, data=data, count=2, seed=0)) == 2
+    arms = [Arm(load.Run(RunDocument(run="run"), folder, []), m) for m in ("gradcam", "occlusion")]
+    assert len(draw_images(arms, data=data, count=2, seed=0)) == 2
     other = write_files.write(tmp_path / "other", {"Train": 1, "Val": 1, "Test": 2}, size=32, seed=9)
     with pytest.raises(UserError, match="was not tested on these images; give the data of the study"):
-        prepare.draw_images(arms, data=other, count=2, seed=0)
+        draw_images(arms, data=other, count=2, seed=0)
     monkeypatch.setattr(Dataset, "mask_kinds", property(lambda _: ("lung",)))
     with pytest.raises(UserError, match="no infection masks"):
-        prepare.draw_images(arms, data=data, count=2, seed=0)
+        draw_images(arms, data=data, count=2, seed=0)
 
 
 def test_without_a_reader_nothing_is_made(finished: Path) -> None:
@@ -370,8 +374,8 @@ def test_a_region_has_the_pixels_whose_middles_lie_in_it(side: int) -> None:
     quarter = np.zeros((side, side), np.uint8)
     quarter[side // 4 : side // 2, side // 4 : side // 2] = 1
     for mark in (outline, box(0.25, 0.25, 0.5, 0.5)):
-        assert np.array_equal(annotations.draw_mask(mark, side, side), quarter)
-    left, right = (annotations.draw_mask(box(x, 0, x + 0.37, 1), side, side) for x in (0, 0.37))
+        assert np.array_equal(draw_mask(mark, side, side), quarter)
+    left, right = (draw_mask(box(x, 0, x + 0.37, 1), side, side) for x in (0, 0.37))
     assert not (left & right).any(), "what touches shares no pixel"
 
 
@@ -383,21 +387,21 @@ def test_an_outline_has_the_pixels_that_matplotlib_says_lie_in_it() -> None:
         points = 0.5 + draw.uniform(0.1, 0.5, (12, 1)) * np.stack([np.cos(turn), np.sin(turn)], axis=1)
         mark = Mark.model_validate({"regions": [{"kind": "outline", "points": points.tolist()}]})
         inside = Path2D(points).contains_points(middles).reshape(30, 40)
-        assert np.array_equal(annotations.draw_mask(mark, 30, 40), inside)
+        assert np.array_equal(draw_mask(mark, 30, 40), inside)
 
 
 @pytest.mark.parametrize("kind", ["box", "outline"])
 def test_a_region_smaller_than_a_pixel_is_a_pixel(kind: str) -> None:
     points = [[0.99, 0.31], [1, 0.32]] if kind == "box" else [[0.99, 0.31], [1, 0.32], [0.99, 0.32]]
     mark = Mark.model_validate({"regions": [{"kind": kind, "points": points}]})
-    assert np.argwhere(annotations.draw_mask(mark, 10, 10)).tolist() == [[3, 9]]
+    assert np.argwhere(draw_mask(mark, 10, 10)).tolist() == [[3, 9]]
 
 
 def test_regions_become_pixels() -> None:
-    assert annotations.draw_mask(box(0.75, 0.25, 0.25, 0.5), 9, 9).sum() == 2 * 5
+    assert draw_mask(box(0.75, 0.25, 0.25, 0.5), 9, 9).sum() == 2 * 5
     outline = {"kind": "outline", "points": [[0, 0], [1, 0], [1, 1], [0, 1]]}
-    assert annotations.draw_mask(Mark.model_validate({"regions": [outline]}), 6, 8).all()
-    assert not annotations.draw_mask(Mark(regions=[]), 6, 8).any()
+    assert draw_mask(Mark.model_validate({"regions": [outline]}), 6, 8).all()
+    assert not draw_mask(Mark(regions=[]), 6, 8).any()
     for bad in ([[0, 0]], [[0, 0], [1, 2]], [[0, 0], [1, 1], [0, 1]], [[0, 0], [float("nan"), 1]]):
         with pytest.raises(ValueError, match="regions"):
             Mark.model_validate({"regions": [{"kind": "box", "points": bad}]})
@@ -482,7 +486,7 @@ def test_results_tell_preference_agreement_and_the_human_benchmark(
     assert people[1].value == pytest.approx(scores["infection_energy"].mean())
     assert first[1].value == pytest.approx(people[1].value)
     masks = reader_results.gather(store).masks
-    region = annotations.draw_mask(box(0.2, 0.4, 0.45, 0.8), 48, 48)
+    region = draw_mask(box(0.2, 0.4, 0.45, 0.8), 48, 48)
     own = [(region & mask).sum() / (region | mask).sum() for mask in masks]
     assert people[2].value == pytest.approx(np.mean(own))
     assert model[0].text == f"{ARMS[0]}:gradcam"

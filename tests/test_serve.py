@@ -29,7 +29,7 @@ from fastapi.testclient import TestClient  # noqa: E402
 
 from trustcxr.apps.serve import app as application  # noqa: E402
 from trustcxr.apps.serve import middleware, server  # noqa: E402
-from trustcxr.apps.serve.limits import Limits  # noqa: E402
+from trustcxr.apps.serve.worker import Limits  # noqa: E402
 
 LOCAL = "http://localhost"
 
@@ -45,7 +45,7 @@ def pool(run: Path) -> served.Here:
 
 
 def client(pool: served.Here, *, token: str | None = None, local: bool = True, **limits: object) -> TestClient:
-    hosts = middleware.local_names("127.0.0.1") if local else None
+    hosts = middleware.allowed_hosts("127.0.0.1") if local else None
     built = application.build(pool, Limits(**limits), token=token, hosts=hosts)  # type: ignore[arg-type]
     return TestClient(built, base_url=LOCAL, raise_server_exceptions=False)
 
@@ -280,14 +280,15 @@ def test_beyond_this_machine_a_token_is_demanded(pool: served.Here) -> None:
 
 
 def test_addresses_and_links() -> None:
-    assert [middleware.is_loopback(host) for host in ("127.0.0.1", "::1", "localhost")] == [True] * 3
-    assert [middleware.is_loopback(host) for host in ("0.0.0.0", "::", "192.168.1.7", "images.example")] == [False] * 4
-    assert server.Address("127.0.0.1", 80, None).link == "http://127.0.0.1:80/"
+    for host in ("127.0.0.1", "::1", "localhost", "127.0.0.2"):
+        assert set(middleware.allowed_hosts(host)) == {"localhost", "127.0.0.1", "::1", host}
+    assert {middleware.allowed_hosts(host) for host in ("0.0.0.0", "::", "192.168.1.7", "images.example")} == {None}
+    assert server.make_link("127.0.0.1", 80, None) == "http://127.0.0.1:80/"
     everywhere = f"http://{socket.gethostname()}:80/#token=x"  # where nobody else could open 0.0.0.0
-    assert [server.Address(host, 80, "x").link for host in ("::", "0.0.0.0")] == [everywhere] * 2
-    assert server.Address("fe80::1", 80, "x").link == "http://[fe80::1]:80/#token=x"
+    assert [server.make_link(host, 80, "x") for host in ("::", "0.0.0.0")] == [everywhere] * 2
+    assert server.make_link("fe80::1", 80, "x") == "http://[fe80::1]:80/#token=x"
     token = "k3+Zx/9&q==#%"
-    assert parse_qs(urlsplit(server.Address("::1", 80, token).link).fragment) == {"token": [token]}
+    assert parse_qs(urlsplit(server.make_link("::1", 80, token)).fragment) == {"token": [token]}
 
 
 @pytest.mark.parametrize("token", ["pässwort", " blank", "two\nlines"])

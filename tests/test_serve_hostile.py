@@ -86,9 +86,8 @@ def test_the_schema_holds_for_what_schemathesis_thinks_of(server: bench.Served) 
 
 @pytest.mark.full
 def test_a_worker_that_is_killed_is_replaced(tmp_path: Path) -> None:
-    from trustcxr.apps.serve.limits import Limits
-    from trustcxr.apps.serve.pool import Pool
-    from trustcxr.apps.serve.worker import WorkItem
+    from trustcxr.apps.serve.api_models import WorkItem
+    from trustcxr.apps.serve.worker import Limits, Pool
 
     async def scene() -> None:
         pool = Pool([small.untrained_run(tmp_path)], Limits(workers=1))

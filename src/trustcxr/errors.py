@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from importlib import import_module
 from typing import Any, TypeVar
 
 Value = TypeVar("Value")
@@ -26,6 +27,15 @@ class CannotWrite(UserError):
     def __init__(self, text: str, number: int | None = None) -> None:
         super().__init__(text)
         self.number = number
+
+
+def require(what: str, install: str, *packages: str) -> None:
+    """Raise UserError, with the command that installs it, if a package is missing. what: "serve needs"."""
+    for package in packages:
+        try:
+            import_module(package)
+        except ImportError as problem:
+            raise UserError(f"{what} {problem.name}: {install}") from None
 
 
 def is_out_of_memory(problem: BaseException) -> bool:

@@ -354,7 +354,7 @@ def serve(
     """
     from trustcxr.apps.serve import server
     from trustcxr.apps.serve.dicom_node import NodeOptions
-    from trustcxr.apps.serve.limits import Limits
+    from trustcxr.apps.serve.worker import Limits
 
     typed = {"title": dicom_title, "host": dicom_host, "port": dicom_port, "log_accession": dicom_log_accession or None}
     own = {key: value for key, value in typed.items() if value is not None}

@@ -5,12 +5,14 @@ Folders are walked, because a DICOMDIR may name missing files or omit files.
 
 import csv
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from trustcxr.apps.dicom import writer
 from trustcxr.data.images import dicom_files, plausibility, read
-from trustcxr.errors import CannotWrite, UserError
+from trustcxr.errors import CannotWrite, UserError, require
 from trustcxr.report.tables.table import guarded
 from trustcxr.storage.atomic import atomic_write
 from trustcxr.storage.os_errors import escaped, file_kind
@@ -40,19 +42,17 @@ def predict(
 ) -> list[ImageAnswer]:
     """Classify images and the images of folders; files left out come last, with reasons.
 
-    anyway: also classify what is no upright frontal chest radiograph.
-
-    objects: also write the answers to DICOM images as DICOM.
+    anyway: also classify what is no upright frontal chest radiograph. objects: also write the answers to DICOM images
+    as DICOM.
     """
-    from trustcxr.apps.dicom import writer
     from trustcxr.explain import predict as one_image
 
     if objects:
-        writer.check_installed()
+        require("DICOM answers need", dicom_files.INSTALL, "highdicom")
     study = expand(paths)
     answers = one_image.predict(run, study.images, epsilon=epsilon, out=out, anyway=anyway)
-    for answer in answers if objects else ():
-        if answer.heatmap is not None:
+    for answer in answers:
+        if objects and answer.heatmap is not None:
             _write_dicom(Path(answer.image), answer)
     return [*answers, *study.left_out]
 
@@ -73,8 +73,6 @@ def write_table(answers: Sequence[ImageAnswer], out: Path) -> Path:
 
 
 def _write_dicom(image: Path, answer: ImageAnswer) -> None:
-    from trustcxr.apps.dicom import writer
-
     if not read.is_dicom(image):
         answer.no_dicom = "the image is not DICOM, so there is no study to belong to"
         return
@@ -96,35 +94,34 @@ def expand(paths: Sequence[Path]) -> DicomStudy:
     study = DicomStudy()
     for path in paths:
         folder = path.parent if path.name == INDEX and path.is_file() else path
-        if not folder.is_dir():
+        if folder.is_dir():
+            _add_folder(study, folder)
+        else:
             study.images.append(path)
-            continue
-        part = _search_folder(folder)
-        if not part.images:
-            raise UserError(f"{folder}: no image here: {_join_reasons(part.left_out)}")
-        study.images += part.images
-        study.left_out += part.left_out
     return study
 
 
-def _search_folder(folder: Path) -> DicomStudy:
-    study, others = DicomStudy(), 0
+def _add_folder(study: DicomStudy, folder: Path) -> None:
+    images, left_out, others = [], [], 0
     for path in _list_files(folder):
         if os.access(path, os.R_OK) and not read.is_dicom(path):
             if path.suffix.lower() in read.SUFFIXES:
-                study.images.append(path)
+                images.append(path)
             else:
                 others += 1
         elif path.name != INDEX:
             reason = dicom_files.reason_not_image(path) or plausibility.find_wrong_kind(path)
             if reason is None:
-                study.images.append(path)
+                images.append(path)
             else:
-                study.left_out.append(ImageAnswer(image=str(path), left_out=reason))
+                left_out.append(ImageAnswer(image=str(path), left_out=reason))
     if others:
         files = "1 file that is" if others == 1 else f"{others} files that are"
-        study.left_out.append(ImageAnswer(image=str(folder), left_out=f"{files} no image"))
-    return study
+        left_out.append(ImageAnswer(image=str(folder), left_out=f"{files} no image"))
+    if not images:
+        raise UserError(f"{folder}: no image here: {_join_reasons(left_out)}")
+    study.images += images
+    study.left_out += left_out
 
 
 def _list_files(folder: Path) -> Iterator[Path]:
@@ -134,12 +131,11 @@ def _list_files(folder: Path) -> Iterator[Path]:
         folders.sort()
         for name in sorted(names):
             path = Path(parent, name)
-            if file_kind(path.lstat().st_mode) is not None:
-                continue
-            count += 1
-            if count > MOST_FILES:
-                raise UserError(f"{folder}: more than {MOST_FILES:,} files. Give a smaller folder")
-            yield path
+            if file_kind(path.lstat().st_mode) is None:
+                count += 1
+                if count > MOST_FILES:
+                    raise UserError(f"{folder}: more than {MOST_FILES:,} files. Give a smaller folder")
+                yield path
 
 
 def _raise_unreadable(problem: OSError) -> None:
@@ -148,7 +144,6 @@ def _raise_unreadable(problem: OSError) -> None:
 
 def _join_reasons(left_out: Sequence[ImageAnswer]) -> str:
     """Return each reason once, with its count. File names are left out: they may name a patient."""
-    reasons = [answer.left_out or "" for answer in left_out]
-    counted = {reason: reasons.count(reason) for reason in reasons}
-    texts = [reason if count == 1 else f"{count} times {reason}" for reason, count in counted.items()]
+    counts = Counter(str(answer.left_out) for answer in left_out)
+    texts = [reason if count == 1 else f"{count} times {reason}" for reason, count in counts.items()]
     return "; ".join(texts) or "it is empty; give the folder of a study, or an image"

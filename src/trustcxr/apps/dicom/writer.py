@@ -5,10 +5,8 @@ de-identification. No file name, institution or device is copied.
 """
 
 import hashlib
-import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,16 +14,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from trustcxr.data.images.dicom_files import INSTALL, MANUFACTURER, RESULT_ENDINGS, is_own_result, read_header
+from trustcxr.data.images.dicom_files import MANUFACTURER, RESULT_ENDINGS, is_own_result, read_header
 from trustcxr.data.images.greyscale import quiet
-from trustcxr.errors import UserError
 from trustcxr.registry import Method
 from trustcxr.storage.atomic import atomic_write
 from trustcxr.storage.schemas import ImageAnswer
 from trustcxr.version import NOTICE, __version__
 
 if TYPE_CHECKING:
-    from highdicom.sr import CodedConcept, MeasurementReport, MeasurementsAndQualitativeEvaluations
     from pydicom import Dataset
 
 MOST_SIDE = 2048  # pixels of the heatmap's longer side
@@ -57,26 +53,17 @@ class NoDicomAnswer(Exception):
     """No DICOM object can refer to the image. The message quotes nothing of the image."""
 
 
-@dataclass(frozen=True)
-class Objects:
-    """The two objects of one answer."""
+def make_objects(image: Path | bytes, answer: ImageAnswer, picture: Image.Image) -> "tuple[Dataset, Dataset]":
+    """Return heatmap and finding for an image (path or bytes), its answer, and the heatmap with the notice on it.
 
-    heatmap: "Dataset"
-    finding: "Dataset"
-
-
-def make_objects(image: Path | bytes, answer: ImageAnswer, picture: Image.Image) -> Objects:
-    """Return both objects for an image (path or bytes), its answer, and the heatmap with the notice on it.
-
-    Raises NoDicomAnswer if the header of the image does not allow them, UserError if highdicom is missing.
+    Raises NoDicomAnswer if the header of the image does not allow them.
     """
-    check_installed()
     picture.thumbnail((MOST_SIDE, MOST_SIDE), Image.Resampling.LANCZOS, reducing_gap=3.0)
     pixels = np.asarray(picture.convert("RGB"))
     with _header_faults():
         header = _read_header(image)
         heatmap = _make_capture(header, pixels, answer)
-        return Objects(heatmap, _make_report(header, heatmap, answer))
+        return heatmap, _make_report(header, heatmap, answer)
 
 
 @contextmanager
@@ -102,10 +89,10 @@ def write(image: Path, answer: ImageAnswer) -> list[str]:
     paths = [Path(stem + ending) for ending in RESULT_ENDINGS]
     if any(path.exists() and not is_own_result(path) for path in paths):
         raise NoDicomAnswer("a file of that name was not written here: choose another --out")
-    source = str(objects.heatmap.SourceImageSequence[0].ReferencedSOPInstanceUID)
+    source = str(objects[0].SourceImageSequence[0].ReferencedSOPInstanceUID)
     if any(path.exists() and source not in _list_referenced(path) for path in paths):
         raise NoDicomAnswer("a file of that name is the answer of another image: choose another --out")
-    for path, dataset in zip(paths, (objects.heatmap, objects.finding), strict=True):
+    for path, dataset in zip(paths, objects, strict=True):
         with atomic_write(path) as temporary:
             dataset.save_as(temporary, enforce_file_format=True)
     return [str(path) for path in paths]
@@ -117,41 +104,16 @@ def _list_referenced(path: Path) -> set[str]:
 
 
 def make_refusal(image: bytes, model: str, why: str) -> "Dataset":
-    """Return a report that an image was not answered, and why. Raises NoDicomAnswer, UserError as `make_objects`."""
-    check_installed()
+    """Return a report that an image was not answered, and why. Raises NoDicomAnswer as `make_objects`."""
     with _header_faults():
         return _make_report(_read_header(image), None, ImageAnswer(run=model, left_out=why))
 
 
-def pack_objects(objects: "Sequence[Dataset]") -> bytes:
-    """Return objects as DICOM files in one byte string, each after its length, for `unpack_objects`."""
-    files = []
-    for dataset in objects:
-        file = BytesIO()
-        dataset.save_as(file, enforce_file_format=True)
-        files.append(struct.pack("<Q", len(file.getvalue())) + file.getvalue())
-    return b"".join(files)
-
-
-def unpack_objects(data: bytes) -> "list[Dataset]":
-    """Return the objects."""
-    import pydicom
-
-    objects: list[Dataset] = []
-    start = 0
-    while start < len(data):
-        (length,) = struct.unpack_from("<Q", data, start)
-        objects.append(pydicom.dcmread(BytesIO(data[start + 8 : start + 8 + length])))
-        start += 8 + length
-    return objects
-
-
-def check_installed() -> None:
-    """Raise UserError if highdicom is not installed."""
-    try:
-        import highdicom  # noqa: F401
-    except ImportError:
-        raise UserError(f"DICOM answers need highdicom: {INSTALL}") from None
+def to_file(dataset: "Dataset") -> bytes:
+    """Return an object as a DICOM file."""
+    file = BytesIO()
+    dataset.save_as(file, enforce_file_format=True)
+    return file.getvalue()
 
 
 def _read_header(image: Path | bytes) -> "Dataset":
@@ -192,8 +154,14 @@ def _is_valid(header: "Dataset", name: str) -> bool:
     return True
 
 
-def _describe_equipment(answer: ImageAnswer, title: str) -> Any:
+def _describe_series(answer: ImageAnswer, title: str, number: int) -> Any:
+    import highdicom
+
     return {
+        "series_instance_uid": highdicom.UID(),
+        "series_number": number,
+        "sop_instance_uid": highdicom.UID(),
+        "instance_number": 1,
         "series_description": f"{MANUFACTURER} {title}: {RESEARCH}",
         "manufacturer": MANUFACTURER,
         "manufacturer_model_name": answer.run[:64] or MANUFACTURER,
@@ -203,7 +171,9 @@ def _describe_equipment(answer: ImageAnswer, title: str) -> Any:
 
 
 def _make_capture(header: "Dataset", pixels: np.ndarray, answer: ImageAnswer) -> "Dataset":
+    """Return the heatmap, with the image as its source (PS3.3 C.12.4)."""
     import highdicom
+    import pydicom
 
     capture: Any = highdicom.sc.SCImage(
         pixels,
@@ -211,15 +181,9 @@ def _make_capture(header: "Dataset", pixels: np.ndarray, answer: ImageAnswer) ->
         8,
         "PATIENT",
         study_instance_uid=header.StudyInstanceUID,
-        series_instance_uid=highdicom.UID(),
-        series_number=HEATMAP_SERIES,
-        sop_instance_uid=highdicom.UID(),
-        instance_number=1,
         patient_orientation=("L", "F"),
-        **_describe_equipment(answer, "heatmap"),
+        **_describe_series(answer, "heatmap", HEATMAP_SERIES),
     )
-    for name in _MAY_BE_EMPTY:
-        setattr(capture, name, header[name].value)
     capture.copy_patient_and_study_information(header)
     capture.BodyPartExamined = "CHEST"
     capture.PatientOrientation = header.get("PatientOrientation") or ""
@@ -231,72 +195,50 @@ def _make_capture(header: "Dataset", pixels: np.ndarray, answer: ImageAnswer) ->
         f"Heatmap ({method}) of the class that {answer.run or 'a network'} answers, over the image. {NOTICE}"
     )
     capture.ImageComments = NOTICE
-    capture.SourceImageSequence = [_make_reference(header)]
+    source = pydicom.Dataset()
+    source.ReferencedSOPClassUID, source.ReferencedSOPInstanceUID = header.SOPClassUID, header.SOPInstanceUID
+    purpose = highdicom.sr.CodedConcept("121322", "DCM", "Source image for image processing operation")
+    source.PurposeOfReferenceCodeSequence = [purpose]
+    capture.SourceImageSequence = [source]
     return capture
-
-
-def _make_reference(header: "Dataset") -> "Dataset":
-    """Return the item that names the image as the source (PS3.3 C.12.4)."""
-    import pydicom
-    from highdicom.sr import CodedConcept
-
-    item = pydicom.Dataset()
-    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = header.SOPClassUID, header.SOPInstanceUID
-    purpose = CodedConcept("121322", "DCM", "Source image for image processing operation")
-    item.PurposeOfReferenceCodeSequence = [purpose]
-    return item
-
-
-def _make_report(header: "Dataset", heatmap: "Dataset | None", answer: ImageAnswer) -> "Dataset":
-    """Return the finding, or why there is none: complete, preliminary, not verified."""
-    import highdicom
-
-    report: Any = highdicom.sr.ComprehensiveSR(
-        evidence=[header] if heatmap is None else [header, heatmap],
-        content=make_content(header, heatmap, answer)[0],
-        series_instance_uid=highdicom.UID(),
-        series_number=FINDING_SERIES,
-        sop_instance_uid=highdicom.UID(),
-        instance_number=1,
-        is_complete=True,
-        is_final=False,
-        is_verified=False,
-        **_describe_equipment(answer, "finding"),
-    )
-    del report.ContributingEquipmentSequence  # highdicom names the image's institution and device there
-    return report
 
 
 SCHEME = "99TRUSTCXR"  # private codes: class names of a model are free
 _MAX_MEANING = 64  # characters
-_DOUBT = "Reason for doubt"
-_REFUSED = "No class was answered"
 
 
-def make_content(header: "Dataset", heatmap: "Dataset | None", answer: ImageAnswer) -> "MeasurementReport":
-    """Return the report: the observing device, and one group with class, probabilities, attacks survived and notes.
-
-    Without a class, the group has the reason alone.
-    """
+def _make_report(header: "Dataset", heatmap: "Dataset | None", answer: ImageAnswer) -> "Dataset":
+    """Return the finding, or why there is none: complete, preliminary, not verified."""
     from highdicom import sr
     from pydicom.sr.codedict import codes
+    from pydicom.uid import generate_uid
 
     device = sr.DeviceObserverIdentifyingAttributes(
-        uid=sr_uid(f"{MANUFACTURER} {answer.run}"),
+        uid=str(generate_uid(prefix=None, entropy_srcs=[f"{MANUFACTURER} {answer.run}"])),  # it has no serial number
         name=MANUFACTURER,
         manufacturer_name=MANUFACTURER,
         model_name=answer.run or None,
     )
     observer = sr.ObserverContext(codes.DCM.Device, device)
-    return sr.MeasurementReport(
+    content = sr.MeasurementReport(
         sr.ObservationContext(observer_device_context=observer),
         procedure_reported=sr.CodedConcept("399208008", "SCT", "Plain X-ray of chest"),
         title=codes.DCM.ImagingMeasurementReport,
         imaging_measurements=[_group(header, heatmap, answer)],
     )
+    report: Any = sr.ComprehensiveSR(
+        evidence=[header] if heatmap is None else [header, heatmap],
+        content=content[0],
+        is_complete=True,
+        is_final=False,
+        is_verified=False,
+        **_describe_series(answer, "finding", FINDING_SERIES),
+    )
+    del report.ContributingEquipmentSequence  # highdicom names the image's institution and device there
+    return report
 
 
-def make_code(name: str, template: str = "{}") -> "CodedConcept":
+def _make_code(name: str, template: str = "{}") -> Any:
     """Return a private code for `template` filled with `name`; equal text gives an equal code.
 
     The middle of a name is left out if the meaning is longer than 64 characters.
@@ -310,16 +252,8 @@ def make_code(name: str, template: str = "{}") -> "CodedConcept":
     return CodedConcept(code, SCHEME, template.format(short))
 
 
-def sr_uid(text: str) -> str:
-    """Return a UID that depends on the text alone. It identifies a model, which has no serial number."""
-    from pydicom.uid import generate_uid
-
-    return str(generate_uid(prefix=None, entropy_srcs=[text]))
-
-
-def _group(
-    header: "Dataset", heatmap: "Dataset | None", answer: ImageAnswer
-) -> "MeasurementsAndQualitativeEvaluations":
+def _group(header: "Dataset", heatmap: "Dataset | None", answer: ImageAnswer) -> Any:
+    """Return class, probabilities, attacks survived and notes; without a class, the reason alone."""
     from highdicom import sr
     from pydicom.sr.codedict import codes
 
@@ -328,14 +262,14 @@ def _group(
         sr.TrackingIdentifier(identifier="Whole image"),
         algorithm_id=sr.AlgorithmIdentification(answer.run or MANUFACTURER, __version__),
         measurements=[
-            sr.Measurement(make_code(name, f"Probability of {{}}, {scale}"), round(value, 4), codes.UCUM.NoUnits)
+            sr.Measurement(_make_code(name, f"Probability of {{}}, {scale}"), round(value, 4), codes.UCUM.NoUnits)
             for name, value in answer.probabilities.items()
         ],
         qualitative_evaluations=[
-            sr.QualitativeEvaluation(make_code("Class answered"), make_code(answer.predicted or "none")),
+            sr.QualitativeEvaluation(_make_code("Class answered"), _make_code(answer.predicted or "none")),
             *(
                 sr.QualitativeEvaluation(
-                    make_code(f"Answer survives {name} at epsilon {answer.epsilon:g}"),
+                    _make_code(f"Answer survives {name} at epsilon {answer.epsilon:g}"),
                     codes.SCT.Yes if survived else codes.SCT.No,
                 )
                 for name, survived in answer.survives.items()
@@ -349,8 +283,8 @@ def _group(
         inside.append(
             sr.ImageContentItem(picture, heatmap.SOPClassUID, heatmap.SOPInstanceUID, relationship_type="CONTAINS")
         )
-    refused = [f"{_REFUSED}: {answer.left_out}"] if answer.left_out else []
+    refused = [f"No class was answered: {answer.left_out}"] if answer.left_out else []
     near = [f"{answer.border[:1].upper()}{answer.border[1:]}"] if answer.border else []
-    for text in (NOTICE, *refused, *(f"{_DOUBT}: {doubt}" for doubt in answer.warnings), *near):
+    for text in (NOTICE, *refused, *(f"Reason for doubt: {doubt}" for doubt in answer.warnings), *near):
         inside.append(sr.TextContentItem(codes.DCM.Comment, text, relationship_type="CONTAINS"))
     return group

@@ -1,33 +1,86 @@
-"""Store a reader study in one SQLite file; every answer is written when it is given."""
+"""Store a reader study in one SQLite file; every answer is written when it is given. Convert marks to masks."""
 
 import errno
 import hashlib
 import json
-import os
 import secrets
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from trustcxr.apps.reader.annotations import Mark
 from trustcxr.errors import UserError
 from trustcxr.storage.atomic import atomic_write
 from trustcxr.storage.os_errors import writing
 
 FOLDER, FILE = "reader", "reader.sqlite"
 RATINGS = (1, 2, 3, 4, 5)
+MOST_REGIONS, MOST_POINTS = 20, 600
 _VERSION = 2
 _TABLES = Path(__file__).with_name("tables.sql")
+Fraction = Annotated[float, Field(ge=0, le=1)]  # of the image's width or height
 
 
-@dataclass(frozen=True)
-class StudyImage:
+class Region(BaseModel):
+    """A box (two opposite corners) or an outline (three points or more); points are (x, y), each 0 to 1."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    kind: Literal["box", "outline"]
+    points: list[tuple[Fraction, Fraction]] = Field(min_length=2, max_length=MOST_POINTS)
+
+    @model_validator(mode="after")
+    def _check_points(self) -> "Region":
+        if self.kind == "box" and len(self.points) != 2:
+            raise ValueError("a box has two corners")
+        if self.kind == "outline" and len(self.points) < 3:
+            raise ValueError("an outline has three points or more")
+        return self
+
+
+class Mark(BaseModel):
+    """All regions of an image; an empty list means no finding."""
+
+    model_config = ConfigDict(extra="forbid")
+    regions: list[Region] = Field(max_length=MOST_REGIONS)
+
+
+def draw_mask(mark: Mark, height: int, width: int) -> np.ndarray:
+    """Return a mask (height, width), uint8, 1 for pixels whose centre is in a region.
+
+    A region that contains no centre marks the pixels of its points.
+    """
+    mask = np.zeros((height, width), dtype=bool)
+    for region in mark.regions:
+        points = np.array(region.points) * (width, height)
+        if region.kind == "box":
+            (left, top), (right, bottom) = points
+            points = np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
+        inside = _fill_polygon(points, height, width)
+        if not inside.any():
+            column, row = np.minimum(points.astype(int), (width - 1, height - 1)).T
+            inside[row, column] = True
+        mask |= inside
+    return mask.astype(np.uint8)
+
+
+def _fill_polygon(points: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Return pixels (height, width) whose centre is in a polygon, by the even-odd rule."""
+    x, y = np.arange(width) + 0.5, np.arange(height) + 0.5
+    inside = np.zeros((height, width), dtype=bool)
+    for (x1, y1), (x2, y2) in zip(points, np.roll(points, -1, axis=0), strict=True):
+        if y1 != y2:
+            rows = np.flatnonzero((y1 <= y) != (y2 <= y))
+            at = x1 + (y[rows] - y1) * (x2 - x1) / (y2 - y1)
+            inside[rows] ^= x >= at[:, None]
+    return inside
+
+
+class StudyImage(NamedTuple):
     """PNGs of one image: the image, its mask (0 and 1), and the map of each arm over the image."""
 
     sample: str
@@ -37,8 +90,7 @@ class StudyImage:
     maps: tuple[bytes, ...]
 
 
-@dataclass(frozen=True)
-class Reader:
+class Reader(NamedTuple):
     """A reader: number (from 1), name and access token."""
 
     number: int
@@ -46,8 +98,7 @@ class Reader:
     token: str
 
 
-@dataclass(frozen=True)
-class Judgement:
+class Judgement(NamedTuple):
     """Rank and rating of the map of one arm; None if missing."""
 
     rank: int | None = None
@@ -81,14 +132,14 @@ class Store:
             raise UserError(f"{path}: exists already, with its answers. Move it away to begin another study.")
         with atomic_write(path) as temporary:
             temporary.unlink(missing_ok=True)
-            os.close(os.open(temporary, os.O_CREAT | os.O_EXCL, 0o600))
+            temporary.touch(0o600, exist_ok=False)
             with _open(temporary) as base:
                 base.executescript(_TABLES.read_text(encoding="utf-8"))
                 base.executemany("INSERT INTO study VALUES (?, ?)", about.items())
                 for index, image in enumerate(images):
-                    row = (index, image.sample, image.group, image.picture, image.mask)
-                    base.execute("INSERT INTO images VALUES (?, ?, ?, ?, ?)", row)
-                    drawn = [(index, arm, png) for arm, png in enumerate(image.maps)]
+                    *columns, maps = image
+                    base.execute("INSERT INTO images VALUES (?, ?, ?, ?, ?)", (index, *columns))
+                    drawn = [(index, arm, png) for arm, png in enumerate(maps)]
                     base.executemany("INSERT INTO maps VALUES (?, ?, ?)", drawn)
         return cls(path)
 

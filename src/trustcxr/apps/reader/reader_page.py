@@ -7,19 +7,13 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import ClientDisconnect
 
-from trustcxr.apps.reader.annotations import Mark
-from trustcxr.apps.reader.database import RATINGS, Judgement, Reader, Store
+from trustcxr.apps.reader.database import RATINGS, Judgement, Mark, Reader, Store
 from trustcxr.apps.serve.middleware import SecurityMiddleware, add_fault_handlers, add_page, bearer, error_response
 from trustcxr.console import log
 from trustcxr.errors import CannotWrite
 from trustcxr.version import NOTICE, __version__
 
 MOST_BYTES = 1 << 20  # of one request: twenty outlines of six hundred points
-_HERE, _SERVE = "trustcxr.apps.reader", "trustcxr.apps.serve"
-PAGE = {"/": (_HERE, "index.html", "text/html"), "/reader.css": (_HERE, "reader.css", "text/css")}
-PAGE |= {"/reader.js": (_HERE, "reader.js", "text/javascript"), "/page.css": (_SERVE, "page.css", "text/css")}
-PAGE |= {"/icon.svg": (_SERVE, "icon.svg", "image/svg+xml")}
-_CODES = {401: "no-token", 404: "not-found", 405: "wrong-method", 409: "too-late", 413: "too-large", 422: "invalid"}
 _Body = TypeVar("_Body", bound=BaseModel)
 
 
@@ -51,116 +45,93 @@ class OneImage(BaseModel):
     responses: list[ReaderResponse]
 
 
-class ReaderApi:
-    """Answer requests from the database. Raises HTTPException for what a reader may not do."""
-
-    def __init__(self, store: Store) -> None:
-        self.store = store
-
-    def reader(self, request: Request) -> Reader:
-        """Return the reader of the token, or raise 401."""
-        reader = self.store.find_reader(bearer(request.headers))
-        if reader is None:
-            raise HTTPException(401, "open the link that you were sent: it holds your token")
-        return reader
-
-    def image(self, reader: Reader, number: int) -> int:
-        """Return the image at a position of this reader's order, or raise 404."""
-        if not 0 <= number < self.store.images:
-            raise HTTPException(404, "there is no such image")
-        return self.store.order(reader)[number]
-
-    def arm(self, reader: Reader, image: int, slot: int) -> int:
-        """Return the arm of a shown map, or raise 409 until the image is marked."""
-        slots = self.store.slots(reader, image)
-        if not 0 <= slot < len(slots):
-            raise HTTPException(404, "there is no such map")
-        if self.store.mark(reader, image) is None:
-            raise HTTPException(409, "mark the finding first: the maps are shown after that")
-        return slots[slot]
-
-    def state(self, reader: Reader) -> State:
-        """Return the progress of the reader."""
-        finished, order = set(self.store.done(reader)), self.store.order(reader)
-        done = [number for number, image in enumerate(order) if image in finished]
-        remaining = [number for number in range(len(order)) if number not in done]
-        return State(
-            reader=reader.name,
-            images=self.store.images,
-            maps=len(self.store.arms),
-            ratings=list(RATINGS),
-            done=done,
-            next=remaining[0] if remaining else None,
-        )
-
-    def answers(self, reader: Reader, number: int) -> OneImage:
-        """Return the answers of the reader for an image."""
-        image = self.image(reader, number)
-        by_arm = self.store.judgements(reader, image)
-        responses = [
-            ReaderResponse(map=slot, rank=by_arm[arm].rank, rating=by_arm[arm].rating)
-            for slot, arm in enumerate(self.store.slots(reader, image))
-        ]
-        return OneImage(number=number, mark=self.store.mark(reader, image), responses=responses)
-
-    def mark(self, reader: Reader, number: int, mark: Mark) -> OneImage:
-        """Save a mark, or raise 409 if the maps have been seen."""
-        if not self.store.save_mark(reader, self.image(reader, number), mark):
-            raise HTTPException(409, "the image is marked already; after the maps are shown it cannot be marked again")
-        return self.answers(reader, number)
-
-    def judge(self, reader: Reader, number: int, response: ReaderResponse) -> OneImage:
-        """Save a rank, a rating or both."""
-        image = self.image(reader, number)
-        if response.rank is not None and response.rank > len(self.store.arms):
-            raise HTTPException(422, "a rank is at most the number of maps")
-        arm = self.arm(reader, image, response.map)
-        rank = 1 if len(self.store.arms) == 1 else response.rank  # one map has no rival
-        self.store.save_judgement(reader, image, arm, Judgement(rank, response.rating))
-        return self.answers(reader, number)
-
-
 def build(store: Store, *, hosts: tuple[str, ...] | None) -> FastAPI:
     """Return the application. hosts: allowed host names, or None for any."""
     app = FastAPI(title="TrustCXR reader study", version=__version__, description=NOTICE, docs_url=None, redoc_url=None)
-    _add_routes(app, ReaderApi(store))
-    add_page(app, PAGE)
+    _add_routes(app, store)
+    add_page(app, "trustcxr.apps.reader", ("index.html", "reader.css", "reader.js"))
+    add_page(app, "trustcxr.apps.serve", ("page.css", "icon.svg"))
     add_fault_handlers(app)
-    app.add_exception_handler(HTTPException, _answer_error)
-    app.add_exception_handler(404, _answer_error)
-    app.add_exception_handler(405, _answer_error)
     app.add_exception_handler(CannotWrite, _answer_not_saved)
     app.add_middleware(SecurityMiddleware, token=None, hosts=hosts)  # the routes check the token of each reader
     return app
 
 
-def _add_routes(app: FastAPI, api: ReaderApi) -> None:
-    AuthorisedReader = Annotated[Reader, Depends(api.reader)]
+def _add_routes(app: FastAPI, store: Store) -> None:
+    def find_reader(request: Request) -> Reader:
+        reader = store.find_reader(bearer(request.headers))
+        if reader is None:
+            raise HTTPException(401, "open the link that you were sent: it holds your token")
+        return reader
+
+    KnownReader = Annotated[Reader, Depends(find_reader)]
+
+    def find_image(reader: KnownReader, number: int) -> int:
+        """Return the image at a position of this reader's order."""
+        if not 0 <= number < store.images:
+            raise HTTPException(404, "there is no such image")
+        return store.order(reader)[number]
+
+    KnownImage = Annotated[int, Depends(find_image)]
+
+    def find_arm(reader: Reader, image: int, slot: int) -> int:
+        """Return the arm of a shown map, if the image is marked."""
+        slots = store.slots(reader, image)
+        if not 0 <= slot < len(slots):
+            raise HTTPException(404, "there is no such map")
+        if store.mark(reader, image) is None:
+            raise HTTPException(409, "mark the finding first: the maps are shown after that")
+        return slots[slot]
 
     @app.get("/api/v1/state")
-    def state(reader: AuthorisedReader) -> State:
-        return api.state(reader)
+    def show_state(reader: KnownReader) -> State:
+        finished = set(store.done(reader))
+        done = [number for number, image in enumerate(store.order(reader)) if image in finished]
+        return State(
+            reader=reader.name,
+            images=store.images,
+            maps=len(store.arms),
+            ratings=list(RATINGS),
+            done=done,
+            next=next((number for number in range(store.images) if number not in done), None),
+        )
 
     @app.get("/api/v1/images/{number}")
-    def image(reader: AuthorisedReader, number: int) -> OneImage:
-        return api.answers(reader, number)
+    def show_answers(reader: KnownReader, image: KnownImage, number: int) -> OneImage:
+        by_arm = store.judgements(reader, image)
+        responses = [
+            ReaderResponse(map=slot, rank=by_arm[arm].rank, rating=by_arm[arm].rating)
+            for slot, arm in enumerate(store.slots(reader, image))
+        ]
+        return OneImage(number=number, mark=store.mark(reader, image), responses=responses)
 
     @app.get("/api/v1/images/{number}/image.png", response_class=Response)
-    def picture(reader: AuthorisedReader, number: int) -> Response:
-        return Response(api.store.picture(api.image(reader, number)), media_type="image/png")
+    def show_picture(image: KnownImage) -> Response:
+        return Response(store.picture(image), media_type="image/png")
 
-    @app.get("/api/v1/images/{number}/maps/{number_of_map}.png", response_class=Response)
-    def heatmap(reader: AuthorisedReader, number: int, number_of_map: int) -> Response:
-        image = api.image(reader, number)
-        return Response(api.store.map(image, api.arm(reader, image, number_of_map)), media_type="image/png")
+    @app.get("/api/v1/images/{number}/maps/{slot}.png", response_class=Response)
+    def show_map(reader: KnownReader, image: KnownImage, slot: int) -> Response:
+        return Response(store.map(image, find_arm(reader, image, slot)), media_type="image/png")
+
+    def save_mark(reader: Reader, image: int, number: int, mark: Mark) -> OneImage:
+        if not store.save_mark(reader, image, mark):
+            raise HTTPException(409, "the image is marked already; after the maps are shown it cannot be marked again")
+        return show_answers(reader, image, number)
+
+    def save_response(reader: Reader, image: int, number: int, response: ReaderResponse) -> OneImage:
+        if response.rank is not None and response.rank > len(store.arms):
+            raise HTTPException(422, "a rank is at most the number of maps")
+        rank = 1 if len(store.arms) == 1 else response.rank  # one map has no rival
+        store.save_judgement(reader, image, find_arm(reader, image, response.map), Judgement(rank, response.rating))
+        return show_answers(reader, image, number)
 
     @app.put("/api/v1/images/{number}/mark")
-    async def mark(reader: AuthorisedReader, number: int, request: Request) -> OneImage:
-        return await run_in_threadpool(api.mark, reader, number, await _read_body(request, Mark))
+    async def receive_mark(reader: KnownReader, image: KnownImage, number: int, request: Request) -> OneImage:
+        return await run_in_threadpool(save_mark, reader, image, number, await _read_body(request, Mark))
 
     @app.put("/api/v1/images/{number}/responses")
-    async def responses(reader: AuthorisedReader, number: int, request: Request) -> OneImage:
-        return await run_in_threadpool(api.judge, reader, number, await _read_body(request, ReaderResponse))
+    async def receive_response(reader: KnownReader, image: KnownImage, number: int, request: Request) -> OneImage:
+        return await run_in_threadpool(save_response, reader, image, number, await _read_body(request, ReaderResponse))
 
 
 async def _read_body(request: Request, kind: type[_Body]) -> _Body:
@@ -177,13 +148,7 @@ async def _read_body(request: Request, kind: type[_Body]) -> _Body:
         raise HTTPException(422, "the request does not match /openapi.json") from None
 
 
-async def _answer_error(_: Request, fault: Exception) -> Response:
-    status = getattr(fault, "status_code", 404)
-    return error_response(status, _CODES.get(status, "refused"), str(getattr(fault, "detail", "there is nothing here")))
-
-
 async def _answer_not_saved(_: Request, fault: Exception) -> Response:
     log(str(fault))
-    return error_response(
-        503, "not-saved", "not saved. Tell the person who sent you the link, and keep this page open."
-    )
+    message = "not saved. Tell the person who sent you the link, and keep this page open."
+    return error_response(503, "not-saved", message)

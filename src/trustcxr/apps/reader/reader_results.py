@@ -10,8 +10,7 @@ import numpy as np
 from PIL import Image
 
 from trustcxr.apps.reader import reader_statistics
-from trustcxr.apps.reader.annotations import draw_mask
-from trustcxr.apps.reader.database import Reader, Store
+from trustcxr.apps.reader.database import Store, draw_mask
 from trustcxr.errors import UserError
 from trustcxr.report import formatting, load
 from trustcxr.report.tables import table
@@ -59,19 +58,13 @@ def gather(store: Store) -> Responses:
     marked, marks = np.zeros(shape, bool), np.zeros((*shape, *masks.shape[1:]), np.uint8)
     for r, reader in enumerate(readers):
         for f in range(len(samples)):
-            ranks[f, r], ratings[f, r] = _numbers(store, reader, f)
+            ranks[f, r], ratings[f, r] = np.array(store.judgements(reader, f), dtype=float).T  # None becomes NaN
             mark = store.mark(reader, f)
             if mark is not None:
                 marked[f, r], marks[f, r] = True, draw_mask(mark, *masks.shape[1:])
     names, groups = [name for name, _, _ in samples], [group for _, group, _ in samples]
     reader_names = [reader.name for reader in readers]
     return Responses(store.arms, reader_names, names, groups, ranks, ratings, marked, marks, masks)
-
-
-def _numbers(store: Store, reader: Reader, image: int) -> tuple[list[float], list[float]]:
-    answers = store.judgements(reader, image)
-    ranks = [np.nan if each.rank is None else float(each.rank) for each in answers]
-    return ranks, [np.nan if each.rating is None else float(each.rating) for each in answers]
 
 
 def make_tables(answers: Responses, runs: list[load.Run]) -> list[Table]:
@@ -160,11 +153,7 @@ def _agreement(answers: Responses) -> Table:
     weights = bootstrap.row_weights()
     first = answers.ranks == answers.ranks.min(axis=2, keepdims=True)
     best = np.where(np.isfinite(answers.ranks).all(axis=2), first @ 2.0 ** np.arange(len(answers.arms)), np.nan)
-    flat = (
-        np.concatenate([values[:, :, k] for k in range(len(answers.arms))])
-        for values in (answers.ranks, answers.ratings)
-    )
-    ranks, ratings = flat
+    ranks, ratings = (np.concatenate(np.moveaxis(values, 2, 0)) for values in (answers.ranks, answers.ratings))
     twice = np.tile(weights, (1, len(answers.arms)))
     values_of = {
         "which map is best: Fleiss’ kappa": reader_statistics.fleiss_kappa(best, weights),
@@ -173,12 +162,11 @@ def _agreement(answers: Responses) -> Table:
         "ratings: Krippendorff’s alpha, ordinal": reader_statistics.krippendorff_alpha(ratings, "ordinal", twice),
         "regions: mean IoU of two readers": bootstrap.means(_mean_overlap(answers)),
     }
-    chosen = {
-        name: values
+    rows = [
+        [Cell(name), table.plain(_to_share(values))]
         for name, values in values_of.items()
         if len(answers.arms) > 1 or name.startswith(("ratings", "regions"))
-    }
-    rows = [[Cell(name), table.plain(_to_share(values))] for name, values in chosen.items()]
+    ]
     caption = (
         "1 is full agreement, 0 that of chance (for kappa and alpha). Kappa counts images that all readers ranked; "
         "alpha those that two or more did. Maps that share the first rank are a category."
@@ -189,13 +177,12 @@ def _agreement(answers: Responses) -> Table:
 def _mean_overlap(answers: Responses) -> Floats:
     """Return the mean IoU (F,) of every two readers that marked the image; NaN if there is none."""
     flat = answers.marks.reshape(*answers.marks.shape[:2], -1) != 0
-    values = []
-    for i in range(len(answers.readers)):
-        for j in range(i):
-            either = (flat[:, i] | flat[:, j]).sum(axis=1)
-            both = answers.marked[:, i] & answers.marked[:, j] & (either > 0)
-            values.append(np.where(both, (flat[:, i] & flat[:, j]).sum(axis=1) / np.maximum(either, 1), np.nan))
-    return _nanmean(np.array(values)) if values else np.full(len(answers.samples), np.nan)
+    values = [np.full(len(answers.samples), np.nan)]
+    for i, j in zip(*np.tril_indices(len(answers.readers), -1), strict=True):
+        either = (flat[:, i] | flat[:, j]).sum(axis=1)
+        both = answers.marked[:, i] & answers.marked[:, j] & (either > 0)
+        values.append(np.where(both, (flat[:, i] & flat[:, j]).sum(axis=1) / np.maximum(either, 1), np.nan))
+    return _nanmean(np.array(values))
 
 
 def _regions(answers: Responses, runs: list[load.Run]) -> Table:
@@ -203,12 +190,10 @@ def _regions(answers: Responses, runs: list[load.Run]) -> Table:
     by_reader = reader_scores(answers)
     mean = {name: _nanmean(values.T) for name, values in by_reader.items()}
     rows = [[Cell("all readers", "the human benchmark"), *_row(mean, None, answers)]]
-    for k, _ in enumerate(answers.readers):
-        rows.append(
-            [Cell(f"R{k + 1}"), *_row({name: values[:, k] for name, values in by_reader.items()}, None, answers)]
-        )
-    for label, scores in model_scores(answers, runs):
-        rows.append([Cell(label), *_row(scores, mean, answers)])
+    for k in range(len(answers.readers)):
+        scores = {name: values[:, k] for name, values in by_reader.items()}
+        rows.append([Cell(f"R{k + 1}"), *_row(scores, None, answers)])
+    rows += [[Cell(label), *_row(scores, mean, answers)] for label, scores in model_scores(answers, runs)]
     caption = (
         "Regions and maps against the radiologists’ masks of the data set, by the same measures on the same images. In "
         "brackets 95 % intervals; after a run, its difference from all readers (paired, image by image)."
@@ -239,12 +224,9 @@ def reader_scores(answers: Responses) -> dict[str, Floats]:
 
     masks, scores = torch.from_numpy(answers.masks), {}
     for name in SCORED:
-        columns = [
-            measures.measure_function(MEASURES[name])(
-                torch.from_numpy(answers.marks[:, r].astype(np.float32)), masks
-            ).numpy()
-            for r in range(len(answers.readers))
-        ]
+        measure = measures.measure_function(MEASURES[name])
+        marks = (torch.from_numpy(answers.marks[:, r]).float() for r in range(len(answers.readers)))
+        columns = [measure(each, masks).numpy() for each in marks]
         scores[name] = np.where(answers.marked, np.stack(columns, axis=1), np.nan)
     return scores
 
@@ -267,11 +249,7 @@ def _mean(values: Floats, groups: list[str], *, share: bool = False) -> Share:
     by_image = _nanmean(values.T) if values.ndim == 2 else values
     bootstrap = Bootstrap.over(groups, resamples=RESAMPLES)
     resampled = bootstrap.means(by_image)
-    if share and np.isfinite(resampled[0]):
-        return Share(
-            value=float(resampled[0]), ci=_drop_empty(share_interval(bootstrap, resampled, of=np.isfinite(by_image)))
-        )
-    return _to_share(resampled)
+    return _to_share(resampled, share_interval(bootstrap, resampled, of=np.isfinite(by_image)) if share else None)
 
 
 def _nanmean(values: Floats) -> Floats:
@@ -281,9 +259,10 @@ def _nanmean(values: Floats) -> Floats:
         return np.asarray(np.nanmean(values, axis=0))
 
 
-def _to_share(resampled: Floats) -> Share:
-    value = float(resampled[0]) if len(resampled) and np.isfinite(resampled[0]) else None
-    return Share(value=value, ci=None if value is None else _drop_empty(interval(resampled)))
+def _to_share(resampled: Floats, ends: list[float] | None = None) -> Share:
+    if not np.isfinite(resampled[0]):
+        return Share()
+    return Share(value=float(resampled[0]), ci=_drop_empty(ends or interval(resampled)))
 
 
 def _drop_empty(ends: list[float]) -> tuple[float, float] | None:

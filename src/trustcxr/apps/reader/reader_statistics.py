@@ -5,15 +5,15 @@ readers), NaN for a missing rating. weights: (B, N), how often each resample has
 (`statistics.Bootstrap.row_weights`); default one row of ones. Results: (B,), NaN if nothing can vary.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from itertools import combinations
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from trustcxr.statistics import Bootstrap, Floats, holm, interval, share_interval, sign_flip
 
-Level = Literal["nominal", "ordinal", "interval"]
+Level = Literal["nominal", "ordinal"]
 
 
 def fleiss_kappa(ratings: ArrayLike, weights: ArrayLike | None = None) -> Floats:
@@ -42,12 +42,12 @@ def fleiss_kappa(ratings: ArrayLike, weights: ArrayLike | None = None) -> Floats
 def krippendorff_alpha(ratings: ArrayLike, level: Level = "nominal", weights: ArrayLike | None = None) -> Floats:
     """Return Krippendorff's alpha (2011, by coincidences): 1 - observed / expected disagreement.
 
-    Images with a single rating do not count. level: the difference of two ratings is equal for all (nominal), the
-    number of ratings between them (ordinal), or their distance squared (interval).
+    Images with a single rating do not count. level: the difference of two ratings is equal for all (nominal), or the
+    number of ratings between them, squared (ordinal).
 
     >>> from trustcxr.apps.reader.reader_statistics import krippendorff_alpha
-    >>> krippendorff_alpha([[1, 1], [2, 3], [3, 3], [2, float("nan")]], "interval").round(3)
-    array([0.75])
+    >>> krippendorff_alpha([[1, 1], [2, 3], [3, 3], [2, float("nan")]]).round(3)
+    array([0.545])
     """
     table, weight = _to_arrays(ratings, weights)
     values = np.unique(table[np.isfinite(table)])
@@ -61,7 +61,11 @@ def krippendorff_alpha(ratings: ArrayLike, level: Level = "nominal", weights: Ar
     pairs[:, range(len(values)), range(len(values))] -= counts
     coincidences = np.tensordot(weight, pairs / (rated - 1)[:, None, None], axes=1)
     totals = coincidences.sum(axis=2)
-    distance = _distances(values, totals, level)
+    if level == "nominal":
+        distance = 1 - np.eye(len(values))
+    else:
+        middles = np.cumsum(totals, axis=1) - totals / 2  # mid-ranks in each resample
+        distance = (middles[:, :, None] - middles[:, None, :]) ** 2
     observed = (coincidences * distance).sum(axis=(1, 2))
     expected = (totals[:, :, None] * totals[:, None, :] * distance).sum(axis=(1, 2))
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -74,23 +78,11 @@ def _to_arrays(ratings: ArrayLike, weights: ArrayLike | None) -> tuple[Floats, F
     return table, np.ones((1, len(table))) if weights is None else np.asarray(weights, dtype=float)
 
 
-def _distances(values: Floats, totals: Floats, level: Level) -> Floats:
-    """Return squared differences (B, V, V) of the values. Ordinal ones depend on the counts in the resample."""
-    apart = np.ones((1, len(values), len(values))) - np.eye(len(values))
-    if level == "nominal":
-        return apart
-    if level == "interval":
-        return np.asarray((values[:, None] - values[None, :]) ** 2)[None]
-    middles = np.cumsum(totals, axis=1) - totals / 2  # mid-ranks
-    return np.asarray((middles[:, :, None] - middles[:, None, :]) ** 2)
-
-
 HALF_A_WIN = 0.5  # added each way to each pair: keeps the strength of an arm that always wins finite
 _ROUNDS, _CLOSE = 500, 1e-10
 
 
-@dataclass(frozen=True)
-class Strength:
+class Strength(NamedTuple):
     """One arm: mean probability that it is preferred to another arm; log-strength (the arms' sum is 0)."""
 
     preferred: float
@@ -99,8 +91,7 @@ class Strength:
     log_strength_ci: list[float]
 
 
-@dataclass(frozen=True)
-class Pair:
+class Pair(NamedTuple):
     """Probability that `first` is preferred to `second`, with a p-value corrected for all pairs (Holm 1979).
 
     images: number of images on which both were ranked.
@@ -140,29 +131,25 @@ def bradley_terry(win_counts: ArrayLike) -> Floats:
     total, met = table.sum(axis=2), table + table.transpose(0, 2, 1)
     strength = np.ones(total.shape)
     for _ in range(_ROUNDS):
-        after = total / (met / (strength[:, :, None] + strength[:, None, :])).sum(axis=2)
-        after /= np.exp(np.log(after).mean(axis=1, keepdims=True))
-        done = np.abs(np.log(after / strength)).max(initial=0.0) < _CLOSE
-        strength = after
-        if done:
+        before = strength
+        strength = total / (met / (before[:, :, None] + before[:, None, :])).sum(axis=2)
+        strength /= np.exp(np.log(strength).mean(axis=1, keepdims=True))
+        if np.abs(np.log(strength / before)).max(initial=0.0) < _CLOSE:
             break
-    log_strengths: Floats = np.log(strength)
-    return log_strengths
+    return np.asarray(np.log(strength))
 
 
 def preference_probabilities(log_strengths: Floats) -> Floats:
     """Return the probability (B, A, A) that i is preferred to j, from log-strengths (B, A)."""
-    result: Floats = 1 / (1 + np.exp(log_strengths[:, None, :] - log_strengths[:, :, None]))
-    return result
+    return np.asarray(1 / (1 + np.exp(log_strengths[:, None, :] - log_strengths[:, :, None])))
 
 
 def compute_strengths(ranks: ArrayLike, groups: ArrayLike, *, resamples: int = 2000, seed: int = 0) -> list[Strength]:
     """Return the strength of each arm, with 95 % intervals over groups of images. They hold for these readers."""
     won = count_wins(ranks)
     bootstrap = Bootstrap.over(groups, resamples=resamples, seed=seed)
-    log_strengths = bradley_terry(bootstrap.totals(won))
-    preferred, arms = preference_probabilities(log_strengths), won.shape[-1]
-    mean = (preferred.sum(axis=2) - 0.5) / (arms - 1)
+    log_strengths, arms = bradley_terry(bootstrap.totals(won)), won.shape[-1]
+    mean = (preference_probabilities(log_strengths).sum(axis=2) - 0.5) / (arms - 1)
     ranked = won.sum(axis=(1, 2)) > 0
     return [
         Strength(
@@ -180,17 +167,11 @@ def compare_pairs(ranks: ArrayLike, groups: ArrayLike, *, resamples: int = 2000,
     won = count_wins(ranks)
     bootstrap = Bootstrap.over(groups, resamples=resamples, seed=seed)
     chances = preference_probabilities(bradley_terry(bootstrap.totals(won)))
-    both = [(i, j) for i in range(won.shape[-1]) for j in range(i + 1, won.shape[-1])]
+    both = list(combinations(range(won.shape[-1]), 2))
     corrected = holm([sign_flip(won[:, i, j] - won[:, j, i], groups) for i, j in both])
-    judged = [won[:, i, j] + won[:, j, i] > 0 for i, j in both]
-    return [
-        Pair(
-            i,
-            j,
-            float(chances[0, i, j]),
-            share_interval(bootstrap, chances[:, i, j], of=ranked),
-            float(p),
-            int(ranked.sum()),
-        )
-        for (i, j), p, ranked in zip(both, corrected, judged, strict=True)
-    ]
+    pairs = []
+    for (i, j), p_value in zip(both, corrected, strict=True):
+        ranked, chance = won[:, i, j] + won[:, j, i] > 0, chances[:, i, j]
+        ends = share_interval(bootstrap, chance, of=ranked)
+        pairs.append(Pair(i, j, float(chance[0]), ends, float(p_value), int(ranked.sum())))
+    return pairs

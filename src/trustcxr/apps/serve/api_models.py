@@ -1,5 +1,6 @@
-"""Define the documents of the API, from which /openapi.json is generated."""
+"""Define the documents of the API, from which /openapi.json is generated, and the messages of the workers."""
 
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
@@ -154,3 +155,36 @@ class Problem(BaseModel):
     """The body of every error response."""
 
     error: Fault
+
+
+Kind = Literal["predict", "examine", "heatmap", "dicom", "refusal"]
+Part = Literal["seen", "changed"]  # two workers share "examine"
+
+
+@dataclass(frozen=True)
+class WorkItem:
+    """One image and its task; run: index in the list of runs. why: for "refusal", why the image is not answered."""
+
+    kind: Kind | Part
+    data: bytes
+    run: int = 0
+    epsilon: float = 0.02
+    method: str = "gradcam"
+    anyway: bool = False
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A document, PNG or DICOM files; or an error with a code, whose message quotes nothing of the image.
+
+    accession: accession number of a DICOM image that is not answered.
+    """
+
+    status: int
+    body: bytes = b""
+    media: str = "application/json"
+    files: tuple[bytes, ...] = ()
+    code: str = ""
+    message: str = ""
+    accession: str = ""

@@ -3,64 +3,41 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import cast, get_args
+from functools import partial
+from typing import Any, cast, get_args
 
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBearer
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from starlette.exceptions import HTTPException
 
 from trustcxr.apps.serve import api_models, uploads
-from trustcxr.apps.serve.limits import Limits
+from trustcxr.apps.serve.api_models import Kind, Part, Reply, WorkItem
 from trustcxr.apps.serve.middleware import SecurityMiddleware, add_fault_handlers, add_page, error_response
-from trustcxr.apps.serve.pool import Pool
-from trustcxr.apps.serve.worker import PNG, RETRY_AFTER, Kind, Part, Reply, WorkItem
+from trustcxr.apps.serve.worker import RETRY_AFTER, Limits, Pool
 from trustcxr.version import NOTICE, __version__
 
-_HERE = "trustcxr.apps.serve"
-PAGE = {"/": (_HERE, "index.html", "text/html"), "/page.css": (_HERE, "page.css", "text/css")}
-PAGE |= {"/page.js": (_HERE, "page.js", "text/javascript"), "/icon.svg": (_HERE, "icon.svg", "image/svg+xml")}
 _HIGHEST = 0.3
-_CODES = {404: "not-found", 405: "wrong-method"}
 _PROBLEMS = (400, 401, 403, 408, 413, 415, 421, 422, 500, 503)
-
-
-class Metrics:
-    """Count requests for Prometheus, without anything about images or persons."""
-
-    def __init__(self) -> None:
-        times = (0.05, 0.1, 0.25, 0.5, 1, 2, 3, 5, 10, 30)
-        self.registry = registry = CollectorRegistry()
-        self.requests = Counter(
-            "trustcxr_requests", "Requests by route and status.", ["route", "status"], registry=registry
-        )
-        self.seconds = Histogram(
-            "trustcxr_seconds", "Seconds per request by route.", ["route"], buckets=times, registry=registry
-        )
-        self.inside = Gauge("trustcxr_inside", "Concurrent requests, active and queued.", registry=registry)
-        self.workers = Gauge("trustcxr_workers", "Workers that are alive.", registry=registry)
-        self.restarts = Gauge("trustcxr_worker_restarts", "Workers that were restarted.", registry=registry)
-
-    def count(self, route: str, status: int, seconds: float) -> None:
-        """Count one request."""
-        self.requests.labels(route, str(status)).inc()
-        self.seconds.labels(route).observe(seconds)
-
-    def text(self) -> bytes:
-        """Return all metrics in the text format of Prometheus."""
-        return generate_latest(self.registry)
+_TIMES = (0.05, 0.1, 0.25, 0.5, 1, 2, 3, 5, 10, 30)
 
 
 class ImageApi:
-    """Answer requests with an image, and count them."""
+    """Answer requests with an image, and count them for Prometheus, without anything about images or persons."""
 
-    def __init__(self, pool: Pool, limits: Limits, *, token: str | None) -> None:
-        self.pool, self.limits, self.token = pool, limits, token
-        self.counts, self.inside = Metrics(), 0
+    def __init__(self, pool: Pool, limits: Limits) -> None:
+        self.pool, self.limits, self.inside = pool, limits, 0
+        self.registry = registry = CollectorRegistry()
+        gauge = partial(Gauge, registry=registry)
+        gauge("trustcxr_inside", "Concurrent requests, active and queued.").set_function(lambda: self.inside)
+        gauge("trustcxr_workers", "Workers that are alive.").set_function(lambda: pool.alive)
+        gauge("trustcxr_worker_restarts", "Workers that were restarted.").set_function(lambda: pool.restarts)
+        about = "Requests by route and status."
+        self.requests = Counter("trustcxr_requests", about, ["route", "status"], registry=registry)
+        about = "Seconds per request by route."
+        self.seconds = Histogram("trustcxr_seconds", about, ["route"], buckets=_TIMES, registry=registry)
 
     async def answer(self, request: Request, kind: Kind) -> Response:
         """Answer a form with one image."""
@@ -70,16 +47,16 @@ class ImageApi:
             status = response.status_code
             return response
         finally:
-            self.counts.count(kind, status, time.perf_counter() - start)
+            self.requests.labels(kind, str(status)).inc()
+            self.seconds.labels(kind).observe(time.perf_counter() - start)
 
     async def _answer(self, request: Request, kind: Kind) -> Response:
         if self.inside >= self.limits.workers + self.limits.waiting:
             await uploads.drain(request, self.limits)
-            return busy_response("all workers are busy: try again soon")
+            return _to_response(Reply(503, code="busy", message="all workers are busy: try again soon"))
         self.inside += 1
         try:
-            form = await uploads.read_form(request, self.limits, _field_names(kind))
-            item = self._make_item(kind, form)
+            item = self._make_item(kind, *await uploads.read_form(request, self.limits, _field_names(kind)))
             return _to_response(await (self._examine(item) if kind == "examine" else self.pool.ask(item)))
         except uploads.Refused as refused:
             return error_response(refused.status, refused.code, refused.message)
@@ -102,47 +79,32 @@ class ImageApi:
         whole["seconds"] = round(time.perf_counter() - start, 3)
         return Reply(200, json.dumps(whole).encode())
 
-    def _make_item(self, kind: Kind, form: uploads.Form) -> WorkItem:
+    def _make_item(self, kind: Kind, image: bytes, fields: dict[str, str]) -> WorkItem:
         names = [run.name for run in self.pool.runs]
-        wanted = form.fields.get("run", names[0])
+        wanted = fields.get("run", names[0])
         if wanted not in names:
             raise uploads.Refused(422, "unknown-run", f"unknown run; valid: {', '.join(names)}")
-        epsilon = _parse_epsilon(form.fields.get("epsilon", "0.02"))
-        method, anyway = form.fields.get("method", "gradcam"), _parse_anyway(form.fields.get("anyway", "false"))
-        return WorkItem(kind, form.image, names.index(wanted), epsilon, method, anyway)
-
-    def metrics(self) -> bytes:
-        """Return the current metrics for Prometheus."""
-        self.counts.inside.set(self.inside)
-        self.counts.workers.set(self.pool.alive)
-        self.counts.restarts.set(self.pool.restarts)
-        return self.counts.text()
+        epsilon, anyway = _parse_epsilon(fields.get("epsilon", "0.02")), fields.get("anyway", "false")
+        if anyway not in ("true", "false"):
+            raise uploads.Refused(422, "invalid", "anyway: true or false")
+        method = fields.get("method", "gradcam")
+        return WorkItem(kind, image, names.index(wanted), epsilon, method, anyway == "true")
 
 
 def build(pool: Pool, limits: Limits, *, token: str | None, hosts: tuple[str, ...] | None) -> FastAPI:
     """Return the application. token: required by the API, or None. hosts: allowed host names, or None for any."""
-    api = ImageApi(pool, limits, token=token)
-
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncGenerator[None, None]:
-        if not pool.runs:
-            await pool.start()
-        yield
-        await pool.stop()
-
-    app = FastAPI(
-        title="TrustCXR", version=__version__, description=NOTICE, docs_url=None, redoc_url=None, lifespan=lifespan
-    )
-    _add_image_routes(app, api)
-    _add_info_routes(app, api)
-    add_page(app, PAGE)
+    api = ImageApi(pool, limits)
+    app = FastAPI(title="TrustCXR", version=__version__, description=NOTICE, docs_url=None, redoc_url=None)
+    secured = [Depends(HTTPBearer(auto_error=False))] if token else []
+    _add_image_routes(app, api, secured)
+    _add_info_routes(app, api, secured)
+    add_page(app, "trustcxr.apps.serve", ("index.html", "page.css", "page.js", "icon.svg"))
     add_fault_handlers(app)
-    app.add_exception_handler(HTTPException, _answer_http_error)
     app.add_middleware(SecurityMiddleware, token=token, hosts=hosts)
     return app
 
 
-def _add_image_routes(app: FastAPI, api: ImageApi) -> None:
+def _add_image_routes(app: FastAPI, api: ImageApi, secured: Sequence[Any]) -> None:
     for kind, model, about in (
         ("predict", api_models.Prediction, "Class probabilities, reasons for doubt, and attacks survived."),
         ("examine", api_models.Examination, "The same with maps, the smallest perturbation and corruptions."),
@@ -150,7 +112,7 @@ def _add_image_routes(app: FastAPI, api: ImageApi) -> None:
     ):
         responses = _error_responses()
         if model is None:
-            responses[200] = {"content": {PNG: {"schema": {"type": "string", "format": "binary"}}}}
+            responses[200] = {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}
         app.add_api_route(
             f"/api/v1/{kind}",
             _make_route(api, cast(Kind, kind)),
@@ -161,7 +123,7 @@ def _add_image_routes(app: FastAPI, api: ImageApi) -> None:
             summary=about,
             operation_id=kind,
             openapi_extra={"requestBody": _request_schema(cast(Kind, kind))},
-            dependencies=[Depends(HTTPBearer(auto_error=False))] if api.token else [],
+            dependencies=secured,
         )
 
 
@@ -172,18 +134,12 @@ def _make_route(api: ImageApi, kind: Kind) -> Callable[..., object]:
     return answer
 
 
-def _add_info_routes(app: FastAPI, api: ImageApi) -> None:
-    secured = [Depends(HTTPBearer(auto_error=False))] if api.token else []
-
+def _add_info_routes(app: FastAPI, api: ImageApi, secured: Sequence[Any]) -> None:
     @app.get("/api/v1/runs", operation_id="runs", dependencies=secured, responses=_error_responses(401, 403, 421))
     async def runs() -> api_models.Served:
         """Return the runs and limits of this server."""
-        served = [
-            api_models.ServedRun(name=r.name, classes=list(r.classes), size=r.size, calibrated=r.calibrated)
-            for r in api.pool.runs
-        ]
-        most, needed = api.limits.most_bytes, api.token is not None
-        return api_models.Served(version=__version__, runs=served, most_bytes=most, token_needed=needed)
+        most, needed = api.limits.most_bytes, bool(secured)
+        return api_models.Served(version=__version__, runs=api.pool.runs, most_bytes=most, token_needed=needed)
 
     @app.get("/healthz", operation_id="health", responses=_error_responses(403, 421))
     async def health() -> api_models.Health:
@@ -200,30 +156,18 @@ def _add_info_routes(app: FastAPI, api: ImageApi) -> None:
     )
     async def metrics() -> Response:
         """Return metrics for Prometheus."""
-        return Response(api.metrics(), media_type="text/plain; version=0.0.4")
-
-
-def busy_response(message: str) -> Response:
-    """Return a response 503 with the time to wait."""
-    return error_response(503, "busy", message, retry_after=str(RETRY_AFTER))
+        return Response(generate_latest(api.registry), media_type="text/plain; version=0.0.4")
 
 
 def _to_response(reply: Reply) -> Response:
-    if reply.status == 503:
-        return busy_response(reply.message)
     if reply.code:
-        return error_response(reply.status, reply.code, reply.message)
+        headers = {"retry-after": str(RETRY_AFTER)} if reply.status == 503 else {}
+        return error_response(reply.status, reply.code, reply.message, headers)
     return Response(reply.body, media_type=reply.media)
 
 
 def _field_names(kind: Kind) -> tuple[str, ...]:
     return ("run", "anyway", "method") if kind == "heatmap" else ("run", "anyway", "epsilon")
-
-
-def _parse_anyway(text: str) -> bool:
-    if text not in ("true", "false"):
-        raise uploads.Refused(422, "invalid", "anyway: true or false")
-    return text == "true"
 
 
 def _parse_epsilon(text: str) -> float:
@@ -251,11 +195,3 @@ def _request_schema(kind: Kind) -> dict[str, object]:
 
 def _error_responses(*statuses: int) -> dict[int | str, dict[str, object]]:
     return {status: {"model": api_models.Problem} for status in statuses or _PROBLEMS}
-
-
-async def _answer_http_error(_: Request, fault: Exception) -> Response:
-    status = fault.status_code if isinstance(fault, HTTPException) else 500
-    headers = dict(getattr(fault, "headers", None) or {})
-    response = error_response(status, _CODES.get(status, "refused"), "there is nothing here; see /openapi.json")
-    response.headers.update(headers)
-    return response

@@ -5,20 +5,22 @@ decodes and classifies them, as for the page.
 """
 
 import logging
+import math
 import queue
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
-from trustcxr.apps.serve.limits import Limits
-from trustcxr.apps.serve.worker import Reply, Worker, WorkItem
+from trustcxr.apps.serve.api_models import Reply, WorkItem
+from trustcxr.apps.serve.worker import Limits, Worker
 from trustcxr.console import log, plural
 from trustcxr.data.images.dicom_files import IMAGES, INSTALL, RESULT_REASON
-from trustcxr.errors import UserError
+from trustcxr.errors import UserError, require
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -31,7 +33,6 @@ _WITH_WARNING = (0xB000, 0xB006, 0xB007)  # stored, with a warning
 _MAX_CALLERS, _PDU = 4, 1 << 17
 _RETRY_AFTER = (1.0, 5.0)  # seconds until an answer is sent again
 _OVERHEAD = 1 << 20  # bytes of a message without the image
-_ENDED = -(1 << 60)  # byte count of an aborted association: later data stay below the limit
 
 
 @dataclass(frozen=True)
@@ -86,106 +87,76 @@ def check_title(title: str) -> str:
     return text
 
 
-@contextmanager
-def running_node(run: Path, options: NodeOptions, limits: Limits) -> Iterator["Node"]:
-    """Run the node during the block. Raises UserError if pynetdicom or the port is not available."""
-    try:
-        import highdicom  # noqa: F401
-        import pynetdicom  # noqa: F401
-    except ImportError as problem:
-        raise UserError(f"serve --dicom needs {problem.name}: {INSTALL}") from None
-    node = Node(run, options, limits)
-    try:
-        node.start()
-        yield node
-    finally:
-        node.stop()
-
-
 class Node:
-    """A DICOM node. answered, refused, lost: image counts. options.port is the real port after the start."""
+    """A DICOM node, until it is closed. answered, refused, lost: image counts. options.port is the real port."""
 
     def __init__(self, run: Path, options: NodeOptions, limits: Limits) -> None:
-        self.run, self.options, self.limits = run, options, limits
+        """Load the run, listen, and answer what arrives. Raises UserError if a package or the port is missing."""
+        require("serve --dicom needs", INSTALL, "highdicom", "pynetdicom")
+        self.run, self.limits = run, limits
         self.answered = self.refused = self.lost = 0
         self._images: queue.Queue[bytes | None] = queue.Queue(limits.waiting)
-        self._bytes: dict[int, int] = {}  # received by each association for its current message
-        self._worker: Worker | None = None
-        self._server: Any = None
+        self._bytes: WeakKeyDictionary[Any, float] = WeakKeyDictionary()  # of each association's current message
         self._sending: Any = None  # the current association with the peer
         self._ending = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="trustcxr-dicom", daemon=True)
-
-    def start(self) -> None:
-        """Load the run, then listen."""
         self._worker = self._new_worker()
-        self._server = self._listen()
-        self.options = replace(self.options, port=self._server.server_address[1])
+        self._server = self._listen(options)
+        self.options = replace(options, port=self._server.server_address[1])
+        self._thread = threading.Thread(target=self._work, name="trustcxr-dicom", daemon=True)
         self._thread.start()
         log(
-            f"DICOM: {self.options.title} at {self.options.host}:{self.options.port} accepts images from "
-            f"{', '.join(self.options.callers)}, sends answers of {self.run.name} to {self.options.peer.title}"
+            f"DICOM: {options.title} at {options.host}:{self.options.port} accepts images from "
+            f"{', '.join(options.callers)}, sends answers of {run.name} to {options.peer.title}"
         )
 
-    def stop(self) -> None:
+    def close(self) -> None:
         """Stop; queued images are not answered, and their number is logged."""
         self._ending.set()
-        if self._server is not None:
-            self._server.shutdown()
+        self._server.shutdown()
         woken = 0
         with suppress(queue.Full):
             self._images.put_nowait(None)
             woken = 1
-        if self._worker is not None:
-            self._worker.kill()
+        self._worker.kill()
         with suppress(AttributeError, OSError):  # there is no association, or it has just ended
             self._sending.dul.socket.close()  # do not wait for a silent peer
-        if self._thread.is_alive():
-            self._thread.join(5)
+        self._thread.join(5)
         if left := self._images.unfinished_tasks - woken:
             log(f"DICOM: received but not answered: {plural(left, 'image')}. Send them again.")
 
-    def _listen(self) -> Any:
+    def _listen(self, options: NodeOptions) -> Any:
         from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, _config, evt
 
         # The log of pynetdicom quotes data sets and titles.
         _config.LOG_HANDLER_LEVEL = "none"
         logging.getLogger("pynetdicom").setLevel(logging.CRITICAL + 1)
-        entity = AE(ae_title=self.options.title)
+        entity = AE(ae_title=options.title)
         entity.require_called_aet = True
-        entity.require_calling_aet = list(self.options.callers)
+        entity.require_calling_aet = list(options.callers)
         entity.maximum_associations, entity.maximum_pdu_size = _MAX_CALLERS, _PDU
         entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = self.limits.upload
         entity.add_supported_context("1.2.840.10008.1.1")  # C-ECHO
         for kind in (*IMAGES, REPORT):
             entity.add_supported_context(kind, ALL_TRANSFER_SYNTAXES)
-        handlers: Any = [
-            (evt.EVT_C_STORE, self._receive),
-            (evt.EVT_DATA_RECV, self._limit_size),
-            (evt.EVT_CONN_CLOSE, self._close),
-        ]
+        handlers: Any = [(evt.EVT_C_STORE, self._receive), (evt.EVT_DATA_RECV, self._limit_size)]
         try:
-            return entity.start_server((self.options.host, self.options.port), block=False, evt_handlers=handlers)
+            return entity.start_server((options.host, options.port), block=False, evt_handlers=handlers)
         except OSError as problem:
-            where = f"{self.options.host}:{self.options.port}"
-            reason = problem.strerror or problem
+            self._worker.kill()
+            where, reason = f"{options.host}:{options.port}", problem.strerror or problem
             raise UserError(f"{where}: cannot listen there ({reason}); choose another --dicom-port") from None
 
     def _limit_size(self, event: Any) -> None:
         """Abort an association whose message is larger than the limit for an image."""
-        key = id(event.assoc)
-        self._bytes[key] = self._bytes.get(key, 0) + len(event.data)
-        if self._bytes[key] > self.limits.most_bytes + _OVERHEAD:
-            self._bytes[key] = _ENDED
+        self._bytes[event.assoc] = self._bytes.get(event.assoc, 0) + len(event.data)
+        if self._bytes[event.assoc] > self.limits.most_bytes + _OVERHEAD:
+            self._bytes[event.assoc] = -math.inf  # it is aborted: what comes late is not refused again
             self._refuse(f"more than {self.limits.most_bytes >> 20} MB")
             event.assoc.abort(block=False)
 
-    def _close(self, event: Any) -> None:
-        self._bytes.pop(id(event.assoc), None)
-
     def _receive(self, event: Any) -> int:
         """Queue an image; the worker decodes and checks it."""
-        self._bytes[id(event.assoc)] = 0
+        self._bytes[event.assoc] = 0
         kind = event.request.AffectedSOPClassUID
         if kind == REPORT:  # accepted: otherwise its sender stops before the images that follow
             self._refuse("it is a report, not an image")
@@ -217,7 +188,7 @@ class Node:
             return False
         if reply.code:
             self._report(image, reply.message)
-        elif self._send(reply.body):
+        elif self._send(reply.files):
             self.answered += 1
             log(f"DICOM: an image was answered, {time.monotonic() - start:.1f} s")
         else:
@@ -229,36 +200,33 @@ class Node:
         if why == RESULT_REASON:
             return self._refuse(why)
         reply = self._ask(WorkItem("refusal", image, why=why))
-        sent = not reply.code and self._send(reply.body)
+        sent = not reply.code and self._send(reply.files)
         accession = f", accession number {reply.accession}" if self.options.log_accession and reply.accession else ""
         unsent = "" if sent else f"; {reply.message or 'its report was not sent'}"
         return self._refuse(f"{why}{accession}{unsent}")
 
     def _ask(self, item: WorkItem) -> Reply:
-        worker = self._worker
-        if worker is None or not worker.alive:
-            try:
-                self._worker = worker = self._new_worker()
-            except (UserError, OSError) as problem:
-                return Reply(503, code="busy", message=str(problem))
-        return worker.ask(item)
+        try:
+            if not self._worker.alive:
+                self._worker = self._new_worker()
+        except (UserError, OSError) as problem:
+            return Reply(503, code="busy", message=str(problem))
+        return self._worker.ask(item)
 
     def _new_worker(self) -> Worker:
         worker = Worker([self.run], self.limits, 1)
-        models = worker.ready()
-        if isinstance(models, str):
-            raise UserError(models)
+        worker.load()
         return worker
 
     def _refuse(self, why: str) -> None:
         self.refused += 1
         log(f"DICOM: an image was not answered: {why}")
 
-    def _send(self, body: bytes) -> bool:
-        """Send the objects of an answer, with retries. Returns True if the peer has accepted all."""
-        from trustcxr.apps.dicom import writer
+    def _send(self, files: tuple[bytes, ...]) -> bool:
+        """Send the DICOM files of an answer, with retries. Returns True if the peer has accepted all."""
+        import pydicom
 
-        left = writer.unpack_objects(body)
+        left = [pydicom.dcmread(BytesIO(file)) for file in files]
         for wait in (0.0, *_RETRY_AFTER):
             if self._ending.wait(wait):
                 return False

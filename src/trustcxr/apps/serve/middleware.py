@@ -2,13 +2,16 @@
 
 import hmac
 import ipaddress
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from http import HTTPStatus
 from importlib.resources import files
 from urllib.parse import urlsplit
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -28,26 +31,22 @@ HEADERS = {
     "permissions-policy": "camera=(), microphone=(), geolocation=()",
     "cache-control": "no-store",
 }
-Page = Mapping[str, tuple[str, str, str]]  # by route: a package, a file in its folder `page`, the media type
-_LOCAL = ("localhost", "127.0.0.1", "::1")
+_MEDIA = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
+_CODES = {401: "no-token", 404: "not-found", 405: "wrong-method", 409: "too-late", 413: "too-large", 422: "invalid"}
 _BEHIND_TOKEN = ("/api/", "/metrics")
 
 
-def is_loopback(host: str) -> bool:
-    """Return True if only this machine can reach the address."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+def allowed_hosts(host: str) -> tuple[str, ...] | None:
+    """Return the host names that a server on a loopback address answers to; None if other machines can reach it."""
+    with suppress(ValueError):
+        if host == "localhost" or ipaddress.ip_address(host).is_loopback:
+            return "localhost", "127.0.0.1", "::1", host
+    return None
 
 
-def error_response(status: int, code: str, message: str, **headers: str) -> JSONResponse:
+def error_response(status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """Return a response with an error."""
-    content = Problem(error=Fault(code=code, message=message)).model_dump()
-    named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return JSONResponse(content, status_code=status, headers=named)
+    return JSONResponse(Problem(error=Fault(code=code, message=message)).model_dump(), status, headers)
 
 
 def bearer(headers: Headers) -> str:
@@ -89,15 +88,9 @@ class SecurityMiddleware:
             return error_response(403, "cross-site", "requests from other sites are not answered")
         right = hmac.compare_digest(bearer(headers).encode(), (self.token or "").encode())
         if self.token is not None and path.startswith(_BEHIND_TOKEN) and not right:
-            return error_response(
-                401, "no-token", "send the token: Authorization: Bearer TOKEN", www_authenticate="Bearer"
-            )
+            message = "send the token: Authorization: Bearer TOKEN"
+            return error_response(401, "no-token", message, {"www-authenticate": "Bearer"})
         return None
-
-
-def local_names(host: str) -> tuple[str, ...]:
-    """Return the allowed host names of a server on a loopback address."""
-    return (*_LOCAL, host)
 
 
 def _host_of(url: str) -> str:
@@ -107,29 +100,34 @@ def _host_of(url: str) -> str:
         return ""
 
 
-def add_page(app: FastAPI, page: Page) -> None:
-    """Add the files of a page. They are read now: the path of a request never reaches the disk."""
+def add_page(app: FastAPI, package: str, names: Sequence[str]) -> None:
+    """Add files of a package's folder `page`. They are read now: the path of a request never reaches the disk."""
 
-    def route(content: bytes, media: str) -> Callable[[], Response]:
-        def shown() -> Response:
+    def make_route(content: bytes, media: str) -> Callable[[], Response]:
+        def show() -> Response:
             return Response(content, media_type=media)
 
-        return shown
+        return show
 
-    for path, (package, name, media) in page.items():
+    for name in names:
         content = (files(package) / "page" / name).read_bytes()
-        app.add_api_route(path, route(content, media), include_in_schema=False)
+        route = make_route(content, _MEDIA[name.rpartition(".")[2]])
+        app.add_api_route("/" if name == "index.html" else f"/{name}", route, include_in_schema=False)
 
 
 def add_fault_handlers(app: FastAPI) -> None:
-    """Answer invalid requests and faults of the program with an error document."""
-    app.add_exception_handler(RequestValidationError, _answer_invalid)
-    app.add_exception_handler(Exception, _answer_fault)
+    """Answer HTTP errors, invalid requests and faults of the program with an error document."""
 
+    @app.exception_handler(HTTPException)
+    async def answer_http_error(_: Request, fault: HTTPException) -> Response:
+        unknown = fault.status_code in (404, 405) and fault.detail == HTTPStatus(fault.status_code).phrase
+        message = "there is nothing here; see /openapi.json" if unknown else fault.detail
+        return error_response(fault.status_code, _CODES.get(fault.status_code, "refused"), message, fault.headers)
 
-async def _answer_invalid(_: Request, __: Exception) -> Response:
-    return error_response(422, "invalid", "the request does not match /openapi.json")
+    @app.exception_handler(RequestValidationError)
+    async def answer_invalid(_: Request, __: Exception) -> Response:
+        return error_response(422, "invalid", "the request does not match /openapi.json")
 
-
-async def _answer_fault(_: Request, __: Exception) -> Response:
-    return error_response(500, "fault", "a fault of the program")
+    @app.exception_handler(Exception)
+    async def answer_fault(_: Request, __: Exception) -> Response:
+        return error_response(500, "fault", "a fault of the program")

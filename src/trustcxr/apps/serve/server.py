@@ -5,42 +5,29 @@ import os
 import secrets
 import socket
 from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
-from importlib import import_module
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from trustcxr.apps.serve.limits import Limits
+from trustcxr.apps.serve import dicom_node
+from trustcxr.apps.serve.worker import Limits, Pool
 from trustcxr.console import log, plural
-from trustcxr.errors import UserError
+from trustcxr.errors import UserError, require
 from trustcxr.storage import layout
 
 if TYPE_CHECKING:
     import uvicorn
 
-    from trustcxr.apps.serve import dicom_node
-    from trustcxr.apps.serve.pool import Pool
-
 INSTALL = "pip install 'trustcxr[serve]'"
 TOKEN = "TRUSTCXR_TOKEN"
 
 
-@dataclass(frozen=True)
-class Address:
-    """Host and port of the server, and the token that it requires."""
-
-    host: str
-    port: int
-    token: str | None
-
-    @property
-    def link(self) -> str:
-        """URL to open. Browsers do not send the part after #, which holds the token."""
-        host = socket.gethostname() if self.host in ("0.0.0.0", "::") else self.host
-        name = f"[{host}]" if ":" in host else host
-        return f"http://{name}:{self.port}/" + (f"#token={quote(self.token, safe='')}" if self.token else "")
+def make_link(host: str, port: int, token: str | None) -> str:
+    """Return the URL to open. Browsers do not send the part after #, which holds the token."""
+    host = socket.gethostname() if host in ("0.0.0.0", "::") else host
+    name = f"[{host}]" if ":" in host else host
+    return f"http://{name}:{port}/" + (f"#token={quote(token, safe='')}" if token else "")
 
 
 def serve(
@@ -49,28 +36,27 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     limits: Limits | None = None,
-    dicom: "dicom_node.NodeOptions | None" = None,
+    dicom: dicom_node.NodeOptions | None = None,
 ) -> None:
     """Serve until Ctrl-C; with `dicom` also as a DICOM node that uses the first run.
 
     Raises UserError if a run cannot be loaded or the address is not available.
     """
     check_installed()
-    from trustcxr.apps.serve import app, dicom_node, middleware
-    from trustcxr.apps.serve.pool import Pool
+    from trustcxr.apps.serve import app, middleware
 
     for folder in runs:
         layout.check_run(folder)
-    local = middleware.is_loopback(host)
-    token = _read_token() or (None if local else secrets.token_urlsafe(24))
+    hosts = middleware.allowed_hosts(host)
+    token = _read_token() or (None if hosts else secrets.token_urlsafe(24))
     with ExitStack() as stack:
         listener = stack.enter_context(open_listener(host, port))
-        address = Address(host, listener.getsockname()[1], token)
         pool = Pool(runs, limits or Limits())
-        api = app.build(pool, pool.limits, token=token, hosts=middleware.local_names(host) if local else None)
+        server = _server(app.build(pool, pool.limits, token=token, hosts=hosts))
         if dicom is not None:
-            stack.enter_context(dicom_node.running_node(runs[0], dicom, pool.limits))
-        asyncio.run(_serve_pool(_server(api), pool, listener, address))
+            stack.enter_context(closing(dicom_node.Node(runs[0], dicom, pool.limits)))
+        link = make_link(host, listener.getsockname()[1], token)
+        asyncio.run(_serve_pool(server, pool, listener, link))
 
 
 def _read_token() -> str | None:
@@ -88,11 +74,7 @@ def run(api: object, listener: socket.socket) -> None:
 
 def check_installed() -> None:
     """Raise UserError if fastapi or uvicorn is not installed."""
-    try:
-        for name in ("fastapi", "prometheus_client", "uvicorn"):
-            import_module(name)
-    except ImportError as problem:
-        raise UserError(f"serve needs {problem.name}: {INSTALL}") from None
+    require("serve needs", INSTALL, "fastapi", "prometheus_client", "uvicorn")
 
 
 def _server(api: Any) -> "uvicorn.Server":
@@ -102,12 +84,12 @@ def _server(api: Any) -> "uvicorn.Server":
     return uvicorn.Server(uvicorn.Config(api, timeout_keep_alive=10, **options))
 
 
-async def _serve_pool(server: "uvicorn.Server", pool: "Pool", listener: socket.socket, address: Address) -> None:
+async def _serve_pool(server: "uvicorn.Server", pool: Pool, listener: socket.socket, link: str) -> None:
     log(f"loading {plural(len(pool.folders), 'run')} into {plural(pool.limits.workers, 'worker')}")
     try:
         await pool.start()
-        log(f"open {address.link}")
-        if address.token:
+        log(f"open {link}")
+        if "#token=" in link:
             log("anyone with this link can use the page; on a network, put a TLS proxy in front of it")
         await server.serve(sockets=[listener])
     finally:

@@ -3,14 +3,14 @@
 import asyncio
 import logging
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from contextlib import suppress
 
 from fastapi import Request
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
-from trustcxr.apps.serve.limits import Limits
+from trustcxr.apps.serve.worker import Limits
 
 _FIELD_BYTES = 1024
 logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # its log quotes broken forms
@@ -24,22 +24,14 @@ class Refused(Exception):
         self.status, self.code, self.message = status, code, message
 
 
-@dataclass(frozen=True)
-class Form:
-    """The bytes of the image, and the other fields."""
-
-    image: bytes
-    fields: dict[str, str]
-
-
 class _InMemory(MultiPartParser):
     """Starlette's parser, without temporary files on disk."""
 
     spool_max_size = 1 << 40
 
 
-async def read_form(request: Request, limits: Limits, allowed_fields: tuple[str, ...]) -> Form:
-    """Return the form: one file in `file`, and text in the allowed fields. Raises Refused for anything else."""
+async def read_form(request: Request, limits: Limits, allowed_fields: tuple[str, ...]) -> tuple[bytes, dict[str, str]]:
+    """Return the file in `file`, and the text in the allowed fields. Raises Refused for anything else."""
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise Refused(415, "no-form", "send a form (multipart/form-data) with the image in the field 'file'")
     declared = request.headers.get("content-length", "")
@@ -62,12 +54,10 @@ async def read_form(request: Request, limits: Limits, allowed_fields: tuple[str,
 
 async def drain(request: Request, limits: Limits) -> None:
     """Read and discard the body of a refused request, so that the connection stays usable."""
-    try:
+    with suppress(TimeoutError, Refused, ClientDisconnect):
         async with asyncio.timeout(limits.upload):
             async for _ in _read_bounded(request, limits):
                 pass
-    except (TimeoutError, Refused, ClientDisconnect):
-        return
 
 
 async def _read_bounded(request: Request, limits: Limits) -> AsyncGenerator[bytes, None]:
@@ -79,7 +69,9 @@ async def _read_bounded(request: Request, limits: Limits) -> AsyncGenerator[byte
         yield piece
 
 
-async def _parse_fields(items: list[tuple[str, UploadFile | str]], allowed_fields: tuple[str, ...]) -> Form:
+async def _parse_fields(
+    items: list[tuple[str, UploadFile | str]], allowed_fields: tuple[str, ...]
+) -> tuple[bytes, dict[str, str]]:
     images, fields = [], {}
     for name, value in items:
         if name == "file" and isinstance(value, UploadFile):
@@ -92,7 +84,7 @@ async def _parse_fields(items: list[tuple[str, UploadFile | str]], allowed_field
             raise Refused(422, "unknown-field", f"a form has a file in 'file' and may have, once each: {allowed}")
     if len(images) != 1:
         raise Refused(422, "no-image", "no image: send one in the field 'file'")
-    return Form(images[0], fields)
+    return images[0], fields
 
 
 def _too_large(limits: Limits) -> Refused:

@@ -1,73 +1,43 @@
-"""Read and classify images in a separate process, so that a hostile file can only harm that process."""
+"""Answer images in separate processes, so that a hostile file can only harm its own. Ended processes are replaced."""
 
-import logging
+import asyncio
 import multiprocessing
 import os
 import signal
-import sys
-import time
-import traceback
-import warnings
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
 
-from trustcxr.apps.serve.limits import Limits
+from trustcxr.apps.serve.api_models import Reply, ServedRun, WorkItem
+from trustcxr.errors import UserError
 
-if TYPE_CHECKING:
-    from trustcxr.apps.serve.inference import ServedModel
-    from trustcxr.explain.predict import LoadedImage
-
-Kind = Literal["predict", "examine", "heatmap", "dicom", "refusal"]
-Part = Literal["seen", "changed"]  # two workers share "examine"
-JSON, PNG, DICOM = "application/json", "image/png", "application/dicom"
 RETRY_AFTER = 2  # seconds until a refused client may retry
-
-
-@dataclass(frozen=True)
-class WorkItem:
-    """One image and its task; run: index in the list of runs. why: for "refusal", why the image is not answered."""
-
-    kind: Kind | Part
-    data: bytes
-    run: int = 0
-    epsilon: float = 0.02
-    method: str = "gradcam"
-    anyway: bool = False
-    why: str = ""
-
-
-@dataclass(frozen=True)
-class Reply:
-    """A document or PNG; or an error with a code, whose message quotes nothing of the image.
-
-    accession: accession number of a DICOM image that is not answered.
-    """
-
-    status: int
-    body: bytes = b""
-    media: str = JSON
-    code: str = ""
-    message: str = ""
-    accession: str = ""
-
-
-@dataclass(frozen=True)
-class ModelInfo:
-    """A loaded run."""
-
-    name: str
-    classes: tuple[str, ...]
-    size: int
-    calibrated: bool
-
-
 TOO_LONG = Reply(422, code="too-slow", message="reading this file takes too long: send it as an 8-bit grey PNG")
 BROKE = Reply(422, code="unreadable", message="reading this file broke its decoder: send the image as a PNG")
 OVERLOADED = Reply(503, code="busy", message="the answer took too long: try again in a moment")
+_START = 300.0  # seconds to load the runs
+_RESTART_AFTER = 5.0  # seconds until a failed start is repeated
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits of a server.
+
+    most_bytes: size of an upload. upload, reading, answer: seconds to receive, decode and classify an image.
+    queue: seconds to wait for a worker. workers: processes, each with all runs in memory. waiting: queued requests.
+    memory: bytes that a worker may allocate after its start.
+    """
+
+    most_bytes: int = 64 << 20
+    upload: float = 30.0
+    reading: float = 20.0
+    answer: float = 300.0  # long, because restarting a worker on a busy machine makes it busier
+    queue: float = 60.0
+    workers: int = field(default_factory=lambda: max(2, min(os.cpu_count() or 1, 4)))
+    waiting: int = 6
+    memory: int = 3 << 30
 
 
 class Worker:
@@ -82,33 +52,34 @@ class Worker:
         self.process.start()
         other.close()
 
-    def ready(self, seconds: float = 300.0) -> list[ModelInfo] | str:
-        """Wait until the runs are loaded; return them, or the reason why they cannot be."""
+    def load(self) -> list[ServedRun]:
+        """Wait until the runs are loaded, and return them. Raises UserError if they cannot be."""
+        runs: list[ServedRun] | str = "a worker's process ended while it loaded the runs (out of memory?)"
         with suppress(EOFError, OSError):
-            if self.connection.poll(seconds):
-                models: list[ModelInfo] | str = self.connection.recv()
-                self.alive = not isinstance(models, str)
-                return models
-        self.kill()
-        return "a worker's process ended while it loaded the runs (out of memory?)"
+            if self.connection.poll(_START):
+                runs = self.connection.recv()
+        if isinstance(runs, str):
+            self.kill()
+            raise UserError(runs)
+        self.alive = True
+        return runs
 
     def ask(self, item: WorkItem) -> Reply:
         """Answer an item. A worker that takes too long or breaks is killed; `alive` is then False."""
-        try:
+        fault = BROKE
+        with suppress(EOFError, OSError):
             self.connection.send(item)
-            if not self.connection.poll(self.limits.reading):
-                return self._fail(TOO_LONG)
-            first = self.connection.recv()
-            if isinstance(first, Reply):
-                return first
-        except (EOFError, OSError):
-            return self._fail(BROKE)
-        try:
-            if not self.connection.poll(self.limits.answer):
-                return self._fail(OVERLOADED)
-            return self.connection.recv()
-        except (EOFError, OSError):
-            return self._fail(OVERLOADED)
+            if self.connection.poll(self.limits.reading):
+                first = self.connection.recv()
+                if isinstance(first, Reply):
+                    return first
+                fault = OVERLOADED
+                if self.connection.poll(self.limits.answer):
+                    return self.connection.recv()
+            else:
+                fault = TOO_LONG
+        self.kill()
+        return fault
 
     def kill(self) -> None:
         """Kill the process. It writes no files."""
@@ -117,116 +88,78 @@ class Worker:
         self.process.join()
         self.connection.close()
 
-    def _fail(self, reply: Reply) -> Reply:
-        self.kill()
-        return reply
-
 
 def _work(connection: Connection, folders: list[Path], threads: int, memory: int) -> None:
     """Load the runs, then answer until the server ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server handles Ctrl-C and ends this process
-    import torch
+    from trustcxr.apps.serve import inference
 
-    from trustcxr.errors import UserError
+    inference.answer_items(connection, folders, threads, memory)
 
-    torch.set_num_threads(threads)
-    try:
-        models = _load_models(folders)
-    except UserError as problem:
-        connection.send(str(problem))
-        return
-    connection.send([_describe_model(model) for model in models])
-    _silence()
-    _limit_memory(memory)
-    with suppress(EOFError, OSError, KeyboardInterrupt):
+
+class Pool:
+    """Worker processes with the runs in memory: one request each at a time. restarts: number of workers replaced."""
+
+    def __init__(self, folders: Sequence[Path], limits: Limits) -> None:
+        self.folders, self.limits, self.restarts = list(folders), limits, 0
+        self.runs: list[ServedRun] = []
+        self._free: asyncio.Queue[Worker] = asyncio.Queue()
+        self._all: set[Worker] = set()
+        self._starting: set[asyncio.Task[None]] = set()
+
+    @property
+    def alive(self) -> int:
+        """Number of workers that can answer or are busy."""
+        return sum(worker.alive for worker in self._all)
+
+    async def start(self) -> None:
+        """Start the workers one by one, so that an error is reported once. Raises UserError if a run does not load."""
+        for _ in range(self.limits.workers):
+            await self._start_one()
+
+    async def ask(self, item: WorkItem) -> Reply:
+        """Wait for a worker and its reply."""
+        try:
+            worker = await asyncio.wait_for(self._free.get(), self.limits.queue)
+        except TimeoutError:
+            return OVERLOADED
+        try:
+            return await asyncio.to_thread(worker.ask, item)
+        finally:
+            self._release(worker)
+
+    async def stop(self) -> None:
+        """End every worker."""
+        for task in self._starting:
+            task.cancel()
+        for worker in self._all:
+            worker.kill()
+        self._all.clear()
+
+    def _release(self, worker: Worker) -> None:
+        if worker.alive:
+            self._free.put_nowait(worker)
+            return
+        self._all.discard(worker)
+        self.restarts += 1
+        task = asyncio.create_task(self._replace())
+        self._starting.add(task)
+        task.add_done_callback(self._starting.discard)
+
+    async def _replace(self) -> None:
+        """Start a new worker, and retry until that succeeds."""
         while True:
-            _answer(connection, connection.recv(), models)
+            try:
+                return await self._start_one()
+            except (UserError, OSError):
+                await asyncio.sleep(_RESTART_AFTER)
 
-
-def _load_models(folders: Sequence[Path]) -> "list[ServedModel]":
-    from trustcxr.apps.serve.inference import ServedModel
-    from trustcxr.evaluation.trained_run import load_run
-
-    runs = [load_run(folder, on="cpu") for folder in folders]
-    names = [run.name for run in runs]
-    unique = [name if names.count(name) == 1 else f"{name} ({i + 1})" for i, name in enumerate(names)]
-    return [ServedModel.prepare(name, run) for name, run in zip(unique, runs, strict=True)]
-
-
-def _describe_model(model: "ServedModel") -> ModelInfo:
-    from trustcxr.explain.predict import temperature
-
-    return ModelInfo(model.name, model.run.classes, model.run.size, temperature(model.run) is not None)
-
-
-def _silence() -> None:
-    """Print nothing from now on: libraries quote the file in what they print."""
-    logging.disable(logging.CRITICAL)
-    warnings.simplefilter("ignore")
-    sys.stdout.flush()
-    sys.stderr.flush()
-    devnull = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(devnull, 1)
-    os.dup2(devnull, 2)
-
-
-def _limit_memory(most: int) -> None:
-    """Limit the memory of this process, so that a huge image fails in its decoder."""
-    with suppress(ImportError, OSError, ValueError, StopIteration):
-        import resource
-
-        now = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmSize"))
-        resource.setrlimit(resource.RLIMIT_AS, (int(now.split()[1]) * 1024 + most,) * 2)
-
-
-def _answer(connection: Connection, item: WorkItem, models: "list[ServedModel]") -> None:
-    from trustcxr.data.images.greyscale import UnreadableImage
-    from trustcxr.errors import UserError
-    from trustcxr.explain import predict
-
-    since = time.monotonic()
-    try:
-        if item.kind == "refusal":
-            connection.send("read")
-            reply = _refuse(item, models[item.run])
-        else:
-            image = predict.read_source(item.data, anyway=item.anyway)
-            connection.send("read")
-            reply = _classify(item, models[item.run], image, since)
-    except predict.NoChestImage as problem:
-        reply = Reply(422, code="no-chest-image", message=str(problem))
-    except UnreadableImage as problem:
-        reply = Reply(422, code="unreadable", message=str(problem))
-    except UserError as problem:
-        reply = Reply(422, code="invalid", message=str(problem))
-    except MemoryError:
-        reply = Reply(422, code="too-large", message="this image needs more memory than there is: make it smaller")
-    except Exception as fault:  # its text might quote the image
-        where = traceback.extract_tb(fault.__traceback__)[-1]
-        location = f"{type(fault).__name__} at {Path(where.filename).name}:{where.lineno}"
-        reply = Reply(500, code="fault", message=f"a fault of the program: {location}")
-    connection.send(reply)
-
-
-def _refuse(item: WorkItem, model: "ServedModel") -> Reply:
-    from trustcxr.apps.serve import inference
-    from trustcxr.data.images import dicom_files, greyscale
-
-    accession = dicom_files.read_accession(item.data)
-    try:
-        return Reply(200, inference.refusal(model, item.data, item.why), DICOM, accession=accession)
-    except greyscale.UnreadableImage as problem:
-        return Reply(422, code="unreadable", message=str(problem), accession=accession)
-
-
-def _classify(item: WorkItem, model: "ServedModel", image: "LoadedImage", since: float) -> Reply:
-    from trustcxr.apps.serve import inference
-
-    if item.kind == "dicom":
-        return Reply(200, inference.as_dicom(model, item.data, image, epsilon=item.epsilon), DICOM)
-    if item.kind == "heatmap":
-        return Reply(200, inference.heatmap(model, image, method=item.method), PNG)
-    if item.kind == "changed":
-        return Reply(200, inference.changed(model, image).model_dump_json().encode())
-    classify = inference.predict if item.kind == "predict" else inference.look_at_image
-    return Reply(200, classify(model, image, epsilon=item.epsilon, since=since).model_dump_json().encode())
+    async def _start_one(self) -> None:
+        worker = Worker(self.folders, self.limits, max(1, (os.cpu_count() or 1) // self.limits.workers))
+        self._all.add(worker)
+        try:
+            self.runs = await asyncio.to_thread(worker.load)
+        except UserError:
+            self._all.discard(worker)
+            raise
+        self._free.put_nowait(worker)
