@@ -2,7 +2,7 @@
 
 from typing import Annotated, TypeVar
 
-from fastapi import Depends, FastAPI, HTTPException, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import ClientDisconnect
@@ -15,6 +15,7 @@ from trustcxr.version import NOTICE, __version__
 
 MOST_BYTES = 1 << 20  # of one request: twenty outlines of six hundred points
 _Body = TypeVar("_Body", bound=BaseModel)
+router = APIRouter(prefix="/api/v1")
 
 
 class ReaderResponse(BaseModel):
@@ -48,7 +49,8 @@ class OneImage(BaseModel):
 def build(store: Store, *, hosts: tuple[str, ...] | None) -> FastAPI:
     """Return the application. hosts: allowed host names, or None for any."""
     app = FastAPI(title="TrustCXR reader study", version=__version__, description=NOTICE, docs_url=None, redoc_url=None)
-    _add_routes(app, store)
+    app.state.store = store
+    app.include_router(router)
     add_page(app, "trustcxr.apps.reader", ("index.html", "reader.css", "reader.js"))
     add_page(app, "trustcxr.apps.serve", ("page.css", "icon.svg"))
     add_fault_handlers(app)
@@ -57,81 +59,96 @@ def build(store: Store, *, hosts: tuple[str, ...] | None) -> FastAPI:
     return app
 
 
-def _add_routes(app: FastAPI, store: Store) -> None:
-    def find_reader(request: Request) -> Reader:
-        reader = store.find_reader(bearer(request.headers))
-        if reader is None:
-            raise HTTPException(401, "open the link that you were sent: it holds your token")
-        return reader
+async def _find_store(request: Request) -> Store:
+    return request.app.state.store
 
-    KnownReader = Annotated[Reader, Depends(find_reader)]
 
-    def find_image(reader: KnownReader, number: int) -> int:
-        """Return the image at a position of this reader's order."""
-        if not 0 <= number < store.images:
-            raise HTTPException(404, "there is no such image")
-        return store.order(reader)[number]
+OneStore = Annotated[Store, Depends(_find_store)]
 
-    KnownImage = Annotated[int, Depends(find_image)]
 
-    def find_arm(reader: Reader, image: int, slot: int) -> int:
-        """Return the arm of a shown map, if the image is marked."""
-        slots = store.slots(reader, image)
-        if not 0 <= slot < len(slots):
-            raise HTTPException(404, "there is no such map")
-        if store.mark(reader, image) is None:
-            raise HTTPException(409, "mark the finding first: the maps are shown after that")
-        return slots[slot]
+def _find_reader(store: OneStore, request: Request) -> Reader:
+    reader = store.find_reader(bearer(request.headers))
+    if reader is None:
+        raise HTTPException(401, "open the link that you were sent: it holds your token")
+    return reader
 
-    @app.get("/api/v1/state")
-    def show_state(reader: KnownReader) -> State:
-        finished = set(store.done(reader))
-        done = [number for number, image in enumerate(store.order(reader)) if image in finished]
-        return State(
-            reader=reader.name,
-            images=store.images,
-            maps=len(store.arms),
-            ratings=list(RATINGS),
-            done=done,
-            next=next((number for number in range(store.images) if number not in done), None),
-        )
 
-    @app.get("/api/v1/images/{number}")
-    def show_answers(reader: KnownReader, image: KnownImage, number: int) -> OneImage:
-        by_arm = store.judgements(reader, image)
-        responses = [
-            ReaderResponse(map=slot, rank=by_arm[arm].rank, rating=by_arm[arm].rating)
-            for slot, arm in enumerate(store.slots(reader, image))
-        ]
-        return OneImage(number=number, mark=store.mark(reader, image), responses=responses)
+OneReader = Annotated[Reader, Depends(_find_reader)]
 
-    @app.get("/api/v1/images/{number}/image.png", response_class=Response)
-    def show_picture(image: KnownImage) -> Response:
-        return Response(store.picture(image), media_type="image/png")
 
-    @app.get("/api/v1/images/{number}/maps/{slot}.png", response_class=Response)
-    def show_map(reader: KnownReader, image: KnownImage, slot: int) -> Response:
-        return Response(store.map(image, find_arm(reader, image, slot)), media_type="image/png")
+def _find_image(store: OneStore, reader: OneReader, number: int) -> int:
+    """Return the image at a position of this reader's order."""
+    if not 0 <= number < store.images:
+        raise HTTPException(404, "there is no such image")
+    return store.order(reader)[number]
 
-    def save_mark(reader: Reader, image: int, number: int, mark: Mark) -> OneImage:
-        if not store.save_mark(reader, image, mark):
-            raise HTTPException(409, "the image is marked already; after the maps are shown it cannot be marked again")
-        return show_answers(reader, image, number)
 
-    def save_response(reader: Reader, image: int, number: int, response: ReaderResponse) -> OneImage:
-        if response.rank is not None and response.rank > len(store.arms):
-            raise HTTPException(422, "a rank is at most the number of maps")
-        rank = 1 if len(store.arms) == 1 else response.rank  # one map has no rival
-        store.save_judgement(reader, image, find_arm(reader, image, response.map), Judgement(rank, response.rating))
-        return show_answers(reader, image, number)
+ImageNumber = Annotated[int, Depends(_find_image)]
 
-    @app.put("/api/v1/images/{number}/mark")
-    async def receive_mark(reader: KnownReader, image: KnownImage, number: int, request: Request) -> OneImage:
-        return await run_in_threadpool(save_mark, reader, image, number, await _read_body(request, Mark))
 
-    @app.put("/api/v1/images/{number}/responses")
-    async def receive_response(reader: KnownReader, image: KnownImage, number: int, request: Request) -> OneImage:
-        return await run_in_threadpool(save_response, reader, image, number, await _read_body(request, ReaderResponse))
+def _find_arm(store: Store, reader: Reader, image: int, slot: int) -> int:
+    """Return the arm of a shown map, if the image is marked."""
+    slots = store.slots(reader, image)
+    if not 0 <= slot < len(slots):
+        raise HTTPException(404, "there is no such map")
+    if store.mark(reader, image) is None:
+        raise HTTPException(409, "mark the finding first: the maps are shown after that")
+    return slots[slot]
+
+
+@router.get("/state")
+def _show_state(store: OneStore, reader: OneReader) -> State:
+    finished = set(store.done(reader))
+    done = [number for number, image in enumerate(store.order(reader)) if image in finished]
+    return State(
+        reader=reader.name,
+        images=store.images,
+        maps=len(store.arms),
+        ratings=list(RATINGS),
+        done=done,
+        next=next((number for number in range(store.images) if number not in done), None),
+    )
+
+
+@router.get("/images/{number}")
+def _show_answers(store: OneStore, reader: OneReader, image: ImageNumber, number: int) -> OneImage:
+    by_arm = store.judgements(reader, image)
+    responses = [
+        ReaderResponse(map=slot, rank=by_arm[arm].rank, rating=by_arm[arm].rating)
+        for slot, arm in enumerate(store.slots(reader, image))
+    ]
+    return OneImage(number=number, mark=store.mark(reader, image), responses=responses)
+
+
+@router.get("/images/{number}/image.png", response_class=Response)
+def _show_picture(store: OneStore, image: ImageNumber) -> Response:
+    return Response(store.picture(image), media_type="image/png")
+
+
+@router.get("/images/{number}/maps/{slot}.png", response_class=Response)
+def _show_map(store: OneStore, reader: OneReader, image: ImageNumber, slot: int) -> Response:
+    return Response(store.map(image, _find_arm(store, reader, image, slot)), media_type="image/png")
+
+
+@router.put("/images/{number}/mark")
+async def _save_mark(store: OneStore, reader: OneReader, image: ImageNumber, number: int, request: Request) -> OneImage:
+    mark = await _read_body(request, Mark)
+    if not await run_in_threadpool(store.save_mark, reader, image, mark):
+        raise HTTPException(409, "the image is marked already; after the maps are shown it cannot be marked again")
+    return await run_in_threadpool(_show_answers, store, reader, image, number)
+
+
+@router.put("/images/{number}/responses")
+async def _save_response(
+    store: OneStore, reader: OneReader, image: ImageNumber, number: int, request: Request
+) -> OneImage:
+    response = await _read_body(request, ReaderResponse)
+    if response.rank is not None and response.rank > len(store.arms):
+        raise HTTPException(422, "a rank is at most the number of maps")
+    arm = await run_in_threadpool(_find_arm, store, reader, image, response.map)
+    rank = 1 if len(store.arms) == 1 else response.rank  # one map has no rival
+    await run_in_threadpool(store.save_judgement, reader, image, arm, Judgement(rank, response.rating))
+    return await run_in_threadpool(_show_answers, store, reader, image, number)
 
 
 async def _read_body(request: Request, kind: type[_Body]) -> _Body:

@@ -226,7 +226,7 @@ class Node:
         """Send the DICOM files of an answer, with retries. Returns True if the peer has accepted all."""
         import pydicom
 
-        left = [pydicom.dcmread(BytesIO(file)) for file in files]
+        left: list[Dataset] = [pydicom.dcmread(BytesIO(file)) for file in files]
         for wait in (0.0, *_RETRY_AFTER):
             if self._ending.wait(wait):
                 return False
