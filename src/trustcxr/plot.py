@@ -4,7 +4,7 @@ Each function returns a figure; a notebook shows it.
 """
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -75,9 +75,8 @@ def robustness(results: RunDocument | Sequence[RunDocument], attack: str | None 
         name = getattr(document.model, "name", "") or document.run
         points = {0.0: document.clean.accuracy}
         for row in document.attacks:
-            if row.accuracy.value is None or row.epsilon is None or attack not in (None, row.attack):
-                continue
-            if not registry.is_linf(row.attack):
+            suits = attack in (None, row.attack) and registry.is_linf(row.attack)
+            if not suits or row.accuracy.value is None or row.epsilon is None:
                 continue
             lowest = points.get(row.epsilon)
             if lowest is None or lowest.value is None or row.accuracy.value < lowest.value:
@@ -122,13 +121,11 @@ def roc(labels: Any, probabilities: Any, classes: Sequence[str]) -> "Figure":
         )
     figure = _figure(4.6, 4.2)
     axes = figure.subplots()
-    curves: Mapping[str, Any] = {
-        name: roc_curve(truth == k, scores[:, k])
-        for k, name in enumerate(classes)
-        if 0 < (truth == k).sum() < len(truth)
-    }
-    for name, (false_positives, true_positives, _) in curves.items():
-        axes.plot(false_positives, true_positives, label=f"{name}, AUROC {auc(false_positives, true_positives):.3f}")
+    for k, name in enumerate(classes):
+        if 0 < (truth == k).sum() < len(truth):
+            false_positives, true_positives, _ = roc_curve(truth == k, scores[:, k])
+            area = auc(false_positives, true_positives)
+            axes.plot(false_positives, true_positives, label=f"{name}, AUROC {area:.3f}")
     axes.plot([0, 1], [0, 1], color="grey", lw=0.9, ls=":")
     axes.set_xlabel("1 - specificity")
     axes.set_ylabel("sensitivity")

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache, partial
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -9,6 +10,7 @@ from scipy import optimize, special, stats
 
 Floats = NDArray[np.float64]
 LEVEL = 0.95
+_Z = float(stats.norm.ppf((1 + LEVEL) / 2))
 RARE = 10  # with fewer groups than this on one side, a share is too near 0 or 1 for the bootstrap
 FEW = 5  # the same for an area under the ROC curve
 FLIPS = 20_000  # random signs, if there are too many to try all
@@ -74,17 +76,12 @@ class Bootstraps:
     """Cache of the last two resamples by group column: conditions on the same images share theirs."""
 
     def __init__(self, *, resamples: int = 2000, seed: int = 0) -> None:
-        self.resamples, self.seed = resamples, seed
-        self._cache: dict[tuple[str, ...], Bootstrap] = {}
+        self.resamples = resamples
+        self._over = lru_cache(maxsize=2)(partial(Bootstrap.over, resamples=resamples, seed=seed))
 
     def over(self, groups: ArrayLike) -> Bootstrap:
         """Return the resamples for rows with these group names (N,)."""
-        key = tuple(np.asarray(groups).astype(str))
-        if key not in self._cache:
-            if len(self._cache) > 1:
-                self._cache.pop(next(iter(self._cache)))
-            self._cache[key] = Bootstrap.over(key, resamples=self.resamples, seed=self.seed)
-        return self._cache[key]
+        return self._over(tuple(np.asarray(groups).astype(str)))
 
 
 def interval(resampled: ArrayLike, level: float = LEVEL) -> list[float]:
@@ -97,23 +94,18 @@ def interval(resampled: ArrayLike, level: float = LEVEL) -> list[float]:
     return [float(v) for v in np.quantile(rest, [tail, 1 - tail])]
 
 
-def share_interval(
-    bootstrap: Bootstrap, resampled: ArrayLike, level: float = LEVEL, *, of: ArrayLike | None = None
-) -> list[float]:
+def share_interval(bootstrap: Bootstrap, resampled: ArrayLike, *, of: ArrayLike | None = None) -> list[float]:
     """Return the interval [low, high] of a share of rows; `of` (N,) bool restricts it to these rows and their groups.
 
     It is the bootstrap's, unless fewer than RARE groups stand on one side of the share: resamples then vary too little.
     In that case it is the score interval (Wilson 1927) on the effective count. That is the number of independent rows
     that would vary as much as the resamples, at most the number of groups.
     """
-    figures = np.asarray(resampled, dtype=float)
-    share, groups = float(figures[0]), bootstrap.count_groups(of)
-    if not is_rare(share, groups):
-        return interval(resampled, level)
-    return _by_score(figures, groups, level)
+    figures, groups = np.asarray(resampled, dtype=float), bootstrap.count_groups(of)
+    return _by_score(figures, groups) if is_rare(float(figures[0]), groups) else interval(figures)
 
 
-def mean_share_interval(bootstrap: Bootstrap, resampled: ArrayLike, of: ArrayLike, level: float = LEVEL) -> list[float]:
+def mean_share_interval(bootstrap: Bootstrap, resampled: ArrayLike, of: ArrayLike) -> list[float]:
     """Return the interval [low, high] of the mean of shares (R + 1, C), each of its rows `of` (N, C) bool.
 
     Shares that are NaN are left out. It is the bootstrap's, or the score interval on the effective count if one share
@@ -123,30 +115,29 @@ def mean_share_interval(bootstrap: Bootstrap, resampled: ArrayLike, of: ArrayLik
     figures, rows = np.asarray(resampled, dtype=float), np.asarray(of, dtype=bool)
     finite = np.flatnonzero(np.isfinite(figures[0]))
     groups = np.array([bootstrap.count_groups(rows[:, k]) for k in finite], dtype=float)
-    if not any(is_rare(float(figures[0, k]), count) for k, count in zip(finite, groups, strict=True)):
-        return interval(figures[:, finite].mean(1) if len(finite) else np.full(len(figures), np.nan), level)
-    means = figures[:, finite].mean(1)
-    return _by_score(means, len(finite) ** 2 / float((1 / groups).sum()), level)
+    means = figures[:, finite].mean(1) if len(finite) else np.full(len(figures), np.nan)
+    if not any(map(is_rare, figures[0, finite], groups)):
+        return interval(means)
+    return _by_score(means, len(finite) ** 2 / float((1 / groups).sum()))
 
 
-def _by_score(resampled: Floats, most: float, level: float) -> list[float]:
+def _by_score(resampled: Floats, most: float) -> list[float]:
     """Return the score interval on as many independent rows as would vary like the resamples, at most `most`."""
     # A share of 0 or 1 has no variance, even if resamples leave out all its rows.
     share, spread = float(resampled[0]), float(np.nanvar(resampled[1:]))
     varies = spread > _ROUNDING and _ROUNDING < share < 1 - _ROUNDING
-    return wilson(share, min(share * (1 - share) / spread, most) if varies else most, level)
+    return wilson(share, min(share * (1 - share) / spread, most) if varies else most)
 
 
 def is_rare(share: float, groups: float) -> bool:
     """Return whether fewer than RARE groups would stand on one side of the share; False for NaN or no groups."""
-    return groups > 0 and bool(np.isfinite(share)) and min(share, 1 - share) * groups < RARE
+    return bool(groups > 0 and min(share, 1 - share) * groups < RARE)
 
 
-def wilson(share: float, count: float, level: float = LEVEL) -> list[float]:
+def wilson(share: float, count: float) -> list[float]:
     """Return the score interval [low, high] of a share of `count` (also fractional) independent rows (Wilson 1927)."""
-    z = float(stats.norm.ppf((1 + level) / 2))
-    middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
-    half = z / (1 + z**2 / count) * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    middle = (share + _Z**2 / (2 * count)) / (1 + _Z**2 / count)
+    half = _Z / (1 + _Z**2 / count) * np.sqrt(share * (1 - share) / count + _Z**2 / (4 * count**2))
     return [0.0 if share == 0 else float(middle - half), 1.0 if share == 1 else float(middle + half)]
 
 
@@ -173,7 +164,7 @@ def ratio_interval(first: float, first_ends: list[float], second: float, second_
     return [low, float(above / least_second) if least_second > 0 else float("inf")]
 
 
-def area_interval(bootstrap: Bootstrap, areas: ArrayLike, positive: ArrayLike, level: float = LEVEL) -> list[float]:
+def area_interval(bootstrap: Bootstrap, areas: ArrayLike, positive: ArrayLike) -> list[float]:
     """Return the interval [low, high] of an area under the ROC curve, resampled (R + 1,); `positive` (N,) bool.
 
     It is the bootstrap's, unless fewer than FEW groups of one side would lie beyond the area. In that case it is the
@@ -183,15 +174,14 @@ def area_interval(bootstrap: Bootstrap, areas: ArrayLike, positive: ArrayLike, l
     figures, rows = np.asarray(areas, dtype=float), np.asarray(positive, dtype=bool)
     area, counts = float(figures[0]), (bootstrap.count_groups(rows), bootstrap.count_groups(~rows))
     if not np.isfinite(area) or min(area, 1 - area) * min(counts) >= FEW:
-        return interval(areas, level)
+        return interval(areas)
     spread = float(np.nanvar(figures[1:]))
     varies = bootstrap.count_groups() < len(rows) and spread > _ROUNDING and _ROUNDING < area < 1 - _ROUNDING
     fewer = min(1.0, _area_variance(area, *counts) / spread) if varies else 1.0
     first, second = (max(1.0, count * fewer) for count in counts)
-    z = float(stats.norm.ppf((1 + level) / 2))
 
     def beyond(end: float) -> float:
-        return abs(end - area) - z * np.sqrt(_area_variance(end, first, second))
+        return abs(end - area) - _Z * np.sqrt(_area_variance(end, first, second))
 
     near = 1e-9
     low = optimize.brentq(beyond, 0.0, area - near) if area > near else 0.0
@@ -217,8 +207,6 @@ def auroc(scores: ArrayLike, positive: ArrayLike, weights: ArrayLike) -> Floats:
     `scores` (N,), `positive` (N,) bool, `weights` (R, N) -> (R,); NaN if a resample has only one class.
     """
     score, is_positive, weight = np.asarray(scores, dtype=float), np.asarray(positive, dtype=bool), np.asarray(weights)
-    if len(score) == 0:
-        return np.full(len(weight), np.nan)
     _, level = np.unique(score, return_inverse=True)
     order = np.argsort(level, kind="stable")
     starts = np.flatnonzero(np.diff(level[order], prepend=-1))
@@ -313,7 +301,7 @@ def _group_sums(differences: ArrayLike, groups: ArrayLike) -> Floats | None:
     if len(values) and not finite.any():
         return None
     values, (_, member) = values[finite], np.unique(np.asarray(groups)[finite], return_inverse=True)
-    sums = np.bincount(member, values) if len(values) else np.zeros(0)
+    sums = np.bincount(member, values)
     return sums[sums != 0]
 
 
@@ -346,8 +334,8 @@ def inside_against_outside(values: ArrayLike, inside: ArrayLike, groups: ArrayLi
     them are as far as the sample, it goes on to FLIPS. NaN if all or none are inside.
     """
     rows, member = np.asarray(values, dtype=float), np.unique(np.asarray(groups), return_inverse=True)[1]
-    sizes = np.bincount(member).astype(float) if len(rows) else np.zeros(0)
-    among = np.bincount(member, np.asarray(inside, dtype=float)) * 2 > sizes if len(rows) else np.zeros(0, bool)
+    sizes = np.bincount(member).astype(float)
+    among = np.bincount(member, np.asarray(inside, dtype=float)) * 2 > sizes
     if among.all() or not among.any():
         return float("nan")
     sums = np.bincount(member, rows).astype(float)
