@@ -14,6 +14,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -413,8 +414,8 @@ def test_the_command_listens_and_ends(tmp_path: Path) -> None:
     said = tmp_path / "said"
     try:
         until(lambda: process.poll() is not None or b"open http" in said.read_bytes(), 180)
-        to = Node(run, NodeOptions.from_peer("PEER@127.0.0.1:9", port=port), Limits())
-        assert send(to, image, caller="PEER") == 0
+        other = SimpleNamespace(options=NodeOptions.from_peer("PEER@127.0.0.1:9", port=port))
+        assert send(other, image, caller="PEER") == 0
         until(lambda: b"an image was not answered" in said.read_bytes())
         process.send_signal(signal.SIGINT)
         assert process.wait(60) in (0, 130)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from trustcxr.apps.reader import reader_statistics
-from trustcxr.apps.reader.reader_statistics import fleiss_kappa, krippendorff_alpha
+from trustcxr.apps.reader import reader_results
+from trustcxr.apps.reader.reader_results import fleiss_kappa, krippendorff_alpha
 from trustcxr.statistics import Bootstrap, interval
 
 NAN = float("nan")
@@ -26,7 +26,7 @@ FLEISS = [
 
 
 @pytest.mark.parametrize(("level", "published"), [("nominal", 0.743), ("ordinal", 0.815)])
-def test_alpha_is_that_of_the_published_example(level: reader_statistics.Level, published: float) -> None:
+def test_alpha_is_that_of_the_published_example(level: reader_results.Level, published: float) -> None:
     assert krippendorff_alpha(KRIPPENDORFF, level)[0] == pytest.approx(published, abs=5e-4)
 
 
@@ -87,19 +87,19 @@ def test_bradley_terry_has_the_likelihood_s_maximum() -> None:
 
     won = np.random.default_rng(1).integers(1, 20, (3, 3)).astype(float)
     np.fill_diagonal(won, 0)
-    padded = won + reader_statistics.HALF_A_WIN * (1 - np.eye(3))
+    padded = won + reader_results.HALF_A_WIN * (1 - np.eye(3))
 
     def loss(theta: np.ndarray) -> float:
         return float((padded * np.logaddexp(0, theta[None, :] - theta[:, None])).sum())
 
     best = minimize(loss, np.zeros(3), tol=1e-10).x
-    found = reader_statistics.bradley_terry(won[None])[0]
+    found = reader_results.bradley_terry(won[None])[0]
     assert found == pytest.approx(best - best.mean(), abs=1e-4)
-    assert np.isfinite(reader_statistics.bradley_terry(np.array([[[0.0, 9], [0, 0]]]))).all()
+    assert np.isfinite(reader_results.bradley_terry(np.array([[[0.0, 9], [0, 0]]]))).all()
 
 
 def test_level_ranks_are_half_a_win_each_and_missing_ones_none() -> None:
-    won = reader_statistics.count_wins([[[1, 1, 2], [NAN, NAN, NAN]], [[1, NAN, 2], [3, 2, 1]]])
+    won = reader_results.count_wins([[[1, 1, 2], [NAN, NAN, NAN]], [[1, NAN, 2], [3, 2, 1]]])
     assert won[0].tolist() == [[0, 0.5, 1], [0.5, 0, 1], [0, 0, 0]]
     assert won[1].tolist() == [[0, 0, 1], [1, 0, 0], [1, 1, 0]]
 
@@ -126,9 +126,9 @@ def marginal(gap: float, spread: float) -> float:
 def test_a_panel_s_strengths_are_found() -> None:
     truth = np.array([0.8, 0.0, -0.8])
     ranks = panel(np.random.default_rng(0), truth, 600, 3, 0.0)
-    found = reader_statistics.compute_strengths(ranks, np.arange(600), resamples=200)
+    found = reader_results.compute_strengths(ranks, np.arange(600), resamples=200)
     assert [s.log_strength for s in found] == pytest.approx(truth, abs=0.12)
-    (first, _, last) = reader_statistics.compare_pairs(ranks, np.arange(600), resamples=200)
+    (first, _, last) = reader_results.compare_pairs(ranks, np.arange(600), resamples=200)
     assert first.preferred == pytest.approx(marginal(0.8, 0), abs=0.03)
     assert first.p_value < 1e-3
     assert (last.first, last.second, last.images) == (1, 2, 600)
@@ -137,15 +137,15 @@ def test_a_panel_s_strengths_are_found() -> None:
 def test_images_that_nobody_ranked_yet_make_no_strength_surer() -> None:
     ranks = np.full((30, 1, 2), np.nan)
     ranks[:3, 0] = [1, 2]
-    whole = reader_statistics.compute_strengths(ranks, np.arange(30), resamples=200)[0]
-    (pair,) = reader_statistics.compare_pairs(ranks, np.arange(30), resamples=200)
+    whole = reader_results.compute_strengths(ranks, np.arange(30), resamples=200)[0]
+    (pair,) = reader_results.compare_pairs(ranks, np.arange(30), resamples=200)
     assert whole.preferred_ci == pytest.approx(pair.preferred_ci, abs=1e-9)
 
 
 def test_a_pair_is_of_the_images_on_which_both_were_ranked() -> None:
     ranks = np.full((4, 1, 3), NAN)
     ranks[:, 0, 0], ranks[:, 0, 1], ranks[0, 0, 2] = 1, 2, 3
-    found = reader_statistics.compare_pairs(ranks, np.arange(4), resamples=50)
+    found = reader_results.compare_pairs(ranks, np.arange(4), resamples=50)
     assert {(pair.first, pair.second): pair.images for pair in found} == {(0, 1): 4, (0, 2): 1, (1, 2): 1}
     wide, narrow = (np.subtract(*pair.preferred_ci) for pair in found[1::-1])
     assert wide < narrow < 0, "one image says less"
@@ -160,7 +160,7 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say(gap: float, spread:
     panels = 400
     for _ in range(panels):
         ranks = panel(draw, np.array([gap / 2, -gap / 2]), 40, 3, spread)
-        (pair,) = reader_statistics.compare_pairs(ranks, np.arange(40), resamples=300, seed=int(draw.integers(1 << 30)))
+        (pair,) = reader_results.compare_pairs(ranks, np.arange(40), resamples=300, seed=int(draw.integers(1 << 30)))
         held += pair.preferred_ci[0] <= truth <= pair.preferred_ci[1]
         flat = (ranks[..., 0] < ranks[..., 1]).mean()
         half = 1.96 * np.sqrt(flat * (1 - flat) / 120)

@@ -4,6 +4,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trustcxr.data.remote import is_address
+from trustcxr.errors import UserError
+from trustcxr.evaluation import trained_models
+from trustcxr.storage import layout
+from trustcxr.storage.os_errors import check_present
 from trustcxr.storage.schemas import AuditPair, ImageAnswer, RunDocument
 from trustcxr.version import NOTICE
 
@@ -70,7 +75,6 @@ def load_model(
         torch.Size([2, 64])
     """
     from trustcxr.audit.subject import load_subject
-    from trustcxr.errors import UserError
 
     subject = load_subject(model, on=on, **options)
     if subject.model is None:
@@ -250,9 +254,6 @@ def explain_model(
         >>> "gradcam" in result.saliency
         True
     """
-    from trustcxr.data.remote import is_address
-    from trustcxr.errors import UserError
-    from trustcxr.evaluation import trained_models
     from trustcxr.runs import run_folder
 
     typed: dict[str, Any] = {"options": options, "split": split, "labels": labels, "listing": listing}
@@ -305,8 +306,6 @@ def predict(
         True
     """
     from trustcxr.apps.dicom import studies_on_disk
-    from trustcxr.evaluation import trained_models
-    from trustcxr.storage.os_errors import check_present
 
     paths = [Path(path) for path in ([images] if isinstance(images, str | Path) else images)]
     check_present(paths)
@@ -334,6 +333,5 @@ def compare(first: Folder, second: Folder) -> AuditPair:
         0.0
     """
     from trustcxr.audit.compare import compare as compare_audits
-    from trustcxr.storage import layout
 
     return compare_audits(layout.check_audit(Path(first)), layout.check_audit(Path(second)))

@@ -50,10 +50,9 @@ class Progress:
         self._bar = None if self._notebook is not None else _make_bar(timed=timed)
         if self._bar is not None:
             self._task = self._bar.add_task(description, total=self.total, note="")
+            self._bar.start()
 
     def __enter__(self) -> "Progress":
-        if self._bar is not None:
-            self._bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -44,7 +44,7 @@ class Attack(Entry):
 
     `options`: what a recipe may set, with defaults. `fixed`: further arguments of the function. `steps`: "one"
     gradient, "many" gradients, or "search" without gradients. `shows_steps`: tables add the steps, as in PGD-20, or the
-    queries, as in Square-1000. `about`: a sentence for its figures.
+    queries, as in Square-1000.
     """
 
     label: str
@@ -59,7 +59,6 @@ class Attack(Entry):
     seeded: bool = True
     stops_when_wrong: bool = False
     style: Style | None = None
-    about: str = ""
 
 
 _CLIMB = {"steps": 50, "restarts": 1}
@@ -68,13 +67,12 @@ _SEARCH = {"queries": 1000, "precision": None}
 ATTACKS = by_name(
     Attack(
         "fgsm", "FGSM", "Goodfellow et al. 2015", "pgd:fgsm", steps="one", seeded=False,
-        style=("#e4751c", "s", (0, (4, 2))), about="A single step, the weakest of these attacks.",
+        style=("#e4751c", "s", (0, (4, 2))),
     ),
     Attack("fgsm-rs", "FGSM-RS", "Wong et al. 2020", "pgd:fgsm_rs", steps="one"),
     Attack(
         "pgd", "PGD", "Madry et al. 2018", "pgd:pgd", _PGD, shows_steps=True,
         stops_when_wrong=True, style=("#b3261e", "^", "solid"),
-        about="Many small steps: a stronger attack, which training against a single step may not withstand.",
     ),
     Attack(
         "pgd-l2", "PGD (L2)", "Madry et al. 2018", "pgd:pgd_l2", _PGD, norm="l2", shows_steps=True,
@@ -268,27 +266,22 @@ CERTIFIED_COLOUR = "#1f6f43"  # of certified accuracy
 class Background(Entry):
     """A treatment of the image outside the lungs in training.
 
-    `gate`: the model contains a lung segmenter. `emptied`: adds images with grey lungs, trained towards equal class
-    probabilities.
+    `gate`: the model contains a lung segmenter, and replaces what is outside by mid-grey. `emptied`: adds to each batch
+    copies with the lungs filled with grey, trained towards equal class probabilities.
     """
 
-    about: str
     gate: bool = False
     emptied: bool = False
 
 
 BACKGROUNDS = by_name(
-    Background("full", "the whole image"),
-    Background("swap", "the lungs on another image's background"),
-    Background("mask", "black outside the lungs"),
-    Background(
-        "emptied",
-        "adds to each batch copies with the lungs filled with grey, trained towards equal class probabilities",
-        emptied=True,
-    ),
-    Background("gate", "the model contains a lung segmenter and replaces what is outside by mid-grey", gate=True),
-    Background("gate-emptied", "both gate and emptied", gate=True, emptied=True),
-)  # fmt: skip
+    Background("full"),
+    Background("swap"),  # the lungs on another image's background
+    Background("mask"),  # black outside the lungs
+    Background("emptied", emptied=True),
+    Background("gate", gate=True),
+    Background("gate-emptied", gate=True, emptied=True),
+)
 
 
 def networks(model: str) -> tuple[str, ...]:

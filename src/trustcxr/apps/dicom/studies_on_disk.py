@@ -7,8 +7,8 @@ import csv
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from trustcxr.apps.dicom import writer
 from trustcxr.data.images import dicom_files, plausibility, read
@@ -23,12 +23,11 @@ MOST_FILES = 50_000  # in one folder; a disc of one patient has some hundreds
 TABLE = "predictions.csv"
 
 
-@dataclass
-class DicomStudy:
+class DicomStudy(NamedTuple):
     """Images to classify, in order, and files left out, with reasons."""
 
-    images: list[Path] = field(default_factory=list)
-    left_out: list[ImageAnswer] = field(default_factory=list)
+    images: list[Path]
+    left_out: list[ImageAnswer]
 
 
 def predict(
@@ -53,7 +52,7 @@ def predict(
     answers = one_image.predict(run, study.images, epsilon=epsilon, out=out, anyway=anyway)
     for answer in answers:
         if objects and answer.heatmap is not None:
-            _write_dicom(Path(answer.image), answer)
+            _write_dicom(answer)
     return [*answers, *study.left_out]
 
 
@@ -72,12 +71,12 @@ def write_table(answers: Sequence[ImageAnswer], out: Path) -> Path:
     return out / TABLE
 
 
-def _write_dicom(image: Path, answer: ImageAnswer) -> None:
-    if not read.is_dicom(image):
+def _write_dicom(answer: ImageAnswer) -> None:
+    if not read.is_dicom(answer.image):
         answer.no_dicom = "the image is not DICOM, so there is no study to belong to"
         return
     try:
-        answer.dicom = writer.write(image, answer)
+        answer.dicom = writer.write(Path(answer.image), answer)
     except writer.NoDicomAnswer as why:
         answer.no_dicom = str(why)
     except CannotWrite as problem:  # the other answers are not lost
@@ -91,7 +90,7 @@ def expand(paths: Sequence[Path]) -> DicomStudy:
     DICOM nor called as an image are counted. A damaged or unreadable DICOM file counts as an image, so that reading it
     reports the error. Raises UserError if a folder has none.
     """
-    study = DicomStudy()
+    study = DicomStudy([], [])
     for path in paths:
         folder = path.parent if path.name == INDEX and path.is_file() else path
         if folder.is_dir():
@@ -120,8 +119,8 @@ def _add_folder(study: DicomStudy, folder: Path) -> None:
         left_out.append(ImageAnswer(image=str(folder), left_out=f"{files} no image"))
     if not images:
         raise UserError(f"{folder}: no image here: {_join_reasons(left_out)}")
-    study.images += images
-    study.left_out += left_out
+    study.images.extend(images)
+    study.left_out.extend(left_out)
 
 
 def _list_files(folder: Path) -> Iterator[Path]:

@@ -21,8 +21,6 @@ from trustcxr.storage.os_errors import writing
 FOLDER, FILE = "reader", "reader.sqlite"
 RATINGS = (1, 2, 3, 4, 5)
 MOST_REGIONS, MOST_POINTS = 20, 600
-_VERSION = 2
-_TABLES = Path(__file__).with_name("tables.sql")
 Fraction = Annotated[float, Field(ge=0, le=1)]  # of the image's width or height
 
 
@@ -113,9 +111,9 @@ class Store:
             raise UserError(f"{path.parent}: no reader study here. Create one: trustcxr reader-study STUDY")
         self.path = path
         try:
-            self.arms: list[str] = json.loads(self._setting("arms"))
-            self._key = self._setting("key")
-            self.seed = int(self._setting("seed"))  # of the random images
+            settings = dict(self._fetch("SELECT key, value FROM study"))
+            self.arms: list[str] = json.loads(settings["arms"])
+            self._key, self.seed = settings["key"], int(settings["seed"])  # the seed of the random images
             self.images = int(self._fetch_value("SELECT count(*) FROM images"))
         except (sqlite3.DatabaseError, LookupError, TypeError, ValueError) as problem:
             raise UserError(f"{path}: not the file of a reader study ({type(problem).__name__}); restore it") from None
@@ -126,7 +124,7 @@ class Store:
 
         Raises UserError if the file exists.
         """
-        about = {"version": str(_VERSION), "arms": json.dumps(list(arms)), "created": _now()}
+        about = {"version": "2", "arms": json.dumps(list(arms)), "created": _now()}
         about |= {"key": secrets.token_hex(16), "seed": str(seed)}
         if path.exists():
             raise UserError(f"{path}: exists already, with its answers. Move it away to begin another study.")
@@ -134,7 +132,7 @@ class Store:
             temporary.unlink(missing_ok=True)
             temporary.touch(0o600, exist_ok=False)
             with _open(temporary) as base:
-                base.executescript(_TABLES.read_text(encoding="utf-8"))
+                base.executescript(Path(__file__).with_name("tables.sql").read_text(encoding="utf-8"))
                 base.executemany("INSERT INTO study VALUES (?, ?)", about.items())
                 for index, image in enumerate(images):
                     *columns, maps = image
@@ -223,14 +221,8 @@ class Store:
         """Return (sample, group, mask as PNG) of each image."""
         return self._fetch("SELECT sample, grouped, mask FROM images ORDER BY number")
 
-    def _setting(self, key: str) -> str:
-        return str(self._fetch_value("SELECT value FROM study WHERE key = ?", key))
-
     def _fetch_value(self, query: str, *values: object) -> Any:
-        rows = self._fetch(query, *values)
-        if not rows:
-            raise LookupError(query)
-        return rows[0][0]
+        return self._fetch(query, *values)[0][0]
 
     def _fetch(self, query: str, *values: object) -> list[Any]:
         with _open(self.path) as base:

@@ -1,21 +1,29 @@
-"""Tabulate a reader study: preference, agreement, and regions of readers compared with maps of models."""
+"""Tabulate a reader study: preference, agreement, and regions of readers compared with maps of models.
+
+Preference is by Bradley-Terry strengths from ranks. Agreement beyond chance (Fleiss' kappa, Krippendorff's alpha) is
+computed for all bootstrap resamples at once. ratings: (N images, R readers), NaN for a missing rating. weights: (B, N),
+how often each resample has each image (`statistics.Bootstrap.row_weights`); default one row of ones. Results: (B,), NaN
+if nothing can vary.
+"""
 
 import io
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 from PIL import Image
 
-from trustcxr.apps.reader import reader_statistics
 from trustcxr.apps.reader.database import Store, draw_mask
 from trustcxr.errors import UserError
 from trustcxr.report import formatting, load
 from trustcxr.report.tables import table
 from trustcxr.report.tables.table import Cell, Table
-from trustcxr.statistics import Bootstrap, Floats, interval, paired, share_interval
+from trustcxr.statistics import Bootstrap, Floats, holm, interval, paired, share_interval, sign_flip
 from trustcxr.storage.prediction_table import CLEAN
 from trustcxr.storage.schemas import Share
 from trustcxr.version import NOTICE
@@ -23,7 +31,10 @@ from trustcxr.version import NOTICE
 RESAMPLES = 2000
 # Measures that are defined for a region (two levels) as for a heatmap.
 SCORED = ("infection_energy", "infection_iou", "infection_iou_area", "infection_auroc")
-NAME = "readers"
+HALF_A_WIN = 0.5  # added each way to each pair: keeps the strength of an arm that always wins finite
+Level = Literal["nominal", "ordinal"]
+_ROUNDS, _CLOSE = 500, 1e-10
+_SCALE = "Ratings go from 1 (does not show the finding) to 5 (shows it precisely)."
 
 
 @dataclass(frozen=True)
@@ -80,7 +91,7 @@ def make_tables(answers: Responses, runs: list[load.Run]) -> list[Table]:
 
 def write_tables(answers: Responses, runs: list[load.Run], folder: Path) -> list[Path]:
     """Write readers.md and every table as CSV and LaTeX into `folder`, and return their paths."""
-    return table.write_tables(make_tables(answers, runs), folder, page=f"{NAME}.md", opening=_make_heading(answers))
+    return table.write_tables(make_tables(answers, runs), folder, page="readers.md", opening=_make_heading(answers))
 
 
 def _make_heading(answers: Responses) -> str:
@@ -97,12 +108,11 @@ def _make_heading(answers: Responses) -> str:
 def _ratings(answers: Responses) -> Table:
     rated = table.whole(int(np.isfinite(answers.ratings).sum()))
     row = [Cell(answers.arms[0]), table.plain(_mean(answers.ratings[:, :, 0], answers.groups), 2), rated]
-    caption = "Ratings go from 1 (does not show the finding) to 5 (shows it precisely)."
-    return Table("Readers: ratings", ["map", "mean rating", "ratings"], [row], caption=caption)
+    return Table("Readers: ratings", ["map", "mean rating", "ratings"], [row], caption=_SCALE)
 
 
 def _preference(answers: Responses) -> Table:
-    strengths = reader_statistics.compute_strengths(answers.ranks, answers.groups, resamples=RESAMPLES)
+    strengths = compute_strengths(answers.ranks, answers.groups, resamples=RESAMPLES)
     first = _share_first_ranks(answers)
     rows = []
     for k, (arm, strength) in enumerate(zip(answers.arms, strengths, strict=True)):
@@ -119,8 +129,7 @@ def _preference(answers: Responses) -> Table:
         )
     caption = (
         "Preferred: probability that this map is preferred to another, in percent, by the Bradley-Terry model of the "
-        "ranks; 50 is no preference. Strength: its logarithm, summing to 0. Ratings go from 1 (does not show the "
-        "finding) to 5 (shows it precisely)."
+        f"ranks; 50 is no preference. Strength: its logarithm, summing to 0. {_SCALE}"
     )
     header = ["map", "preferred (%)", "strength (log)", "ranked first (%)", "mean rating", "ranks"]
     return Table("Readers: preference", header, rows, caption=caption)
@@ -142,7 +151,7 @@ def _pairs(answers: Responses) -> Table:
             Cell(formatting.decimal(pair.p_value, 4), value=pair.p_value),
             table.whole(pair.images),
         ]
-        for pair in reader_statistics.compare_pairs(answers.ranks, answers.groups, resamples=RESAMPLES)
+        for pair in compare_pairs(answers.ranks, answers.groups, resamples=RESAMPLES)
     ]
     caption = "p: of each image's net preference, its sign flipped by groups, corrected for the number of pairs (Holm)."
     return Table("Readers: pairs", ["map", "against", "preferred (%)", "p", "images"], rows, heads=2, caption=caption)
@@ -151,15 +160,15 @@ def _pairs(answers: Responses) -> Table:
 def _agreement(answers: Responses) -> Table:
     bootstrap = Bootstrap.over(answers.groups, resamples=RESAMPLES)
     weights = bootstrap.row_weights()
-    first = answers.ranks == answers.ranks.min(axis=2, keepdims=True)
-    best = np.where(np.isfinite(answers.ranks).all(axis=2), first @ 2.0 ** np.arange(len(answers.arms)), np.nan)
+    first = _share_first_ranks(answers)  # each set of best maps is a category
+    best = np.where(np.isfinite(first[:, :, 0]), (first > 0) @ 2.0 ** np.arange(len(answers.arms)), np.nan)
     ranks, ratings = (np.concatenate(np.moveaxis(values, 2, 0)) for values in (answers.ranks, answers.ratings))
     twice = np.tile(weights, (1, len(answers.arms)))
     values_of = {
-        "which map is best: Fleiss’ kappa": reader_statistics.fleiss_kappa(best, weights),
-        "which map is best: Krippendorff’s alpha": reader_statistics.krippendorff_alpha(best, "nominal", weights),
-        "ranks: Krippendorff’s alpha, ordinal": reader_statistics.krippendorff_alpha(ranks, "ordinal", twice),
-        "ratings: Krippendorff’s alpha, ordinal": reader_statistics.krippendorff_alpha(ratings, "ordinal", twice),
+        "which map is best: Fleiss’ kappa": fleiss_kappa(best, weights),
+        "which map is best: Krippendorff’s alpha": krippendorff_alpha(best, "nominal", weights),
+        "ranks: Krippendorff’s alpha, ordinal": krippendorff_alpha(ranks, "ordinal", twice),
+        "ratings: Krippendorff’s alpha, ordinal": krippendorff_alpha(ratings, "ordinal", twice),
         "regions: mean IoU of two readers": bootstrap.means(_mean_overlap(answers)),
     }
     rows = [
@@ -269,3 +278,160 @@ def _drop_empty(ends: list[float]) -> tuple[float, float] | None:
     """Return the interval, or None if all resamples are equal: then it says nothing."""
     low, high = ends
     return (low, high) if low < high else None
+
+
+def fleiss_kappa(ratings: ArrayLike, weights: ArrayLike | None = None) -> Floats:
+    """Return Fleiss' kappa (1971) of categories, for images that all readers rated.
+
+    >>> from trustcxr.apps.reader.reader_results import fleiss_kappa
+    >>> fleiss_kappa([[1, 1, 1], [2, 2, 2], [1, 1, 2]]).round(3)
+    array([0.55])
+    """
+    table, weight = _to_arrays(ratings, weights)
+    whole = np.isfinite(table).all(axis=1)
+    table, weight = table[whole], weight[:, whole]
+    if not len(table):
+        return np.full(len(weight), np.nan)
+    readers = table.shape[1]
+    counts = np.stack([(table == value).sum(axis=1) for value in np.unique(table)], axis=-1).astype(float)
+    with np.errstate(invalid="ignore", divide="ignore"):  # with one reader there are no pairs
+        agreeing = ((counts**2).sum(axis=1) - readers) / (readers * (readers - 1))
+        observed = (weight @ agreeing) / weight.sum(axis=1)
+        shares = (weight @ counts) / (weight.sum(axis=1, keepdims=True) * readers)
+        expected = (shares**2).sum(axis=1)
+        kappa: Floats = np.where(expected < 1 - 1e-12, (observed - expected) / (1 - expected), np.nan)
+    return kappa
+
+
+def krippendorff_alpha(ratings: ArrayLike, level: Level = "nominal", weights: ArrayLike | None = None) -> Floats:
+    """Return Krippendorff's alpha (2011, by coincidences): 1 - observed / expected disagreement.
+
+    Images with a single rating do not count. level: the difference of two ratings is equal for all (nominal), or the
+    number of ratings between them, squared (ordinal).
+
+    >>> from trustcxr.apps.reader.reader_results import krippendorff_alpha
+    >>> krippendorff_alpha([[1, 1], [2, 3], [3, 3], [2, float("nan")]]).round(3)
+    array([0.545])
+    """
+    table, weight = _to_arrays(ratings, weights)
+    values = np.unique(table[np.isfinite(table)])
+    if not len(values):
+        return np.full(len(weight), np.nan)
+    counts = np.stack([(table == value).sum(axis=1) for value in values], axis=-1).astype(float)
+    rated = counts.sum(axis=1)
+    usable = rated >= 2
+    counts, rated, weight = counts[usable], rated[usable], weight[:, usable]
+    pairs = counts[:, :, None] * counts[:, None, :]
+    pairs[:, range(len(values)), range(len(values))] -= counts
+    coincidences = np.tensordot(weight, pairs / (rated - 1)[:, None, None], axes=1)
+    totals = coincidences.sum(axis=2)
+    if level == "nominal":
+        distance = 1 - np.eye(len(values))
+    else:
+        middles = np.cumsum(totals, axis=1) - totals / 2  # mid-ranks in each resample
+        distance = (middles[:, :, None] - middles[:, None, :]) ** 2
+    observed = (coincidences * distance).sum(axis=(1, 2))
+    expected = (totals[:, :, None] * totals[:, None, :] * distance).sum(axis=(1, 2))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        alpha: Floats = np.where(expected > 0, 1 - (totals.sum(axis=1) - 1) * observed / expected, np.nan)
+    return alpha
+
+
+def _to_arrays(ratings: ArrayLike, weights: ArrayLike | None) -> tuple[Floats, Floats]:
+    table = np.asarray(ratings, dtype=float)
+    return table, np.ones((1, len(table))) if weights is None else np.asarray(weights, dtype=float)
+
+
+class Strength(NamedTuple):
+    """One arm: mean probability that it is preferred to another arm; log-strength (the arms' sum is 0)."""
+
+    preferred: float
+    preferred_ci: list[float]
+    log_strength: float
+    log_strength_ci: list[float]
+
+
+class Pair(NamedTuple):
+    """Probability that `first` is preferred to `second`, with a p-value corrected for all pairs (Holm 1979).
+
+    images: number of images on which both were ranked.
+    """
+
+    first: int
+    second: int
+    preferred: float
+    preferred_ci: list[float]
+    p_value: float
+    images: int
+
+
+def count_wins(ranks: ArrayLike) -> Floats:
+    """Count how often arm i was ranked before arm j, (F, A, A), from ranks (F images, R readers, A arms).
+
+    1 is the best rank, NaN a missing one. Equal ranks count half a win each.
+    """
+    table = np.asarray(ranks, dtype=float)
+    before = table[..., :, None] < table[..., None, :]
+    level = (table[..., :, None] == table[..., None, :]) & ~np.eye(table.shape[-1], dtype=bool)
+    return np.asarray((before + 0.5 * level).sum(axis=1), dtype=float)
+
+
+def bradley_terry(win_counts: ArrayLike) -> Floats:
+    """Return log-strengths (B, A), summing to 0, from win counts (B, A, A), by MM (Hunter 2004).
+
+    HALF_A_WIN each way is added to each pair.
+
+    >>> import numpy as np
+    >>> from trustcxr.apps.reader.reader_results import bradley_terry
+    >>> bradley_terry(np.array([[[0, 29.5], [9.5, 0]]])).round(2)  # log(30 / 10), halved
+    array([[ 0.55, -0.55]])
+    """
+    table = np.asarray(win_counts, dtype=float)
+    table = table + HALF_A_WIN * (1 - np.eye(table.shape[-1]))
+    total, met = table.sum(axis=2), table + table.transpose(0, 2, 1)
+    strength = np.ones(total.shape)
+    for _ in range(_ROUNDS):
+        before = strength
+        strength = total / (met / (before[:, :, None] + before[:, None, :])).sum(axis=2)
+        strength /= np.exp(np.log(strength).mean(axis=1, keepdims=True))
+        if np.abs(np.log(strength / before)).max(initial=0.0) < _CLOSE:
+            break
+    return np.asarray(np.log(strength))
+
+
+def preference_probabilities(log_strengths: Floats) -> Floats:
+    """Return the probability (B, A, A) that i is preferred to j, from log-strengths (B, A)."""
+    return np.asarray(1 / (1 + np.exp(log_strengths[:, None, :] - log_strengths[:, :, None])))
+
+
+def compute_strengths(ranks: ArrayLike, groups: ArrayLike, *, resamples: int = 2000, seed: int = 0) -> list[Strength]:
+    """Return the strength of each arm, with 95 % intervals over groups of images. They hold for these readers."""
+    won = count_wins(ranks)
+    bootstrap = Bootstrap.over(groups, resamples=resamples, seed=seed)
+    log_strengths, arms = bradley_terry(bootstrap.totals(won)), won.shape[-1]
+    mean = (preference_probabilities(log_strengths).sum(axis=2) - 0.5) / (arms - 1)
+    ranked = won.sum(axis=(1, 2)) > 0
+    return [
+        Strength(
+            float(mean[0, i]),
+            share_interval(bootstrap, mean[:, i], of=ranked),
+            float(log_strengths[0, i]),
+            interval(log_strengths[:, i]),
+        )
+        for i in range(arms)
+    ]
+
+
+def compare_pairs(ranks: ArrayLike, groups: ArrayLike, *, resamples: int = 2000, seed: int = 0) -> list[Pair]:
+    """Compare every two arms."""
+    won = count_wins(ranks)
+    bootstrap = Bootstrap.over(groups, resamples=resamples, seed=seed)
+    chances = preference_probabilities(bradley_terry(bootstrap.totals(won)))
+    both = list(combinations(range(won.shape[-1]), 2))
+    corrected = holm([sign_flip(won[:, i, j] - won[:, j, i], groups) for i, j in both])
+    pairs = []
+    for (i, j), p_value in zip(both, corrected, strict=True):
+        ranked, chance = won[:, i, j] + won[:, j, i] > 0, chances[:, i, j]
+        ends = share_interval(bootstrap, chance, of=ranked)
+        pairs.append(Pair(i, j, float(chance[0]), ends, float(p_value), int(ranked.sum())))
+    return pairs

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 MOST_SIDE = 4096  # pixels of the longer side of an image; a larger one is reduced
 MAP_SIDE = 1024  # pixels of the longer side of a map over its image
 _ALIKE = 8.0  # grey levels: mean difference of a file from the saved image of the same name
-_MOST_ARMS = 3
 _DEFAULT_METHOD = "gradcam"  # of saved maps that name none
 _DEFAULT_IMAGES = 30
 
@@ -101,7 +100,7 @@ def serve(study: Path, options: ReaderOptions, names: Sequence[str], *, host: st
         for reader in store.readers():
             log(f"{reader.name}: {server.make_link(host, listener.getsockname()[1], reader.token)}")
         log("each link is for one reader; Ctrl-C ends, and saved answers stay")
-        server.run(app, listener)
+        server.make_server(app).run(sockets=[listener])
 
 
 def write_results(study: Path) -> list[Path]:
@@ -154,7 +153,7 @@ def parse_arms(study: Path, names: Sequence[str]) -> list[Arm]:
 
     runs = {run.name: run for run in load.load_report(study).runs}
     chosen = list(names) or list(runs)
-    if not 1 <= len(chosen) <= _MOST_ARMS:
+    if not 1 <= len(chosen) <= 3:
         raise UserError(f"{study}: say one to three times --arm RUN or RUN:METHOD; its runs are {', '.join(runs)}")
     result = []
     for text in chosen:

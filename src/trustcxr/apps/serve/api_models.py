@@ -157,15 +157,14 @@ class Problem(BaseModel):
     error: Fault
 
 
-Kind = Literal["predict", "examine", "heatmap", "dicom", "refusal"]
-Part = Literal["seen", "changed"]  # two workers share "examine"
+Kind = Literal["predict", "examine", "seen", "changed", "heatmap", "dicom", "refusal"]
 
 
 @dataclass(frozen=True)
 class WorkItem:
     """One image and its task; run: index in the list of runs. why: for "refusal", why the image is not answered."""
 
-    kind: Kind | Part
+    kind: Kind
     data: bytes
     run: int = 0
     epsilon: float = 0.02

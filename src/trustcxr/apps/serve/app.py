@@ -1,27 +1,34 @@
-"""Build the ASGI application: the page and the API."""
+"""Build the ASGI application: the page and the API. An image that is sent stays in memory, never on disk."""
 
 import asyncio
 import json
+import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBearer
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
 
-from trustcxr.apps.serve import api_models, uploads
-from trustcxr.apps.serve.api_models import Kind, Part, Reply, WorkItem
+from trustcxr.apps.serve import api_models
+from trustcxr.apps.serve.api_models import Kind, Reply, WorkItem
 from trustcxr.apps.serve.middleware import SecurityMiddleware, add_fault_handlers, add_page, error_response
 from trustcxr.apps.serve.worker import RETRY_AFTER, Limits, Pool
 from trustcxr.version import NOTICE, __version__
 
+_FIELD_BYTES = 1024
 _HIGHEST = 0.3
 _PROBLEMS = (400, 401, 403, 408, 413, 415, 421, 422, 500, 503)
 _TIMES = (0.05, 0.1, 0.25, 0.5, 1, 2, 3, 5, 10, 30)
+logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # its log quotes broken forms
 
 
 class ImageApi:
@@ -52,30 +59,26 @@ class ImageApi:
 
     async def _answer(self, request: Request, kind: Kind) -> Response:
         if self.inside >= self.limits.workers + self.limits.waiting:
-            await uploads.drain(request, self.limits)
+            await _drain(request, self.limits)
             return _to_response(Reply(503, code="busy", message="all workers are busy: try again soon"))
         self.inside += 1
         try:
-            item = self._make_item(kind, *await uploads.read_form(request, self.limits, _field_names(kind)))
+            item = self._make_item(kind, *await _read_form(request, self.limits, _field_names(kind)))
             return _to_response(await (self._examine(item) if kind == "examine" else self.pool.ask(item)))
-        except uploads.Refused as refused:
-            return error_response(refused.status, refused.code, refused.message)
+        except Refused as refused:
+            return error_response(*refused.args)
         finally:
             self.inside -= 1
 
     async def _examine(self, item: WorkItem) -> Reply:
         """Answer the two parts of "examine" in parallel, by two workers if both are free."""
         start = time.perf_counter()
-        kinds: tuple[Part, ...] = get_args(Part)
+        kinds: tuple[Kind, ...] = ("seen", "changed")
         parts = await asyncio.gather(*(self.pool.ask(replace(item, kind=kind)) for kind in kinds))
-        whole: dict[str, object] = {}
-        warnings: list[str] = []
-        for part in parts:
-            if part.status != 200:
-                return part
-            whole |= json.loads(part.body)
-            warnings += cast(list[str], whole["warnings"])
-        whole["warnings"] = warnings
+        if failed := [part for part in parts if part.status != 200]:
+            return failed[0]
+        seen, changed = (json.loads(part.body) for part in parts)
+        whole = seen | changed | {"warnings": seen["warnings"] + changed["warnings"]}
         whole["seconds"] = round(time.perf_counter() - start, 3)
         return Reply(200, json.dumps(whole).encode())
 
@@ -83,10 +86,15 @@ class ImageApi:
         names = [run.name for run in self.pool.runs]
         wanted = fields.get("run", names[0])
         if wanted not in names:
-            raise uploads.Refused(422, "unknown-run", f"unknown run; valid: {', '.join(names)}")
-        epsilon, anyway = _parse_epsilon(fields.get("epsilon", "0.02")), fields.get("anyway", "false")
+            raise Refused(422, "unknown-run", f"unknown run; valid: {', '.join(names)}")
+        epsilon = -1.0
+        with suppress(ValueError):
+            epsilon = float(fields.get("epsilon", "0.02"))
+        if not 0 <= epsilon <= _HIGHEST:
+            raise Refused(422, "invalid", f"epsilon: a number from 0 to {_HIGHEST:g}")
+        anyway = fields.get("anyway", "false")
         if anyway not in ("true", "false"):
-            raise uploads.Refused(422, "invalid", "anyway: true or false")
+            raise Refused(422, "invalid", "anyway: true or false")
         method = fields.get("method", "gradcam")
         return WorkItem(kind, image, names.index(wanted), epsilon, method, anyway == "true")
 
@@ -170,16 +178,6 @@ def _field_names(kind: Kind) -> tuple[str, ...]:
     return ("run", "anyway", "method") if kind == "heatmap" else ("run", "anyway", "epsilon")
 
 
-def _parse_epsilon(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= _HIGHEST:
-        raise uploads.Refused(422, "invalid", f"epsilon: a number from 0 to {_HIGHEST:g}")
-    return value
-
-
 def _request_schema(kind: Kind) -> dict[str, object]:
     all_properties: dict[str, object] = {
         "file": {"type": "string", "format": "binary", "description": "A PNG, JPEG or DICOM image."},
@@ -195,3 +193,74 @@ def _request_schema(kind: Kind) -> dict[str, object]:
 
 def _error_responses(*statuses: int) -> dict[int | str, dict[str, object]]:
     return {status: {"model": api_models.Problem} for status in statuses or _PROBLEMS}
+
+
+class Refused(Exception):
+    """A refused request: HTTP status, a code for programs, a line for people."""
+
+
+class _InMemory(MultiPartParser):
+    """Starlette's parser, without temporary files on disk."""
+
+    spool_max_size = 1 << 40
+
+
+async def _read_form(request: Request, limits: Limits, allowed_fields: tuple[str, ...]) -> tuple[bytes, dict[str, str]]:
+    """Return the file in `file`, and the text in the allowed fields. Raises Refused for anything else."""
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        raise Refused(415, "no-form", "send a form (multipart/form-data) with the image in the field 'file'")
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > limits.most_bytes + 4 * _FIELD_BYTES:
+        raise _too_large(limits)
+    try:
+        async with asyncio.timeout(limits.upload):
+            parser = _InMemory(
+                request.headers, _read_bounded(request, limits), max_files=1, max_fields=8, max_part_size=_FIELD_BYTES
+            )
+            form = await parser.parse()
+            return await _parse_fields(form.multi_items(), allowed_fields)
+    except TimeoutError:
+        raise Refused(408, "slow-upload", f"the image did not arrive within {limits.upload:g} s: try again") from None
+    except ClientDisconnect:
+        raise Refused(400, "cut-off", "the image was cut off: send it again") from None
+    except (MultiPartException, KeyError, ValueError, AssertionError):
+        raise Refused(400, "broken-form", "the form cannot be read: send one image in the field 'file'") from None
+
+
+async def _drain(request: Request, limits: Limits) -> None:
+    """Read and discard the body of a refused request, so that the connection stays usable."""
+    with suppress(TimeoutError, Refused, ClientDisconnect):
+        async with asyncio.timeout(limits.upload):
+            async for _ in _read_bounded(request, limits):
+                pass
+
+
+async def _read_bounded(request: Request, limits: Limits) -> AsyncGenerator[bytes, None]:
+    size = 0
+    async for piece in request.stream():
+        size += len(piece)
+        if size > limits.most_bytes + 4 * _FIELD_BYTES:
+            raise _too_large(limits)
+        yield piece
+
+
+async def _parse_fields(
+    items: list[tuple[str, UploadFile | str]], allowed_fields: tuple[str, ...]
+) -> tuple[bytes, dict[str, str]]:
+    images, fields = [], {}
+    for name, value in items:
+        if name == "file" and isinstance(value, UploadFile):
+            images.append(await value.read())
+            await value.close()
+        elif name in allowed_fields and isinstance(value, str) and name not in fields:
+            fields[name] = value
+        else:
+            allowed = ", ".join(allowed_fields)
+            raise Refused(422, "unknown-field", f"a form has a file in 'file' and may have, once each: {allowed}")
+    if len(images) != 1:
+        raise Refused(422, "no-image", "no image: send one in the field 'file'")
+    return images[0], fields
+
+
+def _too_large(limits: Limits) -> Refused:
+    return Refused(413, "too-large", f"more than {limits.most_bytes >> 20} MB: send a smaller file")

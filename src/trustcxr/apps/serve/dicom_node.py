@@ -25,8 +25,6 @@ from trustcxr.errors import UserError, require
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-TITLE = "TRUSTCXR"
-PORT = 11112  # IANA's for DICOM without a privileged port
 REPORT = "1.2.840.10008.5.1.4.1.1.88.33"  # Comprehensive SR: an archive may send our answers back
 STORED, FULL, NO_IMAGE = 0x0000, 0xA700, 0xA900  # statuses of PS3.4 B.2.3
 _WITH_WARNING = (0xB000, 0xB006, 0xB007)  # stored, with a warning
@@ -66,9 +64,9 @@ class NodeOptions:
 
     peer: Peer
     callers: tuple[str, ...]
-    title: str = TITLE
+    title: str = "TRUSTCXR"
     host: str = "127.0.0.1"
-    port: int = PORT
+    port: int = 11112  # IANA's for DICOM without a privileged port
     log_accession: bool = False
 
     @classmethod

@@ -52,7 +52,7 @@ def serve(
     with ExitStack() as stack:
         listener = stack.enter_context(open_listener(host, port))
         pool = Pool(runs, limits or Limits())
-        server = _server(app.build(pool, pool.limits, token=token, hosts=hosts))
+        server = make_server(app.build(pool, pool.limits, token=token, hosts=hosts))
         if dicom is not None:
             stack.enter_context(closing(dicom_node.Node(runs[0], dicom, pool.limits)))
         link = make_link(host, listener.getsockname()[1], token)
@@ -67,17 +67,13 @@ def _read_token() -> str | None:
     return token
 
 
-def run(api: object, listener: socket.socket) -> None:
-    """Serve an application until Ctrl-C."""
-    _server(api).run(sockets=[listener])
-
-
 def check_installed() -> None:
     """Raise UserError if fastapi or uvicorn is not installed."""
     require("serve needs", INSTALL, "fastapi", "prometheus_client", "uvicorn")
 
 
-def _server(api: Any) -> "uvicorn.Server":
+def make_server(api: Any) -> "uvicorn.Server":
+    """Return a server of an application."""
     import uvicorn
 
     options: Any = {"access_log": False, "log_level": "error", "server_header": False, "lifespan": "on"}
