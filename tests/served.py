@@ -86,7 +86,7 @@ class Here:
 
     def __init__(self, folders: list[Path]) -> None:
         self.served = inference.load_models(folders)
-        self.runs = [ready.describe() for ready in self.served]
+        self.runs = [ready.about for ready in self.served]
         self.alive, self.asked, self.hold = 1, 0, False
 
     async def ask(self, asked: WorkItem) -> Reply:

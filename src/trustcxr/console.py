@@ -78,13 +78,10 @@ class Progress:
             if self._bar is not None:
                 fields: Any = {} if note is None else {"note": note}
                 self._bar.update(self._task, advance=steps, **fields)
-                return
-            if self._notebook is not None:
+            elif self._notebook is not None:
                 self._notebook.set_postfix_str(note or "", refresh=False)
                 self._notebook.update(steps)
-                return
-            now = time.monotonic()
-            if _listener is None and now - self._last_line >= _LINE_EVERY:
+            elif _listener is None and (now := time.monotonic()) - self._last_line >= _LINE_EVERY:
                 self._last_line = now
                 left = (now - self._started) / (self.done - self._skipped) * (self.total - self.done)
                 time_left = f", about {format_duration(left)} left" if self.timed else ""
@@ -143,8 +140,7 @@ def _make_bar(*, timed: bool) -> "rich.progress.Progress | None":
 
 def track(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
     """Yield the items under a progress bar with the time left."""
-    count = total if total is not None else len(items)  # type: ignore[arg-type]
-    with Progress(description, count) as bar:
+    with Progress(description, len(items) if total is None else total) as bar:  # type: ignore[arg-type]
         for item in items:
             yield item
             bar.advance()

@@ -35,9 +35,6 @@ def load_function(package: str, function: str) -> Callable[..., Any]:
     return getattr(import_module(path), name)
 
 
-Style = tuple[str, str, Any]  # colour, marker, dash of a line
-
-
 @dataclass(frozen=True)
 class Attack(Entry):
     """An attack.
@@ -58,7 +55,7 @@ class Attack(Entry):
     shows_steps: bool = False
     seeded: bool = True
     stops_when_wrong: bool = False
-    style: Style | None = None
+    style: tuple[str, str, Any] | None = None  # colour, marker, dash of a line
 
 
 _CLIMB = {"steps": 50, "restarts": 1}
@@ -360,8 +357,7 @@ SALIENCY = by_name(
     Saliency("hirescam", "HiResCAM", "Draelos and Carin 2020", "cam:hires_cam", "cam:_hires_cam_map", "activation"),
     Saliency("layercam", "LayerCAM", "Jiang et al. 2021", "cam:layer_cam", "cam:_layer_cam_map", "activation"),
     Saliency(
-        "layercam-smooth", "LayerCAM, smoothed", "Jiang et al. 2021", "", "cam:_layer_cam_map",
-        "activation-smooth",
+        "layercam-smooth", "LayerCAM, smoothed", "Jiang et al. 2021", "", "cam:_layer_cam_map", "activation-smooth",
     ),
     Saliency("activation", "activation (baseline)", "", "", "cam:_activation_map"),
     Saliency("activation-smooth", "activation, smoothed (baseline)", "", "", "cam:_activation_map"),

@@ -31,13 +31,7 @@ class DicomStudy(NamedTuple):
 
 
 def predict(
-    run: Path,
-    paths: Sequence[Path],
-    *,
-    epsilon: float = 0.02,
-    out: Path,
-    objects: bool = False,
-    anyway: bool = False,
+    run: Path, paths: Sequence[Path], *, epsilon: float = 0.02, out: Path, objects: bool = False, anyway: bool = False
 ) -> list[ImageAnswer]:
     """Classify images and the images of folders; files left out come last, with reasons.
 

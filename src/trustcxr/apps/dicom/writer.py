@@ -127,8 +127,7 @@ def _read_header(image: Path | bytes) -> "Dataset":
         header.decode()
     except Exception as fault:
         raise NoDicomAnswer(f"its header cannot be read ({type(fault).__name__})") from None
-    missing = [name for name in _NEEDED if not header.get(name)]
-    if missing:
+    if missing := [name for name in _NEEDED if not header.get(name)]:
         raise NoDicomAnswer(f"its header has no {' and no '.join(missing)}")
     for name in _MAY_BE_EMPTY:
         if not _is_valid(header, name):
@@ -204,7 +203,6 @@ def _make_capture(header: "Dataset", pixels: np.ndarray, answer: ImageAnswer) ->
 
 
 SCHEME = "99TRUSTCXR"  # private codes: class names of a model are free
-_MAX_MEANING = 64  # characters
 
 
 def _make_report(header: "Dataset", heatmap: "Dataset | None", answer: ImageAnswer) -> "Dataset":
@@ -245,7 +243,7 @@ def _make_code(name: str, template: str = "{}") -> Any:
     """
     from highdicom.sr import CodedConcept
 
-    room = _MAX_MEANING - len(template.format(""))
+    room = 64 - len(template.format(""))
     end = room // 2
     short = name if len(name) <= room else f"{name[: room - end - 5]} ... {name[-end:]}"
     code = hashlib.blake2b(template.format(name).encode(), digest_size=6).hexdigest().upper()

@@ -9,7 +9,6 @@ if nothing can vary.
 import io
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -37,8 +36,7 @@ _ROUNDS, _CLOSE = 500, 1e-10
 _SCALE = "Ratings go from 1 (does not show the finding) to 5 (shows it precisely)."
 
 
-@dataclass(frozen=True)
-class Responses:
+class Responses(NamedTuple):
     """All answers: ranks and ratings (F images, R readers, A arms), NaN if missing.
 
     marked: (F, R), True if the reader marked the image. marks: (F, R, H, W) uint8. masks: (F, H, W) uint8.

@@ -6,9 +6,8 @@ method. Maps are those that the study saved. With data they are computed as `exa
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -26,10 +25,6 @@ from trustcxr.storage import atomic, layout, locks
 from trustcxr.storage.os_errors import shell_quote
 from trustcxr.storage.prediction_table import CLEAN
 
-if TYPE_CHECKING:
-    from trustcxr.data.dataset import Dataset
-    from trustcxr.evaluation.trained_run import Run
-
 MOST_SIDE = 4096  # pixels of the longer side of an image; a larger one is reduced
 MAP_SIDE = 1024  # pixels of the longer side of a map over its image
 _ALIKE = 8.0  # grey levels: mean difference of a file from the saved image of the same name
@@ -37,8 +32,7 @@ _DEFAULT_METHOD = "gradcam"  # of saved maps that name none
 _DEFAULT_IMAGES = 30
 
 
-@dataclass(frozen=True)
-class ReaderOptions:
+class ReaderOptions(NamedTuple):
     """Options of a new reader study: see `trustcxr reader-study --help`."""
 
     arms: Sequence[str] = ()
@@ -249,6 +243,7 @@ def _load_saved(chosen: Sequence[Arm], study: Path | None, count: int, seed: int
 def _compute_maps(chosen: Sequence[Arm], data: Path, count: int, seed: int) -> PreparedImages:
     """Draw annotated test images, and explain each for its true class by every arm."""
     from trustcxr.evaluation.trained_run import load_run
+    from trustcxr.explain import examples
     from trustcxr.explain.evaluate import find_annotated
     from trustcxr.runs import test_data as study_images
 
@@ -263,25 +258,17 @@ def _compute_maps(chosen: Sequence[Arm], data: Path, count: int, seed: int) -> P
     if len(rows) < count:
         raise UserError(f"{data}: {len(rows)} images with a mask, {count} are asked for: say fewer --images")
     drawn = np.random.default_rng(seed).permutation(rows)[:count]
-    odd = [name for name, run in loaded.items() if (run.size, run.classes) != (first.size, first.classes)]
-    if odd:
+    if odd := [name for name, run in loaded.items() if (run.size, run.classes) != (first.size, first.classes)]:
         raise UserError(f"{odd[0]}: other classes or another size than {first.name}: such maps cannot be compared")
-    maps = [_explain(loaded[arm.run.name], dataset, drawn, arm.method) for arm in chosen]
+    parts = [dict.fromkeys(map(int, drawn[start : start + 16]), "") for start in range(0, count, 16)]
+    maps = []
+    for arm in chosen:
+        run, followed = loaded[arm.run.name], track(parts, f"maps of {arm.run.name}")
+        drawn_maps = [examples.make_panels(run, dataset, part, method=arm.method)["saliency"] for part in followed]
+        maps.append(np.concatenate(drawn_maps))
     files = [dataset.root / str(path) for path in dataset.table["path"].iloc[drawn]]
     pixels, masks = np.array(dataset.images[drawn])[:, 0], np.array(dataset.masks("infection")[drawn])
     return PreparedImages([str(dataset.sample_ids[k]) for k in drawn], files, dataset.resize, pixels, masks, maps)
-
-
-def _explain(run: "Run", dataset: "Dataset", rows: np.ndarray, method: str) -> np.ndarray:
-    """Return maps (K, H, W) of one run by one method, in batches of 16."""
-    from trustcxr.explain import examples
-
-    parts = [rows[start : start + 16] for start in range(0, len(rows), 16)]
-    maps = [
-        examples.make_panels(run, dataset, dict.fromkeys(map(int, part), ""), method=method)["saliency"]
-        for part in track(parts, f"maps of {run.name}")
-    ]
-    return np.concatenate(maps)
 
 
 def _load_groups(run: load.Run) -> dict[str, str]:

@@ -1,7 +1,6 @@
 """Define the documents of the API, from which /openapi.json is generated, and the messages of the workers."""
 
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, Field
 
@@ -160,8 +159,7 @@ class Problem(BaseModel):
 Kind = Literal["predict", "examine", "seen", "changed", "heatmap", "dicom", "refusal"]
 
 
-@dataclass(frozen=True)
-class WorkItem:
+class WorkItem(NamedTuple):
     """One image and its task; run: index in the list of runs. why: for "refusal", why the image is not answered."""
 
     kind: Kind
@@ -173,8 +171,7 @@ class WorkItem:
     why: str = ""
 
 
-@dataclass(frozen=True)
-class Reply:
+class Reply(NamedTuple):
     """A document, PNG or DICOM files; or an error with a code, whose message quotes nothing of the image.
 
     accession: accession number of a DICOM image that is not answered.

@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
@@ -27,6 +26,7 @@ from trustcxr.version import NOTICE, __version__
 _FIELD_BYTES = 1024
 _HIGHEST = 0.3
 _PROBLEMS = (400, 401, 403, 408, 413, 415, 421, 422, 500, 503)
+_LABELS = ("route", "status")
 _TIMES = (0.05, 0.1, 0.25, 0.5, 1, 2, 3, 5, 10, 30)
 logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # its log quotes broken forms
 
@@ -41,10 +41,9 @@ class ImageApi:
         gauge("trustcxr_inside", "Concurrent requests, active and queued.").set_function(lambda: self.inside)
         gauge("trustcxr_workers", "Workers that are alive.").set_function(lambda: pool.alive)
         gauge("trustcxr_worker_restarts", "Workers that were restarted.").set_function(lambda: pool.restarts)
-        about = "Requests by route and status."
-        self.requests = Counter("trustcxr_requests", about, ["route", "status"], registry=registry)
-        about = "Seconds per request by route."
-        self.seconds = Histogram("trustcxr_seconds", about, ["route"], buckets=_TIMES, registry=registry)
+        self.requests = Counter("trustcxr_requests", "Requests by route and status.", _LABELS, registry=registry)
+        histogram = partial(Histogram, buckets=_TIMES, registry=registry)
+        self.seconds = histogram("trustcxr_seconds", "Seconds per request by route.", _LABELS[:1])
 
     async def answer(self, request: Request, kind: Kind) -> Response:
         """Answer a form with one image."""
@@ -74,7 +73,7 @@ class ImageApi:
         """Answer the two parts of "examine" in parallel, by two workers if both are free."""
         start = time.perf_counter()
         kinds: tuple[Kind, ...] = ("seen", "changed")
-        parts = await asyncio.gather(*(self.pool.ask(replace(item, kind=kind)) for kind in kinds))
+        parts = await asyncio.gather(*(self.pool.ask(item._replace(kind=kind)) for kind in kinds))
         if failed := [part for part in parts if part.status != 200]:
             return failed[0]
         seen, changed = (json.loads(part.body) for part in parts)
@@ -209,46 +208,20 @@ async def _read_form(request: Request, limits: Limits, allowed_fields: tuple[str
     """Return the file in `file`, and the text in the allowed fields. Raises Refused for anything else."""
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise Refused(415, "no-form", "send a form (multipart/form-data) with the image in the field 'file'")
-    declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > limits.most_bytes + 4 * _FIELD_BYTES:
-        raise _too_large(limits)
     try:
         async with asyncio.timeout(limits.upload):
             parser = _InMemory(
                 request.headers, _read_bounded(request, limits), max_files=1, max_fields=8, max_part_size=_FIELD_BYTES
             )
             form = await parser.parse()
-            return await _parse_fields(form.multi_items(), allowed_fields)
     except TimeoutError:
         raise Refused(408, "slow-upload", f"the image did not arrive within {limits.upload:g} s: try again") from None
     except ClientDisconnect:
         raise Refused(400, "cut-off", "the image was cut off: send it again") from None
     except (MultiPartException, KeyError, ValueError, AssertionError):
         raise Refused(400, "broken-form", "the form cannot be read: send one image in the field 'file'") from None
-
-
-async def _drain(request: Request, limits: Limits) -> None:
-    """Read and discard the body of a refused request, so that the connection stays usable."""
-    with suppress(TimeoutError, Refused, ClientDisconnect):
-        async with asyncio.timeout(limits.upload):
-            async for _ in _read_bounded(request, limits):
-                pass
-
-
-async def _read_bounded(request: Request, limits: Limits) -> AsyncGenerator[bytes, None]:
-    size = 0
-    async for piece in request.stream():
-        size += len(piece)
-        if size > limits.most_bytes + 4 * _FIELD_BYTES:
-            raise _too_large(limits)
-        yield piece
-
-
-async def _parse_fields(
-    items: list[tuple[str, UploadFile | str]], allowed_fields: tuple[str, ...]
-) -> tuple[bytes, dict[str, str]]:
     images, fields = [], {}
-    for name, value in items:
+    for name, value in form.multi_items():
         if name == "file" and isinstance(value, UploadFile):
             images.append(await value.read())
             await value.close()
@@ -262,5 +235,19 @@ async def _parse_fields(
     return images[0], fields
 
 
-def _too_large(limits: Limits) -> Refused:
-    return Refused(413, "too-large", f"more than {limits.most_bytes >> 20} MB: send a smaller file")
+async def _drain(request: Request, limits: Limits) -> None:
+    """Read and discard the body of a refused request, so that the connection stays usable."""
+    with suppress(TimeoutError, Refused, ClientDisconnect):
+        async with asyncio.timeout(limits.upload):
+            async for _ in _read_bounded(request, limits):
+                pass
+
+
+async def _read_bounded(request: Request, limits: Limits) -> AsyncGenerator[bytes, None]:
+    size, length = 0, request.headers.get("content-length", "")
+    declared = int(length) if length.isdecimal() else 0
+    async for piece in request.stream():
+        size += len(piece)
+        if max(size, declared) > limits.most_bytes + 4 * _FIELD_BYTES:
+            raise Refused(413, "too-large", f"more than {limits.most_bytes >> 20} MB: send a smaller file")
+        yield piece

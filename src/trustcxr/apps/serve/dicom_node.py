@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from weakref import WeakKeyDictionary
 
 from trustcxr.apps.serve.api_models import Reply, WorkItem
@@ -28,13 +28,10 @@ if TYPE_CHECKING:
 REPORT = "1.2.840.10008.5.1.4.1.1.88.33"  # Comprehensive SR: an archive may send our answers back
 STORED, FULL, NO_IMAGE = 0x0000, 0xA700, 0xA900  # statuses of PS3.4 B.2.3
 _WITH_WARNING = (0xB000, 0xB006, 0xB007)  # stored, with a warning
-_MAX_CALLERS, _PDU = 4, 1 << 17
 _RETRY_AFTER = (1.0, 5.0)  # seconds until an answer is sent again
-_OVERHEAD = 1 << 20  # bytes of a message without the image
 
 
-@dataclass(frozen=True)
-class Peer:
+class Peer(NamedTuple):
     """Another node: AE title, host and port."""
 
     title: str
@@ -131,7 +128,7 @@ class Node:
         entity = AE(ae_title=options.title)
         entity.require_called_aet = True
         entity.require_calling_aet = list(options.callers)
-        entity.maximum_associations, entity.maximum_pdu_size = _MAX_CALLERS, _PDU
+        entity.maximum_associations, entity.maximum_pdu_size = 4, 1 << 17
         entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = self.limits.upload
         entity.add_supported_context("1.2.840.10008.1.1")  # C-ECHO
         for kind in (*IMAGES, REPORT):
@@ -147,7 +144,7 @@ class Node:
     def _limit_size(self, event: Any) -> None:
         """Abort an association whose message is larger than the limit for an image."""
         self._bytes[event.assoc] = self._bytes.get(event.assoc, 0) + len(event.data)
-        if self._bytes[event.assoc] > self.limits.most_bytes + _OVERHEAD:
+        if self._bytes[event.assoc] > self.limits.most_bytes + (1 << 20):  # a message is more than its image
             self._bytes[event.assoc] = -math.inf  # it is aborted: what comes late is not refused again
             self._refuse(f"more than {self.limits.most_bytes >> 20} MB")
             event.assoc.abort(block=False)
@@ -246,11 +243,9 @@ class Node:
         entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = self.limits.upload
         for each in objects:
             entity.add_requested_context(each.SOPClassUID, each.file_meta.TransferSyntaxUID)
-        peer = self.options.peer
+        peer, handlers = self.options.peer, cast(Any, [(evt.EVT_CONN_OPEN, opened)])
         try:
-            association = entity.associate(
-                peer.host, peer.port, ae_title=peer.title, evt_handlers=[(evt.EVT_CONN_OPEN, opened)]
-            )
+            association = entity.associate(peer.host, peer.port, ae_title=peer.title, evt_handlers=handlers)
         except OSError:  # unknown host
             return objects
         if not association.is_established:

@@ -29,13 +29,13 @@ from trustcxr.errors import UserError, lookup
 from trustcxr.evaluation.trained_run import Run, load_run
 from trustcxr.explain import counterfactual_view, ood
 from trustcxr.explain import predict as one_image
+from trustcxr.explain.predict import LoadedImage
 from trustcxr.models import fuse_batchnorm
 from trustcxr.report import formatting, terminal
 from trustcxr.storage.schemas import ImageAnswer
 from trustcxr.version import NOTICE
 
 _LONGEST = 768  # pixels of an image on the page
-_MOST_MAGNIFIED = 100.0
 _INFERNO = (matplotlib.colormaps["inferno"](np.arange(256))[:, :3] * 255).round().astype(np.uint8)
 
 
@@ -48,13 +48,8 @@ class ServedModel:
         self.searched = fuse_batchnorm.make_fused_copy(run.model, images)
         self.methods = counterfactual_view.find_methods(run)  # by a pass: the first image is as fast as others
         self.steps = counterfactual_view.choose_steps(run)
-
-    def describe(self) -> api_models.ServedRun:
-        """Return name, classes, size and calibration."""
-        calibrated = counterfactual_view.temperature(self.run) is not None
-        return api_models.ServedRun(
-            name=self.name, classes=list(self.run.classes), size=self.run.size, calibrated=calibrated
-        )
+        calibrated, classes = counterfactual_view.temperature(run) is not None, list(run.classes)
+        self.about = api_models.ServedRun(name=name, classes=classes, size=run.size, calibrated=calibrated)
 
 
 def answer_items(connection: Connection, folders: Sequence[Path], threads: int, memory: int) -> None:
@@ -65,7 +60,7 @@ def answer_items(connection: Connection, folders: Sequence[Path], threads: int, 
     except UserError as problem:
         connection.send(str(problem))
         return
-    connection.send([model.describe() for model in models])
+    connection.send([model.about for model in models])
     _silence()
     _limit_memory(memory)
     with suppress(EOFError, OSError, KeyboardInterrupt):
@@ -136,7 +131,7 @@ def refuse(item: WorkItem, name: str) -> Reply:
         return Reply(422, code="unreadable", message=f"no DICOM report: {problem}", accession=accession)
 
 
-def _classify(item: WorkItem, model: ServedModel, image: one_image.LoadedImage, since: float) -> Reply:
+def _classify(item: WorkItem, model: ServedModel, image: LoadedImage, since: float) -> Reply:
     if item.kind == "dicom":
         return Reply(200, files=as_dicom(model, item.data, image, epsilon=item.epsilon))
     if item.kind == "heatmap":
@@ -147,15 +142,13 @@ def _classify(item: WorkItem, model: ServedModel, image: one_image.LoadedImage, 
     return Reply(200, classify(model, image, epsilon=item.epsilon, since=since).model_dump_json().encode())
 
 
-def predict(model: ServedModel, image: one_image.LoadedImage, *, epsilon: float, since: float) -> api_models.Prediction:
+def predict(model: ServedModel, image: LoadedImage, *, epsilon: float, since: float) -> api_models.Prediction:
     """Return class probabilities, every reason for doubt, and the attacks that the answer survives."""
     answer, _ = _answer(model, image, epsilon)
     return api_models.Prediction(**_describe(model, answer, since))
 
 
-def look_at_image(
-    model: ServedModel, image: one_image.LoadedImage, *, epsilon: float, since: float
-) -> api_models.SeenImage:
+def look_at_image(model: ServedModel, image: LoadedImage, *, epsilon: float, since: float) -> api_models.SeenImage:
     """Return the prediction with the image and its maps: one part of an examination."""
     run = model.run
     answer = one_image.predict_image(run, image.pixels, epsilon=epsilon, searched=model.searched)
@@ -176,7 +169,7 @@ def look_at_image(
     )
 
 
-def changed(model: ServedModel, image: one_image.LoadedImage) -> api_models.Changed:
+def changed(model: ServedModel, image: LoadedImage) -> api_models.Changed:
     """Return the smallest perturbation found, and corruptions: the other part of an examination."""
     run = model.run
     pixels = _as_input(run, image)
@@ -203,7 +196,7 @@ def changed(model: ServedModel, image: one_image.LoadedImage) -> api_models.Chan
     )
 
 
-def heatmap(model: ServedModel, image: one_image.LoadedImage, *, method: str) -> bytes:
+def heatmap(model: ServedModel, image: LoadedImage, *, method: str) -> bytes:
     """Return a PNG: the map of the predicted class over the image, with the notice."""
     name = lookup({name: name for name in model.methods}, "saliency method", method)
     run = model.run
@@ -216,7 +209,7 @@ def heatmap(model: ServedModel, image: one_image.LoadedImage, *, method: str) ->
     return _to_png(picture, pnginfo=info)
 
 
-def as_dicom(model: ServedModel, data: bytes, image: one_image.LoadedImage, *, epsilon: float) -> tuple[bytes, ...]:
+def as_dicom(model: ServedModel, data: bytes, image: LoadedImage, *, epsilon: float) -> tuple[bytes, ...]:
     """Return the answer to a DICOM image as two DICOM files. Raises UnreadableImage if there can be none."""
     if (why := dicom_files.reason_not_image(data)) is not None:
         raise greyscale.UnreadableImage(why)
@@ -231,16 +224,14 @@ def as_dicom(model: ServedModel, data: bytes, image: one_image.LoadedImage, *, e
         raise greyscale.UnreadableImage(f"no DICOM answer: {problem}") from None
 
 
-def _answer(
-    model: ServedModel, image: one_image.LoadedImage, epsilon: float
-) -> tuple[ImageAnswer, counterfactual_view.Map]:
+def _answer(model: ServedModel, image: LoadedImage, epsilon: float) -> tuple[ImageAnswer, counterfactual_view.Map]:
     """Return the answer with every reason for doubt, and the map that is shown."""
     run, searched = model.run, model.searched
     answer = one_image.predict_image(run, image.pixels, epsilon=epsilon, searched=searched)
     return answer, one_image.add_doubts(answer, run, model.ood_model, image, steps=model.steps, searched=searched)
 
 
-def _as_input(run: Run, image: one_image.LoadedImage) -> Tensor:
+def _as_input(run: Run, image: LoadedImage) -> Tensor:
     return one_image.as_input(image.pixels, run.size, run.resize).to(run.device)
 
 
@@ -265,7 +256,7 @@ def _describe(model: ServedModel, answer: ImageAnswer, since: float) -> dict[str
     }
 
 
-def _map(run: Run, saliency: counterfactual_view.Map, image: one_image.LoadedImage) -> api_models.SaliencyMap:
+def _map(run: Run, saliency: counterfactual_view.Map, image: LoadedImage) -> api_models.SaliencyMap:
     shown = read.to_original(run.size, image.pixels.shape, run.resize)
     measured = run.metrics.saliency.get(saliency.method) if run.metrics else None
     baselines = [
@@ -289,7 +280,7 @@ def _map(run: Run, saliency: counterfactual_view.Map, image: one_image.LoadedIma
 def _flip(run: Run, flip: counterfactual_view.Flip) -> api_models.SmallestPerturbation:
     """Describe a perturbation; its difference is drawn around mid-grey, magnified to black or white."""
     largest = float(flip.change.abs().max())
-    factor = min(0.5 / largest, _MOST_MAGNIFIED) if largest > 0 else 1.0
+    factor = min(0.5 / largest, 100.0) if largest > 0 else 1.0
     return api_models.SmallestPerturbation(
         epsilon=flip.epsilon,
         grey_levels=round(255 * flip.epsilon, 2),

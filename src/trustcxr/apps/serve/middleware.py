@@ -64,11 +64,9 @@ class SecurityMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI connection."""
         if scope["type"] == "lifespan":
-            await self.app(scope, receive, send)
-            return
+            return await self.app(scope, receive, send)
         if scope["type"] != "http":
-            await send({"type": "websocket.close", "code": 1008})
-            return
+            return await send({"type": "websocket.close", "code": 1008})
 
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -78,7 +76,7 @@ class SecurityMiddleware:
             await send(message)
 
         refusal = self._refusal(Headers(scope=scope), scope["path"])
-        await (refusal or self.app)(scope, receive, with_headers)
+        return await (refusal or self.app)(scope, receive, with_headers)
 
     def _refusal(self, headers: Headers, path: str) -> JSONResponse | None:
         host, origin = _host_of(f"//{headers.get('host', '')}"), headers.get("origin")
@@ -94,10 +92,9 @@ class SecurityMiddleware:
 
 
 def _host_of(url: str) -> str:
-    try:
+    with suppress(ValueError):
         return (urlsplit(url).hostname or "").lower()
-    except ValueError:
-        return ""
+    return ""
 
 
 def add_page(app: FastAPI, package: str, names: Sequence[str]) -> None:

@@ -17,8 +17,6 @@ RETRY_AFTER = 2  # seconds until a refused client may retry
 TOO_LONG = Reply(422, code="too-slow", message="reading this file takes too long: send it as an 8-bit grey PNG")
 BROKE = Reply(422, code="unreadable", message="reading this file broke its decoder: send the image as a PNG")
 OVERLOADED = Reply(503, code="busy", message="the answer took too long: try again in a moment")
-_START = 300.0  # seconds to load the runs
-_RESTART_AFTER = 5.0  # seconds until a failed start is repeated
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ class Worker:
         """Wait until the runs are loaded, and return them. Raises UserError if they cannot be."""
         runs: list[ServedRun] | str = "a worker's process ended while it loaded the runs (out of memory?)"
         with suppress(EOFError, OSError):
-            if self.connection.poll(_START):
+            if self.connection.poll(300.0):
                 runs = self.connection.recv()
         if isinstance(runs, str):
             self.kill()
@@ -152,7 +150,7 @@ class Pool:
             try:
                 return await self._start_one()
             except (UserError, OSError):
-                await asyncio.sleep(_RESTART_AFTER)
+                await asyncio.sleep(5.0)
 
     async def _start_one(self) -> None:
         worker = Worker(self.folders, self.limits, max(1, (os.cpu_count() or 1) // self.limits.workers))
