@@ -20,7 +20,6 @@ from trustcxr.storage.os_errors import writing
 
 FOLDER, FILE = "reader", "reader.sqlite"
 RATINGS = (1, 2, 3, 4, 5)
-MOST_REGIONS, MOST_POINTS = 20, 600
 Fraction = Annotated[float, Field(ge=0, le=1)]  # of the image's width or height
 
 
@@ -29,7 +28,7 @@ class Region(BaseModel):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
     kind: Literal["box", "outline"]
-    points: list[tuple[Fraction, Fraction]] = Field(min_length=2, max_length=MOST_POINTS)
+    points: list[tuple[Fraction, Fraction]] = Field(min_length=2, max_length=600)
 
     @model_validator(mode="after")
     def _check_points(self) -> "Region":
@@ -44,7 +43,7 @@ class Mark(BaseModel):
     """All regions of an image; an empty list means no finding."""
 
     model_config = ConfigDict(extra="forbid")
-    regions: list[Region] = Field(max_length=MOST_REGIONS)
+    regions: list[Region] = Field(max_length=20)
 
 
 def draw_mask(mark: Mark, height: int, width: int) -> np.ndarray:
