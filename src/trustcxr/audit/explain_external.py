@@ -236,7 +236,7 @@ def select_finding(audit: Audit, model: WrappedModel, finding: str | None) -> Ex
 
 def _index(subject: ExternalModel, finding: str) -> int:
     """Return the index of a finding; UserError if the model does not have it, or answers one class of several."""
-    if subject.kind != "sigmoid":
+    if subject.output.kind != "sigmoid":
         raise UserError(f"--finding {finding}: {subject.name} answers with one of its classes: leave it out")
     lowered = [name.lower() for name in subject.classes]
     if finding.lower() not in lowered:

@@ -344,7 +344,8 @@ def _open_python(target: str, trust_code: bool, folder: Path | None) -> Resolved
         callable(result) and not isinstance(result, nn.Module) and _takes_no_arguments(result)
     ):
         try:
-            made, again = result(), result()
+            made: Any = result()
+            again: Any = result()
         except Exception as problem:
             raise UserError(f"python: {target} failed: {type(problem).__name__}: {str(problem)[:300]}") from problem
         if isinstance(made, nn.Module) and not _same_weights(made, again):
