@@ -193,7 +193,7 @@ def as_numbers(values: pd.Series) -> pd.Series:
     return pd.to_numeric(text.str.extract(r"^0*(\d+(?:\.\d+)?)Y?$")[0], errors="coerce")
 
 
-def _text(division: dict[str, Any], tested: int, first: Mapping[bytes, str]) -> str:
+def _text(division: Mapping[str, Any], tested: int, first: Mapping[bytes, str]) -> str:
     """Describe a division in a sentence. `first`: the names of groups of the same images in earlier divisions."""
     rows = {row["name"]: row for row in division["groups"]}
     others = f", and exactly alike by {' and '.join(division['same_groups'])}" if division["same_groups"] else ""

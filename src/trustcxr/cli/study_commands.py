@@ -66,6 +66,8 @@ def study(
 
     chosen = load_study(recipe) if seeds is None else with_seeds(load_study(recipe), seeds)
     chosen = with_tracker(chosen, **parse_tracker(track))
+    if data is not None and devices == 1:  # several devices: whether the recipe can share them is checked first
+        check_exists(data)
     from trustcxr.study import engines
 
     sbatch = parse_pairs("--slurm", slurm, "write key=value, such as partition=gpu")
@@ -79,8 +81,6 @@ def study(
     if data is None or out is None:
         missing = "--data PATH" if data is None else "--out DIR"
         raise UserError(f"study {recipe}: say {missing}; see trustcxr study --help")
-    if devices == 1:  # several devices: whether the recipe can share them is checked first
-        check_exists(data)
     from trustcxr.study.run_study import Study
 
     whole = Study(chosen, data, out, chosen_engine, check_data=check, devices=devices, threads=threads)

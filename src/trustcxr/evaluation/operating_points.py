@@ -182,7 +182,7 @@ class _PointMeasure:
 
     def measure(
         self,
-        condition: dict[str, Any],
+        condition: dict[str, object],
         rows: "pd.DataFrame",
         scores: Floats,
         called: NDArray[np.bool_],
@@ -235,7 +235,7 @@ class _PointMeasure:
         return self._bootstraps[key]
 
 
-def _ratio_ends(figures: dict[str, Any]) -> dict[str, list[float]]:
+def _ratio_ends(figures: Mapping[str, Any]) -> dict[str, list[float]]:
     """Return intervals of both likelihood ratios, from those of sensitivity and specificity."""
     sensitivity, specificity = ((figures[name].value, figures[name].ci) for name in ("sensitivity", "specificity"))
     missed, alarmed = ((1 - share, [1 - high, 1 - low]) for share, (low, high) in (sensitivity, specificity))

@@ -278,9 +278,9 @@ def differences(stored: object, computed: object, at: str = "") -> Iterator[tupl
         yield at, _shorten(stored), _shorten(computed)
 
 
-def _by_name(entries: list[Any]) -> dict[str, Any]:
+def _by_name(entries: list[Any]) -> dict[str, object]:
     """Key the entries of a list by what tells each from the others, or else by its index."""
-    named: dict[str, Any] = {}
+    named: dict[str, object] = {}
     for number, entry in enumerate(entries):
         keys = [key for key in _TELL_APART if isinstance(entry, dict) and isinstance(entry.get(key), str | int | float)]
         name = " ".join(str(entry[key]) for key in keys) or str(number)
