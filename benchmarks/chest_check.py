@@ -23,8 +23,7 @@ from torch.nn import functional
 from trustcxr.data.images import chest_network, plausibility
 from trustcxr.data.images.chest_network import ChestNetwork, fit_components, flatten, normalise, shrink
 from trustcxr.data.images.read import read_image
-from trustcxr.data.phantom.anatomy import CLASSES
-from trustcxr.data.phantom.render_image import render
+from trustcxr.data.phantom.render_image import CLASSES, render
 from trustcxr.statistics import wilson
 from trustcxr.storage.atomic import atomic_write
 

@@ -19,7 +19,7 @@ from trustcxr.data.checks import confounds
 from trustcxr.data.checks.check import DataAudit, check_data, write_page
 from trustcxr.data.checks.scan import scan
 from trustcxr.data.layouts import read_manifest
-from trustcxr.data.phantom import anatomy, write_files
+from trustcxr.data.phantom import render_image, write_files
 from trustcxr.data.phantom.render_image import render
 from trustcxr.errors import UserError
 from trustcxr.statistics import holm
@@ -244,7 +244,7 @@ def test_source_and_view_that_go_with_the_class_are_said(
     assert [f.kind for f in found.issues_of("warning")] == ["association"]
     assert "Cramér's V 1.00" in found.verdict
     assert [p["said"] for p in found.published] == ["a subset of", "a subset of"]
-    classes = anatomy.CLASSES
+    classes = render_image.CLASSES
     few = {"COVID-QU-Ex": dict.fromkeys(classes, 10), "its infection part": dict.fromkeys(classes, 67)}
     monkeypatch.setattr(sys.modules["trustcxr.data.layouts.folders"], "PUBLISHED", few)
     found = check_data(root, workers=1, probes=False)
@@ -331,7 +331,7 @@ def test_tx_data_audit_can_be_called_and_bad_input_is_one_line(tmp_path: Path) -
 
 def test_a_name_that_lies_and_one_split_only(tmp_path: Path) -> None:
     for i in range(24):
-        image = render(anatomy.CLASSES[i % 2], i, 64)
+        image = render(render_image.CLASSES[i % 2], i, 64)
         path = tmp_path / "cts" / ("a" if i % 2 else "b") / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image.image).save(path, "JPEG" if i == 3 else "PNG")

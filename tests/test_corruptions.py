@@ -14,7 +14,7 @@ from torch import Tensor
 
 from trustcxr import cli, corruptions
 from trustcxr.corruptions import acquisition, preview
-from trustcxr.data.phantom import anatomy
+from trustcxr.data.phantom import render_image
 from trustcxr.data.phantom.render_image import render
 from trustcxr.errors import UserError
 
@@ -23,7 +23,7 @@ PHYSICAL = tuple(name for name in NAMES if name not in corruptions.ARTEFACTS)
 
 
 def images(count: int = 3, size: int = 64) -> Tensor:
-    made = [render(anatomy.CLASSES[i % 3], i, size).image for i in range(count)]
+    made = [render(render_image.CLASSES[i % 3], i, size).image for i in range(count)]
     return torch.from_numpy(np.stack(made)).float().div(255)[:, None]
 
 

@@ -8,13 +8,13 @@ from benchmarks.speed.duplicates import CHANGES, Pixels, pictures, read, recalls
 from PIL import Image
 
 from trustcxr.data.checks import duplicates
-from trustcxr.data.phantom import anatomy
+from trustcxr.data.phantom import render_image
 from trustcxr.data.phantom.render_image import render
 
 
 @pytest.fixture(scope="module")
 def synthetic() -> list[Pixels]:
-    return [render(anatomy.CLASSES[i % 3], i, 192).image for i in range(36)]
+    return [render(render_image.CLASSES[i % 3], i, 192).image for i in range(36)]
 
 
 def search(radiographs: list[Pixels]) -> set[tuple[int, int]]:

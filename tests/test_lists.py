@@ -465,6 +465,16 @@ def test_two_columns_of_one_name_are_refused_where_it_is_read(header: str, said:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("nameless", ["", " ", '""'])
+def test_columns_without_a_name_may_be_several(nameless: str, tmp_path: Path) -> None:
+    image(tmp_path / "0.png")
+    # As NIH's BBox_List_2017.csv.
+    header = ",".join(["Image Index,Finding Label,Bbox [x,y,w,h]", *[nameless] * 3])
+    (tmp_path / "list.csv").write_text(f"{header}\n0.png,Mass,1,2,3,4,,,\n")
+    manifest = read_manifest(tmp_path / "list.csv", columns={"path": "Image Index", "class": "Finding Label"})
+    assert manifest.table[["path", "class", "h]"]].values.tolist() == [["0.png", "Mass", "4"]]
+
+
 def test_one_of_two_similar_columns_can_be_chosen(tmp_path: Path) -> None:
     file = listed(tmp_path, "path,class,note,Class", "a,1,b", "c,1,d")
     for column, classes in (("Class", ["b", "d"]), ("class", ["a", "c"]), (3, ["b", "d"])):

@@ -8,14 +8,14 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from trustcxr.data.phantom import anatomy, render_image, write_files
+from trustcxr.data.phantom import render_image, write_files
 from trustcxr.data.phantom.render_image import Phantom, render
 from trustcxr.errors import UserError
 
 
 @pytest.fixture(scope="module")
 def radiographs() -> dict[str, list[Phantom]]:
-    return {name: [render(name, seed, 96) for seed in range(60)] for name in anatomy.CLASSES}
+    return {name: [render(name, seed, 96) for seed in range(60)] for name in render_image.CLASSES}
 
 
 def test_masks_are_exact_and_lie_in_the_lungs(radiographs: dict[str, list[Phantom]]) -> None:
@@ -66,7 +66,7 @@ def test_grey_levels_do_not_give_the_class_away() -> None:
     from sklearn.preprocessing import StandardScaler
 
     rows, labels = [], []
-    for label, name in enumerate(anatomy.CLASSES):
+    for label, name in enumerate(render_image.CLASSES):
         for seed in range(150):
             image = render(name, 1000 * label + seed, 64).image
             rows.append([image.mean(), image.std(), *np.percentile(image, [5, 25, 50, 75, 95])])

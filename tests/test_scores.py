@@ -16,7 +16,7 @@ from trustcxr import attacks, corruptions, explain
 from trustcxr.data import load_dataset
 from trustcxr.data.lesion_edits import EditInputs
 from trustcxr.data.loader import to_pixels
-from trustcxr.data.phantom import anatomy, write_files
+from trustcxr.data.phantom import render_image, write_files
 from trustcxr.errors import UserError
 from trustcxr.evaluation.trained_run import Run
 from trustcxr.explain import (
@@ -59,7 +59,7 @@ def run() -> Run:
     torch.manual_seed(0)
     content = {"model": {"name": "test_resnet", "weights": "none"}, "data": {"size": SIZE}}
     model = factory.build("test_resnet", classes=3).eval()
-    return Run(Path("nowhere"), model, anatomy.CLASSES, validate(RunRecipe, content, "test"))
+    return Run(Path("nowhere"), model, render_image.CLASSES, validate(RunRecipe, content, "test"))
 
 
 @pytest.fixture(scope="module")
@@ -449,10 +449,10 @@ def test_images_without_a_mask_are_counted(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_data_without_masks_is_refused_in_words(run: Run, tmp_path: Path) -> None:
-    for name in anatomy.CLASSES:
+    for name in render_image.CLASSES:
         (tmp_path / "bare" / name).mkdir(parents=True)
         Image.fromarray(np.full((SIZE, SIZE), 90, np.uint8)).save(tmp_path / "bare" / name / "a.png")
-    bare = load_dataset(tmp_path / "bare", size=SIZE, classes=anatomy.CLASSES, workers=1)
+    bare = load_dataset(tmp_path / "bare", size=SIZE, classes=render_image.CLASSES, workers=1)
     with pytest.raises(UserError, match="no infection or lung masks here"):
         scores_of(run, bare)
 

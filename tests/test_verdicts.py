@@ -16,7 +16,7 @@ from small_networks import scores_of
 from trustcxr import explain
 from trustcxr.data import load_dataset
 from trustcxr.data.loader import to_pixels
-from trustcxr.data.phantom import anatomy, write_files
+from trustcxr.data.phantom import render_image, write_files
 from trustcxr.evaluation.trained_run import Run
 from trustcxr.explain import baseline_scores, baselines, evaluate, measures, methods, saliency_summary
 from trustcxr.explain.saliency_summary import summarise
@@ -61,7 +61,7 @@ def radiographs(folder: Path, split: str) -> Any:
 
 def as_run(model: nn.Module) -> Run:
     content = {"model": {"name": "test_resnet", "weights": "none"}, "data": {"size": SIZE}}
-    return Run(Path("nowhere"), model, anatomy.CLASSES, validate(RunRecipe, content, "test"))  # type: ignore[arg-type]
+    return Run(Path("nowhere"), model, render_image.CLASSES, validate(RunRecipe, content, "test"))  # type: ignore[arg-type]
 
 
 def trained(folder: Path, network: nn.Module | None = None, *, epochs: int = 20) -> Run:

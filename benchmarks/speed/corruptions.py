@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 
 from trustcxr import corruptions
-from trustcxr.data.phantom import anatomy
+from trustcxr.data.phantom import render_image
 from trustcxr.data.phantom.render_image import render
 
 # Ours -> theirs: the names of their table for chest X-rays, or of another table where that has none. Their defocus_blur
@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--theirs", type=Path, help="folder into which medmnistc was installed")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    images = [render(anatomy.CLASSES[i % 3], i, given.size).image for i in range(given.batch)]
+    images = [render(render_image.CLASSES[i % 3], i, given.size).image for i in range(given.batch)]
     pixels = torch.from_numpy(np.stack(images)).float().div(255)[:, None]
     pictures, table = [Image.fromarray(image) for image in images], registry(given.theirs)
     count = 5 * given.batch

@@ -10,7 +10,7 @@ import time
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[name] = "1"
 
-from trustcxr.data.phantom import anatomy, render_image  # noqa: E402
+from trustcxr.data.phantom import render_image  # noqa: E402
 from trustcxr.data.phantom.render_image import SHORTCUTS  # noqa: E402
 
 
@@ -21,7 +21,7 @@ def main() -> None:
     given = parser.parse_args()
     render_image.render("Normal", 0, given.size)  # draws the vessel trees, once
     for shortcuts in ((), SHORTCUTS):
-        for name in anatomy.CLASSES:
+        for name in render_image.CLASSES:
             wall, processor = time.perf_counter(), time.process_time()
             for seed in range(given.images):
                 render_image.render(name, seed, given.size, shortcuts)

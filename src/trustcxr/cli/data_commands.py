@@ -70,11 +70,11 @@ def data_phantom(
     ] = None,
 ) -> None:
     """Write synthetic chest X-rays with known lesions, exact masks and optional shortcuts."""
-    from trustcxr.data.phantom import anatomy, write_files
+    from trustcxr.data.phantom import render_image, write_files
 
     counts = {"Train": per_class, "Val": max(1, per_class // 4), "Test": max(1, per_class // 3)}
     write_files.write(out, counts, size=size, seed=seed, shortcuts=shortcut or [])
-    total = sum(counts.values()) * len(anatomy.CLASSES)
+    total = sum(counts.values()) * len(render_image.CLASSES)
     print(f"{out}: {total} synthetic images in the layout of COVID-QU-Ex. {NOTICE}")
 
 

@@ -55,7 +55,7 @@ def _separated(file: Path, text: str, separator: str) -> pd.DataFrame:
     # Without `index_col`, the first cell of rows longer than the header would become the index.
     how: Any = {"sep": separator, "dtype": str, "keep_default_na": False, "index_col": False}
     header = pd.read_csv(StringIO(text), header=None, nrows=1, **how).iloc[0].tolist()
-    if twice := next((name for name in header if name and header.count(name) > 1), None):
+    if twice := next((name for name in header if name.strip() and header.count(name) > 1), None):
         numbers = " and ".join(str(index) for index, name in enumerate(header) if name == twice)
         raise UserError(f"{file}: columns {numbers}, counted from 0, are both called '{twice}'. Rename or remove one")
     return pd.read_csv(StringIO(text), **how)

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 from trustcxr.console import log
-from trustcxr.data.phantom import anatomy, write_files
+from trustcxr.data.phantom import render_image, write_files
 from trustcxr.recipes import study_recipe
 from trustcxr.storage.locks import folder_lock
 from trustcxr.storage.os_errors import shell_quote
@@ -25,7 +25,7 @@ def run(out: Path, jobs: int = 1, *, full: bool = False) -> StudyDocument:
     counts, data, engine = FULL if full else IMAGES_PER_CLASS, out / "phantom", engines.get("local", jobs)
     with folder_lock(out):
         if not data.is_dir():
-            classes = len(anatomy.CLASSES)
+            classes = len(render_image.CLASSES)
             log(f"drawing {classes * sum(counts.values())} synthetic X-rays into {data}")
             partial = out / ".phantom-unfinished"
             shutil.rmtree(partial, ignore_errors=True)  # left by a demo that was cut off

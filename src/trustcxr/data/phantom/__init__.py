@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 from trustcxr._lazy import attach
 
 if TYPE_CHECKING:
-    from trustcxr.data.phantom.anatomy import CLASSES
-    from trustcxr.data.phantom.render_image import SHORTCUTS, Phantom, Shortcut, parse_shortcut, render
+    from trustcxr.data.phantom.render_image import CLASSES, SHORTCUTS, Phantom, Shortcut, parse_shortcut, render
     from trustcxr.data.phantom.write_files import SPLITS, write
 else:
     __getattr__, __dir__, __all__ = attach(__name__)

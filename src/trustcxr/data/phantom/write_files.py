@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from trustcxr.console import track
-from trustcxr.data.phantom.anatomy import CLASSES
-from trustcxr.data.phantom.render_image import SHORTCUTS, Shortcut, parse_shortcut, render
+from trustcxr.data.phantom.render_image import CLASSES, SHORTCUTS, Shortcut, parse_shortcut, render
 from trustcxr.data.worker_pool import call, pool
 from trustcxr.errors import UserError, unknown
 from trustcxr.storage.locks import is_left
