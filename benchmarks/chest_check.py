@@ -267,7 +267,7 @@ def change(images: np.ndarray) -> dict[str, np.ndarray]:
 
 def passes(thumbs: np.ndarray) -> np.ndarray:
     """Return True for each thumbnail that gets an answer."""
-    return np.array([not plausibility.find_doubts(thumb) for thumb in thumbs])
+    return np.array([not doubts for doubts in plausibility.find_doubts(thumbs, [0.0] * len(thumbs))])
 
 
 def print_share(text: str, right: np.ndarray) -> None:

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from trustcxr.audit import multilabel, subgroups
-from trustcxr.data import Manifest, load_dataset, read_manifest
+from trustcxr.data import load_dataset, read_manifest
 from trustcxr.errors import UserError
 
 
@@ -276,7 +276,7 @@ def test_our_own_manifest_comes_back_as_it_was(covidx: Path, tmp_path: Path, nam
     keep = manifest.table["patient"] != "3"
     gone = manifest.table[~keep].assign(dropped="the same image as sample 7")
     manifest.select(keep).write(tmp_path / name, dropped=gone)
-    again = Manifest.load(tmp_path / name)
+    again = read_manifest(tmp_path / name)
     facts = ["sample_id", "class", "split", "patient", "group", "source", "view"]
     pd.testing.assert_frame_equal(again.table[facts], manifest.table[keep].reset_index(drop=True)[facts])
     assert again.root == tmp_path / "out"
@@ -304,7 +304,7 @@ def test_a_manifest_written_through_a_link_to_a_folder_can_be_read(tmp_path: Pat
         assert [p for p in manifest.table["path"] if not (manifest.root / p).is_file()] == []
         for out in ("out/clean.csv", "data/clean.csv", "clean.csv"):
             manifest.write(tmp_path / out)
-            again = Manifest.load(tmp_path / out)
+            again = read_manifest(tmp_path / out)
             assert sum((again.root / p).is_file() for p in again.table["path"]) == count
 
 
@@ -324,7 +324,7 @@ def test_a_parquet_list_of_any_types_is_read(tmp_path: Path) -> None:
     file = tmp_path / "list.parquet"
     table.to_parquet(file)
     with pytest.raises(UserError, match="2 rows lack one of sample_id, path, class, split, the first is row 2"):
-        Manifest.load(file)
+        read_manifest(file)
     table.drop(columns="sample_id").to_parquet(file)
     manifest = read_manifest(file)
     assert manifest.table[["path", "class", "patient", "sex"]].values.tolist() == [
@@ -334,16 +334,12 @@ def test_a_parquet_list_of_any_types_is_read(tmp_path: Path) -> None:
     assert manifest.notes == ["1 rows of list.parquet have no image or no class and are left out; the first is row 2"]
     table.reset_index().assign(note=pd.NA).set_index(pd.Index(["a", "b", "c"])).to_parquet(file)
     with pytest.raises(UserError, match="2 rows lack one of sample_id, path, class, split, the first is row 2"):
-        Manifest.load(file)
+        read_manifest(file)
 
 
 def test_a_file_that_is_no_manifest_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "x.parquet").write_bytes(b"PAR1 not really")
-    (tmp_path / "y.csv").write_text("path,class\n")
-    for name, reason in [("x.parquet", "not a readable table"), ("y.csv", "it has no column 'sample_id', 'split'")]:
-        with pytest.raises(UserError, match=reason) as caught:
-            Manifest.load(tmp_path / name)
-        assert "\n" not in str(caught.value)
+    assert "not a readable table" in refused(tmp_path / "x.parquet")
     image(tmp_path / "d/a/x.png")
     with pytest.raises(UserError, match=r"is a \.csv or \.parquet file"):
         read_manifest(tmp_path / "d").write(tmp_path / "z.xlsx")

@@ -14,7 +14,7 @@ from trustcxr.data.phantom.render_image import render
 
 
 def doubts(pixels: np.ndarray, colour: float = 0.0) -> set[str]:
-    return set(plausibility.find_doubts(plausibility.make_thumbnail(pixels), colour))
+    return set(plausibility.find_doubts(plausibility.make_thumbnail(pixels)[None], [colour])[0])
 
 
 def photograph(name: str) -> np.ndarray:
@@ -98,7 +98,7 @@ def thumbnails(paths: list[Path], count: int) -> np.ndarray:
 
 
 def share_doubted(thumbs: np.ndarray) -> float:
-    return float(np.mean([bool(found) for found in plausibility.find_all_doubts(thumbs, [0.0] * len(thumbs))]))
+    return float(np.mean([bool(found) for found in plausibility.find_doubts(thumbs, [0.0] * len(thumbs))]))
 
 
 def test_real_images_pass_and_what_is_none_does_not(real_data: Path) -> None:

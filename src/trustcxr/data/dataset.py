@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from hashlib import file_digest, sha256
+from hashlib import sha256
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from trustcxr.data.manifest import MASK_SUFFIX, NO_SPLIT, SHARES, Manifest, form
 from trustcxr.errors import UserError, suggest_nearest, unknown
 from trustcxr.storage import atomic
 from trustcxr.storage.layout import RUN_FILE
-from trustcxr.storage.os_errors import open_regular
 
 _MAX_HASHED = 2**36  # bytes of files that are read again for their hashes: a few minutes of a disk
 
@@ -157,7 +156,7 @@ class Dataset:
 
     def _fingerprint_of_files(self, column: str) -> str:
         has = self.table[column].notna().to_numpy()
-        digests = _hash_files([f"{self.root}/{path}" for path in self.table.loc[has, column]])
+        digests = _hash_files([self.root / path for path in self.table.loc[has, column]])
         if digests is None:
             return ""
         hashes = np.full(len(self), "", dtype=object)
@@ -212,7 +211,7 @@ def _hash_lines(lines: Iterable[str]) -> str:
     return sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
-def _hash_files(paths: Sequence[str]) -> list[str] | None:
+def _hash_files(paths: Sequence[Path]) -> list[str] | None:
     """Return the SHA-256 of each file; None if one cannot be read, or there are more than _MAX_HASHED bytes."""
     from joblib import cpu_count
 
@@ -220,14 +219,9 @@ def _hash_files(paths: Sequence[str]) -> list[str] | None:
         if sum(os.stat(path).st_size for path in paths) > _MAX_HASHED:
             return None
         with ThreadPoolExecutor(cpu_count()) as threads:
-            return list(threads.map(_hash_file, paths))
+            return list(threads.map(atomic.checksum, paths))
     except OSError:
         return None
-
-
-def _hash_file(path: str) -> str:
-    with open_regular(path) as file:
-        return file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # typeshed
 
 
 class JoinedDataset:

@@ -29,8 +29,7 @@ def download_covidqu(destination: str | Path | None = None, *, tell: Callable[[s
         raise UserError(
             f"downloading from Kaggle needs kagglehub: pip install 'trustcxr[download]', {_BY_HAND}"
         ) from None
-    chosen = Path(destination).expanduser().absolute() if destination else None
-    cache = chosen or Path(get_cache_folder())
+    cache = Path(destination or get_cache_folder()).expanduser().absolute()
     tell("COVID-QU-Ex: 33,920 chest X-rays with lung masks, 5,826 with infection masks; about 1.2 GB, for research.")
     tell(f"From {PAGE} (see there for its terms) to {cache}")
     folder = cache / "datasets" / HANDLE
@@ -40,16 +39,15 @@ def download_covidqu(destination: str | Path | None = None, *, tell: Callable[[s
         raise UserError(f"{cache}: {free / 1e9:.1f} GB free, {needed:.1f} GB needed. Give another destination")
     before = os.environ.get("KAGGLEHUB_CACHE")
     try:
-        if chosen:
-            os.environ["KAGGLEHUB_CACHE"] = str(chosen)  # its cache resumes, its output folder does not
+        os.environ["KAGGLEHUB_CACHE"] = str(cache)  # its cache resumes, its output folder does not
         folder = Path(kagglehub.dataset_download(HANDLE))
     except Exception as fault:  # from its HTTP, archive and credential layers
         raise UserError(_reason(fault)) from None
     finally:
-        if before is not None:
+        if before is None:
+            del os.environ["KAGGLEHUB_CACHE"]
+        else:
             os.environ["KAGGLEHUB_CACHE"] = before
-        elif chosen:
-            os.environ.pop("KAGGLEHUB_CACHE", None)
     for line in verify(folder):
         tell(line)
     return folder

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from trustcxr.data.tabular import is_blank, read_table, row_number
+from trustcxr.data.tabular import is_blank, row_number
 from trustcxr.errors import UserError, suggest_nearest
 from trustcxr.storage.atomic import write_table
 
@@ -107,7 +107,7 @@ class Manifest:
         """Write the manifest as `.csv` or `.parquet`, its paths relative to the file's own folder.
 
         `dropped`: excluded rows of the same columns, with the reason in a column `dropped`. They are written for the
-        reader's information; `load` leaves them out.
+        reader's information; `read_manifest` leaves them out.
         """
         file = Path(path).expanduser().absolute()
         if file.suffix.lower() not in (".csv", ".parquet"):
@@ -118,14 +118,6 @@ class Manifest:
         for column in ["path", *(c for c in table.columns if str(c).endswith(MASK_SUFFIX))]:
             table[column] = [None if p is None else _join_path(start, p) for p in table[column]]
         write_table(file, table)
-
-    @classmethod
-    def load(cls, path: str | Path) -> "Manifest":
-        """Read a manifest that `write` wrote. Raises UserError."""
-        file = Path(path).expanduser().absolute()
-        if not file.is_file():
-            raise UserError(f"{path}: no such file. Check the path")
-        return from_table(read_table(file), file)
 
     def similar_classes(self) -> list[dict[str, int]]:
         """Group classes that differ only in capitals or blanks: name -> samples, the most common first."""
@@ -274,10 +266,7 @@ def _whole_patients(groups: list[str], patients: list[str | None]) -> list[str]:
 
 
 def from_table(table: pd.DataFrame, file: Path) -> Manifest:
-    """Build a manifest from the table of a manifest `file`. Raises UserError if a column is missing."""
-    missing = [c for c in NEEDED if c not in table]
-    if missing:
-        raise UserError(f"{file}: no manifest: it has no column {', '.join(map(repr, missing))}. Add it")
+    """Build a manifest from the table of a manifest `file`, which has the columns of NEEDED."""
     notes = []
     if "dropped" in table:
         out = table["dropped"].map(_text_or_none).notna()

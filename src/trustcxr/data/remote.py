@@ -2,12 +2,13 @@
 
 import re
 import shutil
+import stat
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
 
 from trustcxr.console import log
 from trustcxr.errors import UserError
-from trustcxr.storage.os_errors import is_full, writing
+from trustcxr.storage.os_errors import escaped, file_kind, is_full, writing
 
 _ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/+(.+)")  # Path() removes one of the two slashes
 
@@ -18,14 +19,19 @@ def is_address(data: str | Path) -> bool:
 
 
 def check_exists(data: str | Path) -> None:
-    """Raise UserError for a missing local path, early in a command."""
+    """Raise UserError unless this is an address, a folder or a regular file; early in a command."""
+    advice = "Give a folder of X-rays or a list"
+    if not str(data):
+        raise UserError("no data: give a folder of X-rays or a list")
     try:
-        if not is_address(data):
-            Path(data).expanduser().stat()
+        mode = stat.S_IFDIR if is_address(data) else Path(data).expanduser().stat().st_mode
     except FileNotFoundError:
-        raise UserError(f"{data}: no such file or folder. Give a folder of X-rays or a list") from None
-    except (OSError, ValueError, RuntimeError):
-        return  # reported when it is opened
+        raise UserError(f"{data}: no such file or folder. {advice}") from None
+    except (OSError, ValueError, RuntimeError) as fault:
+        why = getattr(fault, "strerror", None) or str(fault)
+        raise UserError(f"{escaped(str(data))[:200]}: cannot be read: {why}. {advice}") from None
+    if not stat.S_ISDIR(mode) and (kind := file_kind(mode)) is not None:
+        raise UserError(f"{data}: {kind}. {advice}")
 
 
 def resolve_address(data: str | Path) -> str:

@@ -104,9 +104,8 @@ def read_source(source: Source, *, anyway: bool = False) -> LoadedImage:
         raise greyscale.UnreadableImage(why)
     pixels = reading.read_image(source)
     thumb, colour = plausibility.make_thumbnail(pixels), plausibility.measure_colour(source)
-    refusals = [
-        f"no upright frontal chest radiograph: {why}" for why in plausibility.find_doubts(thumb, colour).values()
-    ]
+    (doubts,) = plausibility.find_doubts(thumb[None], [colour])
+    refusals = [f"no upright frontal chest radiograph: {why}" for why in doubts.values()]
     if refusals and not anyway:
         raise NoChestImage(refusals[0])
     age = dicom_files.read_age(source) if reading.is_dicom(source) else None

@@ -53,8 +53,8 @@ def atomic_write(path: Path, *, needed: int = 0) -> Iterator[Path]:
 
 def checksum(path: Path) -> str:
     """Return the SHA-256 of a file's content, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # typeshed
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -244,8 +244,11 @@ def _align(first: Floats, second: Floats) -> NDArray[np.float64]:
 
 
 def _correlate_detail(first: Floats, second: Floats, maps: Maps) -> NDArray[np.float64]:
+    from scipy.ndimage import uniform_filter
+
     warped, inside = warp(first, maps)
-    return _correlate_inside(_detail(warped), _detail(second), _well_inside(inside))
+    inside = uniform_filter(inside.astype(np.float32), (0, 5, 5)) > 0.99  # the blur mixes the rim with the outside
+    return _correlate_inside(_detail(warped), _detail(second), inside)
 
 
 def warp(pictures: Floats, maps: Maps) -> tuple[Floats, NDArray[np.bool_]]:
@@ -259,15 +262,10 @@ def warp(pictures: Floats, maps: Maps) -> tuple[Floats, NDArray[np.bool_]]:
     return sampled.numpy(), (places.abs() <= 1).all(-1).numpy()
 
 
-def _grid(height: int, width: int) -> Floats:
-    """Return x, y and 1 of each pixel: (3, H * W)."""
-    y, x = np.meshgrid(*(np.linspace(-1, 1, n, dtype=np.float32) for n in (height, width)), indexing="ij")
-    return np.stack([x.ravel(), y.ravel(), np.ones(x.size, np.float32)])
-
-
 def _optimise(first: Floats, second: Floats, maps: Maps, steps: int) -> Maps:
     height, width = first.shape[1:]
-    x, y, one = _grid(height, width)
+    lines = (np.linspace(-1, 1, n, dtype=np.float32) for n in (height, width))
+    y, x = (side.ravel() for side in np.meshgrid(*lines, indexing="ij"))
     for _ in range(steps):
         warped, inside = warp(first, maps)
         weight = inside.astype(np.float32).reshape(len(first), -1)
@@ -275,7 +273,7 @@ def _optimise(first: Floats, second: Floats, maps: Maps, steps: int) -> Maps:
         down = np.gradient(warped, 2 / (height - 1), axis=1).reshape(weight.shape)
         current, target = (_centred(p.reshape(weight.shape), weight) for p in (warped, second))
         gain = np.linalg.norm(target, axis=1, keepdims=True) / (np.linalg.norm(current, axis=1, keepdims=True) + 1e-6)
-        slopes = np.stack([across * x, across * y, across * one, down * x, down * y, down * one], axis=1)
+        slopes = np.stack([across * x, across * y, across, down * x, down * y, down], axis=1)
         maps = maps + _step(slopes * (gain * weight)[:, None], target - gain * current)
     return maps
 
@@ -311,13 +309,6 @@ def _detail(pictures: Floats) -> Floats:
     power = np.maximum(uniform_filter(detail**2, (0, 17, 17)), 0)  # rounding makes it negative on even areas
     even: Floats = detail / (np.sqrt(power) + 0.02)
     return even
-
-
-def _well_inside(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Shrink the inside by a rim, which the blur mixes with the outside."""
-    from scipy.ndimage import uniform_filter
-
-    return uniform_filter(inside.astype(np.float32), (0, 5, 5)) > 0.99
 
 
 def _blurred(pictures: Floats, sigma: float) -> Floats:

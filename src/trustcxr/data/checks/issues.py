@@ -82,7 +82,7 @@ def image_issues(manifest: Manifest, scan: Scan) -> list[Issue]:
     samples = _items(manifest.table, slice(None))
     rows = np.flatnonzero(scan.readable)
     colours = scan.files["colour"].iloc[rows].astype(float).tolist()
-    for row, doubts in zip(rows, plausibility.find_all_doubts(scan.thumbs[rows], colours), strict=True):
+    for row, doubts in zip(rows, plausibility.find_doubts(scan.thumbs[rows], colours), strict=True):
         for kind, reason in doubts.items():
             items[kind].append(samples[row] | {"detail": reason})
     issues: list[Issue] = []

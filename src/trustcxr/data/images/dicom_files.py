@@ -157,7 +157,8 @@ def _check_inflated_size(path: Source) -> None:
 def _check_header(header: Any) -> None:
     """Raise UnreadableImage for all but one frontal image of at most 16 bits."""
     if not header.get("Rows") or not header.get("Columns"):
-        if _kind(header) in IMAGES:
+        meta = getattr(header, "file_meta", None) or {}
+        if str(header.get("SOPClassUID") or meta.get("MediaStorageSOPClassUID")) in IMAGES:
             raise _Damaged("damaged DICOM file: an image without an image, as if cut off")
         raise UnreadableImage("a DICOM file without an image")
     frames = header.get("NumberOfFrames")
@@ -174,12 +175,6 @@ def _check_header(header: Any) -> None:
         raise UnreadableImage("a DICOM file with neither one nor three samples a pixel")
     if is_lateral(header):
         raise UnreadableImage("a lateral view: only frontal images are read")
-
-
-def _kind(header: Any) -> str:
-    """Return the SOP class of the data set, else of the file's meta header."""
-    of_file = getattr(header, "file_meta", None)
-    return str(header.get("SOPClassUID") or (of_file.get("MediaStorageSOPClassUID") if of_file else None) or "")
 
 
 def is_lateral(header: Any) -> bool:
@@ -225,23 +220,17 @@ def _luma(colour: np.ndarray, bits: int) -> np.ndarray:
 
 def _render(pixels: np.ndarray, image: Any, *, inverted: bool) -> np.ndarray:
     """Return grey as displayed, computed once for each level."""
-    padding = _is_padding(pixels, image)
+    value, padding = image.get("PixelPaddingValue"), None
+    if value is not None:
+        other = image.get("PixelPaddingRangeLimit")
+        low, high = sorted((int(value), int(value if other is None else other)))
+        padding = (pixels >= low) & (pixels <= high)
     used = pixels if padding is None or padding.all() else pixels[~padding]
     low, high = int(used.min()), int(used.max())
     shades = _shades(np.arange(low, high + 1, dtype=np.int32).astype(pixels.dtype), image)
     grey = shades[np.clip(pixels.astype(np.int32), low, high) - low]
     grey = 255 - grey if inverted else grey
     return grey if padding is None else np.where(padding, np.uint8(0), grey)
-
-
-def _is_padding(pixels: np.ndarray, image: Any) -> np.ndarray | None:
-    """Return bool (H, W) of padding; None if the header defines no padding."""
-    value = image.get("PixelPaddingValue")
-    if value is None:
-        return None
-    other = image.get("PixelPaddingRangeLimit")
-    ends = sorted((int(value), int(value if other is None else other)))
-    return (pixels >= ends[0]) & (pixels <= ends[1])
 
 
 def _shades(levels: np.ndarray, image: Any) -> np.ndarray:

@@ -27,16 +27,11 @@ _OTHERS = {"CT", "MR", "US", "MG", "PT", "NM", "XA", "ECG", "OPT", "OP", "ES", "
 _CHEST = ("CHEST", "THORAX", "LUNG", "RIB", "HEART", "TORSO", "TRUNK", "STERN")
 
 
-def find_doubts(thumb: np.ndarray, colour: float = 0.0) -> dict[str, str]:
-    """Return doubts that this is an upright frontal chest image: a fixed word -> the reason.
+def find_doubts(thumbs: np.ndarray, colours: Sequence[float]) -> list[dict[str, str]]:
+    """Return doubts that these are upright frontal chest images: for each, a fixed word -> the reason.
 
-    thumb: the image squeezed to (64, 64) uint8. colour: mean distance of the colour channels in grey levels.
+    thumbs: the images squeezed to (N, 64, 64) uint8. colours: mean distance of the colour channels in grey levels.
     """
-    return find_all_doubts(thumb[None], [colour])[0]
-
-
-def find_all_doubts(thumbs: np.ndarray, colours: Sequence[float]) -> list[dict[str, str]]:
-    """Return the doubts of each thumbnail (N, 64, 64), as `find_doubts`."""
     from trustcxr.data.images.chest_network import name_kinds
 
     results = []

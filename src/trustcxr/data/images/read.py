@@ -124,8 +124,6 @@ def _read(path: Source) -> Image.Image:
         raise UnreadableImage(f"more than {MAX_PIXELS:,} pixels: refused") from None
     except FileNotFoundError:
         raise UnreadableImage("no such file") from None
-    except OSError as fault:
-        raise UnreadableImage(_describe(path, fault.strerror or fault)) from None
     except Exception as fault:  # a damaged file makes the decoders raise almost anything
         raise UnreadableImage(_describe(path, fault)) from None
 
@@ -226,12 +224,12 @@ def is_dicom(path: Source) -> bool:
         return False
 
 
-def _describe(source: Source, fault: Exception | str) -> str:
+def _describe(source: Source, fault: Exception) -> str:
     if isinstance(fault, MemoryError):
         return "needs more memory than there is"
     if isinstance(source, bytes):
         return _DAMAGED  # a decoder may quote the file, which is about a patient
-    text = " ".join(str(fault).split())
+    text = " ".join(str(getattr(fault, "strerror", None) or fault).split())
     return text[:200] or type(fault).__name__
 
 

@@ -1,6 +1,5 @@
 """Read a data set's folder or list into a manifest, by the first layout that fits."""
 
-import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from trustcxr.data.layouts.folders import list_parts, read_covidqu, read_folders
 from trustcxr.data.layouts.listing import list_folders, record_skipped
 from trustcxr.data.manifest import Manifest
 from trustcxr.errors import UserError, unknown
-from trustcxr.storage.os_errors import escaped, file_kind, open_regular
+from trustcxr.storage.os_errors import open_regular
 
 EXPECTED = (
     "expected COVID-QU-Ex ('Lung Segmentation Data' or 'Infection Segmentation Data' with "
@@ -38,7 +37,8 @@ def read_manifest(
     >>> len(tx.data.read_manifest(images).table)
     6
     """
-    root = _resolve(path)
+    remote.check_exists(path)
+    root = remote.fetch(path).expanduser().absolute()
     if layout != "auto" and layout not in LAYOUTS:
         raise unknown("layout", layout, ["auto", *LAYOUTS])
     if isinstance(columns, str) and columns not in PUBLISHED:
@@ -62,23 +62,6 @@ def read_manifest(
     )
     hint = f"; did you mean {path}/{inside[0]}?" if inside else ""
     raise UserError(f"{path}: not a data set: {EXPECTED}; found {describe_folder(root)}{hint}")
-
-
-def _resolve(path: str | Path) -> Path:
-    """Return the local folder or file. Raises UserError if there is none."""
-    if not str(path):
-        raise UserError("no data: give a folder of X-rays or a list")
-    remote.check_exists(path)
-    try:
-        root = remote.fetch(path).expanduser().absolute()
-        mode = root.stat().st_mode
-    except (OSError, ValueError, RuntimeError) as fault:
-        why = getattr(fault, "strerror", None) or str(fault)
-        name = escaped(str(path))[:200]
-        raise UserError(f"{name}: cannot be read: {why}. Give a folder of X-rays or a list") from None
-    if not stat.S_ISDIR(mode) and (kind := file_kind(mode)) is not None:
-        raise UserError(f"{path}: {kind}. Give a folder of X-rays or a list")
-    return root
 
 
 def _read_side_car(side_car: Path) -> Manifest | None:
