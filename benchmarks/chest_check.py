@@ -67,7 +67,7 @@ def fit() -> None:
         "epochs": str(EPOCHS),
     }
     write(tensors | {"limits": torch.tensor([-math.inf, math.inf])}, about)
-    scores, distances = chest_network.load_check().measure(val)
+    scores, distances = chest_network.measure(val)
     limits = [
         torch.quantile(scores[:, 0], 1 - PASSED["network"]),
         torch.quantile(distances, PASSED["density"]),

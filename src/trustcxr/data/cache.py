@@ -1,11 +1,9 @@
 """Cache every image of a data set, decoded once, in one memory-mapped uint8 file.
 
-A store is a folder named by its key, the SHA-256 of the files' paths, sizes, times and inodes, and of
-the options of decoding. So a changed file or option never reads a stale store. It holds:
-`images.u8`, raw uint8 of shape (N, size, size); one such file for each kind of mask, sparse if samples have none;
-`hashes.bin`, 16 bytes of BLAKE2b for each image; `index.json`, which holds the XXH3 of each pixel file. One process
-builds it in `<key>.<pid>.building` while others wait, and renames it at the end. The next build removes the remains of
-a killed one.
+A store is a folder named by its key, a hash of the files' facts and of the options of decoding, so that a changed file
+or option never reads a stale store. It holds `images.u8`, raw uint8 of shape (N, size, size); one such file for each
+kind of mask, sparse if samples have none; `hashes.bin`, 16 bytes of BLAKE2b for each image; and `index.json`, with the
+CRC-32 of each pixel file. One process builds it in `<key>.<pid>.building` while others wait, and renames it at the end.
 
 Worker processes import this module, so it imports no pandas: they start faster.
 """
@@ -158,10 +156,7 @@ def key(manifest: "Manifest", size: int, resize: str) -> str:
 
 
 def _facts(file: str, listed: Path | None) -> str:
-    """Return size, times and inode of a file, or the error number of a broken link or unreadable file.
-
-    `listed`: the list or manifest, for the message. Raises UserError for a missing file.
-    """
+    """Return facts of a file, or the error number if it is unreadable; raise UserError if it is not in its list."""
     try:
         facts = os.stat(file)
     except OSError as fault:

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from trustcxr.data.tabular import is_blank, row_number
 from trustcxr.errors import UserError, suggest_nearest
 from trustcxr.storage.atomic import write_table
 
@@ -263,32 +262,3 @@ def _whole_patients(groups: list[str], patients: list[str | None]) -> list[str]:
             one, other = sorted((first(of_patient.setdefault(patient, group)), first(group)))
             leader[other] = one
     return [first(group) for group in groups]
-
-
-def from_table(table: pd.DataFrame, file: Path) -> Manifest:
-    """Build a manifest from the table of a manifest `file`, which has the columns of NEEDED."""
-    notes = []
-    if "dropped" in table:
-        out = table["dropped"].map(_text_or_none).notna()
-        notes += [f"{int(out.sum())} samples are marked as dropped"] if out.any() else []
-        table = table[~out].drop(columns="dropped")
-    incomplete = table[list(NEEDED)].map(_text_or_none).isna().any(axis=1)
-    if incomplete.any():
-        first = row_number(table, file, int(incomplete.index[incomplete][0]))
-        raise UserError(
-            f"{file}: {int(incomplete.sum())} rows lack one of {', '.join(NEEDED)}, the first is row {first}. Fill "
-            "in the values, or remove the rows"
-        )
-    texts = {str(c): [_text_or_none(v) for v in table[c]] for c in table.columns}
-    texts["split"] = [split_name(str(v)) or v for v in texts["split"]]
-    for name in filter(texts.get, MAY_BE_UNKNOWN):
-        texts[name] = [None if v is None or is_blank(v) else v for v in texts[name]]
-    records = (dict(zip(texts, row, strict=True)) for row in zip(*texts.values(), strict=True))
-    manifest = from_records(records, file.parent, "manifest", notes, file)
-    manifest.split_column = "split"
-    return manifest
-
-
-def _text_or_none(value: Any) -> str | None:
-    """Return a value as text; None for None, NaN or blanks."""
-    return None if value is None or value != value or not str(value).strip() else str(value)

@@ -96,11 +96,12 @@ def _fit_probe(view: str, x: NDArray[np.float32], table: pd.DataFrame) -> Probe 
     if len(names) < 2:
         return None
     if test.any() and not test.all():
-        how, plan = "trained on all but Test, tested on Test", [(np.flatnonzero(~test), np.flatnonzero(test))]
+        how, fewest = "trained on all but Test, tested on Test", _FEWEST
+        plan = [(np.flatnonzero(~test), np.flatnonzero(test))]
     else:
         if min((labels == n).sum() for n in names) < 2 * _FEWEST or len(np.unique(groups)) < _FOLDS:
             return None
-        how = f"{_FOLDS}-fold cross-validation over groups"
+        how, fewest = f"{_FOLDS}-fold cross-validation over groups", 1
         folds = StratifiedGroupKFold(_FOLDS, shuffle=True, random_state=0)
         plan = list(folds.split(x, labels, groups))
     answers, tested = np.full(len(labels), "", dtype=labels.dtype), np.zeros(len(labels), bool)
@@ -108,9 +109,7 @@ def _fit_probe(view: str, x: NDArray[np.float32], table: pd.DataFrame) -> Probe 
     for train, held_out in plan:
         if len(train) > _MOST:
             train = np.sort(np.random.default_rng(0).choice(train, _MOST, replace=False))
-        if min((labels[part] == n).sum() for n in names for part in (train, held_out)) < (
-            _FEWEST if len(plan) == 1 else 1
-        ):
+        if min((labels[part] == n).sum() for n in names for part in (train, held_out)) < fewest:
             return None
         model = make_pipeline(StandardScaler(), LogisticRegression(C=_STRENGTH, max_iter=1000, class_weight="balanced"))
         model.fit(x[train].astype(np.float64), labels[train])

@@ -48,32 +48,25 @@ class Components:
         return (off @ self.axes).square().sum(1) + left.clamp(min=0) / self.rest
 
 
-@dataclass(frozen=True)
-class ChestCheck:
-    """The fitted network and density. limits: lowest log probability of "chest", highest log distance of a chest."""
-
-    network: ChestNetwork
-    density: Components
-    limits: Tensor
-
-    def measure(self, thumbs: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Return log probabilities (N, KINDS) and log distances (N,) of thumbnails (N, 64, 64) uint8."""
-        scores, distances = [], []
-        with torch.inference_mode():
-            for start in range(0, len(thumbs), _BATCH):
-                images = normalise(shrink(thumbs[start : start + _BATCH]))
-                distances.append(self.density.distance(flatten(images)).clamp(min=1e-9).log())
-                scores.append(self.network(images[:, None]).log_softmax(1))
-        return torch.cat(scores), torch.cat(distances)
+def measure(thumbs: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Return log probabilities (N, KINDS) and log distances (N,) of thumbnails (N, 64, 64) uint8."""
+    network, density, _ = load_check()
+    scores, distances = [], []
+    with torch.inference_mode():
+        for start in range(0, len(thumbs), _BATCH):
+            images = normalise(shrink(thumbs[start : start + _BATCH]))
+            distances.append(density.distance(flatten(images)).clamp(min=1e-9).log())
+            scores.append(network(images[:, None]).log_softmax(1))
+    return torch.cat(scores), torch.cat(distances)
 
 
 def name_kinds(thumbs: np.ndarray) -> list[str]:
     """Return one of KINDS for each thumbnail (N, 64, 64) uint8."""
     if not len(thumbs):
         return []
-    check = load_check()
-    scores, distances = check.measure(thumbs)
-    refused = (scores[:, 0] < check.limits[0]) | (distances > check.limits[1])
+    scores, distances = measure(thumbs)
+    least, most = load_check()[2]
+    refused = (scores[:, 0] < least) | (distances > most)
     best, kinds = scores[:, 1:].max(1)
     named = torch.where(best.exp() > _LIKELY, kinds + 1, len(KINDS) - 1)  # "other" if no kind is likely
     return [KINDS[int(kind)] for kind in torch.where(refused, named, 0)]
@@ -96,15 +89,15 @@ def flatten(images: Tensor) -> Tensor:
 
 
 @cache
-def load_check() -> ChestCheck:
-    """Load the check that the package ships."""
+def load_check() -> tuple[ChestNetwork, Components, Tensor]:
+    """Load the network, density and limits: lowest log probability of "chest", highest log distance of a chest."""
     with safe_open(FILE, "pt") as file:
         tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
     limits = tensors.pop("limits")
     density = Components(*(tensors.pop(name).double() for name in ("mean", "axes", "rest")))
     network = ChestNetwork().eval()
     network.load_state_dict(tensors)
-    return ChestCheck(network, density, limits)
+    return network, density, limits
 
 
 def fit_components(rows: Tensor, most: int) -> Components:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from trustcxr.data.layouts.listing import Record, remove_suffix
+from trustcxr.data.layouts.listing import Record, is_blank, read_table, remove_suffix, row_number
 from trustcxr.data.manifest import (
     MASK_SUFFIX,
     MAY_BE_UNKNOWN,
@@ -24,10 +24,8 @@ from trustcxr.data.manifest import (
     extra_columns,
     format_unsplit,
     from_records,
-    from_table,
     split_name,
 )
-from trustcxr.data.tabular import is_blank, read_table, row_number
 from trustcxr.errors import UserError, unknown
 
 Columns = Mapping[str, str | int]
@@ -68,7 +66,7 @@ def read_list(file: Path, *, columns: str | Columns | None = None, images: str |
         raise UserError(f"{file}: the list has {header if len(table.columns) else 'no columns and no rows'}")
     is_manifest = columns is None and set(NEEDED) <= set(map(str, table.columns))
     if is_manifest and images is None:
-        return from_table(table, file)
+        return _read_manifest(table, file)
     mapping = dict(_mapping(table, file, columns))
     if is_manifest:
         mapping["sample_id"] = "sample_id"
@@ -98,6 +96,35 @@ def read_list(file: Path, *, columns: str | Columns | None = None, images: str |
     manifest = from_records(records, base, "list", notes, file)
     manifest.split_column = str(mapping["split"]) if "split" in mapping else None
     return manifest
+
+
+def _read_manifest(table: pd.DataFrame, file: Path) -> Manifest:
+    """Build a manifest from the table of a manifest `file`, which has the columns of NEEDED."""
+    notes = []
+    if "dropped" in table:
+        out = table["dropped"].map(_text_or_none).notna()
+        notes += [f"{int(out.sum())} samples are marked as dropped"] if out.any() else []
+        table = table[~out].drop(columns="dropped")
+    incomplete = table[list(NEEDED)].map(_text_or_none).isna().any(axis=1)
+    if incomplete.any():
+        first = row_number(table, file, int(incomplete.index[incomplete][0]))
+        raise UserError(
+            f"{file}: {int(incomplete.sum())} rows lack one of {', '.join(NEEDED)}, the first is row {first}. Fill "
+            "in the values, or remove the rows"
+        )
+    texts = {str(c): [_text_or_none(v) for v in table[c]] for c in table.columns}
+    texts["split"] = [split_name(str(v)) or v for v in texts["split"]]
+    for name in filter(texts.get, MAY_BE_UNKNOWN):
+        texts[name] = [None if v is None or is_blank(v) else v for v in texts[name]]
+    records = (dict(zip(texts, row, strict=True)) for row in zip(*texts.values(), strict=True))
+    manifest = from_records(records, file.parent, "manifest", notes, file)
+    manifest.split_column = "split"
+    return manifest
+
+
+def _text_or_none(value: Any) -> str | None:
+    """Return a value as text; None for None, NaN or blanks."""
+    return None if value is None or value != value or not str(value).strip() else str(value)
 
 
 def _check_similar(

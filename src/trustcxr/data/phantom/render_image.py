@@ -29,10 +29,7 @@ _COARSE = 56  # lesions and scatter are drawn on this grid and enlarged
 
 
 def _drawn(index: int, low: float, high: float, *, bedside: float = 0.0, least: float = -np.inf) -> Any:
-    """Declare a field that is drawn from `low` to `high` by random number `index`, but at least `least`.
-
-    `bedside` is added in bed.
-    """
+    """Declare a field drawn from `low` to `high` by random number `index`; in bed plus `bedside`; at least `least`."""
     return field(metadata={"index": index, "low": low, "high": high, "bedside": bedside, "least": least})
 
 
