@@ -14,8 +14,8 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from io import FileIO
 from itertools import pairwise
@@ -28,7 +28,7 @@ from PIL import Image
 from trustcxr.console import Progress, log
 from trustcxr.data.images.greyscale import UnreadableImage
 from trustcxr.data.images.read import DECODER, read_image_at, read_mask_at
-from trustcxr.data.worker_pool import call, pool
+from trustcxr.data.worker_pool import pool
 from trustcxr.errors import CannotWrite, UserError, unknown
 from trustcxr.storage.os_errors import writing
 
@@ -92,6 +92,8 @@ def open_store(
     >>> store.map().shape
     (6, 32, 32)
     """
+    from filelock import FileLock, Timeout
+
     if resize not in RESIZES:
         raise unknown("resize", resize, RESIZES)
     if not 8 <= size <= 4096:
@@ -101,9 +103,16 @@ def open_store(
         return store
     most = len(manifest.table) * size**2 * len(manifest.files)
     try:
-        with writing(folder.parent, needed=lambda: most), _build_lock(folder):
-            # Another process may have built it in the meantime.
-            return _read(folder, every=every) or _build(folder, manifest, size, resize, workers)
+        with writing(folder.parent, needed=lambda: most):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(f"{folder}.lock")
+            try:
+                held = lock.acquire(timeout=0)
+            except Timeout:
+                log("another process is decoding these images: waiting")
+                held = lock.acquire()
+            with held:  # another process may have built it in the meantime
+                return _read(folder, every=every) or _build(folder, manifest, size, resize, workers)
     except CannotWrite as problem:
         advice = "TRUSTCXR_CACHE names another folder for decoded images"
         raise CannotWrite(f"{problem}; {advice}", problem.number) from None
@@ -172,27 +181,10 @@ def _facts(file: str, listed: Path | None) -> str:
     return f"{facts.st_size}\t{facts.st_mtime_ns}\t{facts.st_ctime_ns}\t{facts.st_ino}"
 
 
-@contextmanager
-def _build_lock(folder: Path) -> Iterator[None]:
-    """Lock a store for one building process; others print a message and wait."""
-    from filelock import FileLock, Timeout
-
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(f"{folder}.lock")
-    try:
-        held = lock.acquire(timeout=0)
-    except Timeout:
-        log("another process is decoding these images: waiting")
-        held = lock.acquire()
-    with held:
-        yield
-
-
 # Building ------------------------------------------------------------------------------------------------------------
 
 
 Fault = tuple[int, str, str]  # an unreadable file: row, `images` or `<kind>_mask`, reason
-Decoded = tuple[int, np.ndarray, list[Fault], int]  # first row, hashes (rows, 16), faults, error of a failed write or 0
 
 
 def _build(folder: Path, manifest: "Manifest", size: int, resize: str, workers: int | None) -> Store:
@@ -235,6 +227,7 @@ def _decode(
     work: Path, root: str, columns: dict[str, list[str | None]], size: int, resize: str, workers: int | None
 ) -> tuple[np.ndarray, list[Fault]]:
     """Decode every row in parallel; return hashes of images (rows, 16) and unreadable files, sorted."""
+    from joblib import delayed
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
     count = len(columns[IMAGES])
@@ -248,7 +241,7 @@ def _decode(
     faults: list[Fault] = []
     failures: list[int] = []
     jobs = (
-        call(decode_rows, f"{work}", root, first, {n: p[first:stop] for n, p in columns.items()}, size, resize)
+        delayed(decode_rows)(f"{work}", root, first, {n: p[first:stop] for n, p in columns.items()}, size, resize)
         for first, stop in _chunks(count, crew.n_jobs)
         if not failures  # the pool finishes its current tasks; stopping it would print long errors
     )
@@ -277,8 +270,8 @@ def _chunks(count: int, workers: int) -> Iterator[tuple[int, int]]:
 
 def decode_rows(
     work: str, root: str, first: int, paths: dict[str, list[str | None]], size: int, resize: str
-) -> Decoded:
-    """Decode the rows from `first` on of every column into the store being built. Runs in a worker."""
+) -> tuple[int, np.ndarray, list[Fault], int]:
+    """Decode rows in a worker; return the first, hashes (rows, 16), faults, and the error of a failed write or 0."""
     Image.core.set_blocks_max(_PILLOW_BLOCKS)
     hashes = np.zeros((len(paths[IMAGES]), _HASH_BYTES), np.uint8)
     faults: list[Fault] = []
@@ -348,7 +341,7 @@ def _hash(content: bytes | memoryview) -> bytes:
     return hashlib.blake2b(content, digest_size=_HASH_BYTES).digest()
 
 
-def _checksum(index: dict[str, Any], hashes: bytes) -> str:
+def _checksum(index: Mapping[str, object], hashes: bytes) -> str:
     return _hash(json.dumps(index, sort_keys=True).encode() + hashes).hex()
 
 

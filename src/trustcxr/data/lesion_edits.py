@@ -270,13 +270,9 @@ def transplant(images: EditInputs, donors: EditInputs, region: Tensor) -> Tensor
     The donors are aligned by `align_donors`. The difference of the two healthy greys is added, so that the lesion keeps
     its contrast to healthy lung. Pixels outside the lungs of either image stay: chest wall is brighter than a lesion.
     """
-    step = _healthy(images) - _healthy(donors)
+    here, there = (compute_healthy_grey(each.images, each.lung, each.lesion) for each in (images, donors))
     weight = soften_edge(region & images.lung & donors.lung) * (images.lung & donors.lung)[:, None]
-    return (images.images * (1 - weight) + (donors.images + step) * weight).clamp(0, 1)
-
-
-def _healthy(images: EditInputs) -> Tensor:
-    return compute_healthy_grey(images.images, images.lung, images.lesion)
+    return (images.images * (1 - weight) + (donors.images + (here - there)) * weight).clamp(0, 1)
 
 
 def _middle(mask: Tensor) -> Tensor:

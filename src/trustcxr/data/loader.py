@@ -158,9 +158,7 @@ def augment(
     mirror = torch.where(torch.rand(count, generator=generator)[rows] < flip, -1.0, 1.0).to(images.device)
     cos, sin = angle.cos() / zoom, angle.sin() / zoom
     across, down = 2 * draw(shift), 2 * draw(shift)
-    transform = torch.stack(
-        [torch.stack([cos * mirror, -sin, across], 1), torch.stack([sin * mirror, cos, down], 1)], dim=1
-    )
+    transform = torch.stack([cos * mirror, -sin, across, sin * mirror, cos, down], 1).view(-1, 2, 3)
     grid = F.affine_grid(transform, list(images.shape), align_corners=False)
     moved = F.grid_sample(images, grid.to(images.dtype), mode="bilinear", padding_mode="zeros", align_corners=False)
     moved, masks = moved[:, :1], moved[:, 1:]

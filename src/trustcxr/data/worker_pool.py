@@ -28,13 +28,6 @@ def pool(workers: int | None, *, files: int | None = None, ordered: bool = True)
     )
 
 
-def call(function: Any, *arguments: Any) -> Any:
-    """Return a task for a pool: a function and its arguments."""
-    import joblib
-
-    return joblib.delayed(function)(*arguments)
-
-
 def end_with_parent() -> None:
     """End this process when its parent process ends, even if that is killed.
 

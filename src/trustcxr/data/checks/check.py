@@ -103,7 +103,7 @@ class DataAudit:
         reason = "There are too few images to find confounds" if self.probed else "Confounds were not checked"
         return f"No faults or leaks found. {reason}."
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Return all results for JSON."""
         return {
             "data": self.manifest.root.name,
@@ -254,12 +254,12 @@ def _compare_with_published(manifest: Manifest) -> tuple[list[dict[str, Any]], l
         if not count:
             continue
         more = [c for c, (n, of) in per_class.items() if n > of]
-        relation = "all of" if all(n == of for n, of in per_class.values()) else "a subset of"
+        whole = all(n == of for n, of in per_class.values())
+        relation = "more than" if more else "all of" if whole else "a subset of"
         classes = ", ".join(f"{c} {n:,} of {of:,}" for c, (n, of) in per_class.items())
         text = f"{count:,} images: {'not' if more else relation} the {total:,} published in {part} ({classes})"
-        relation = "more than" if more else relation
-        line = {"part": part, "said": relation, "count": count, "of": total, "per_class": per_class, "text": text}
-        lines.append(line)
+        numbers = {"count": count, "of": total, "per_class": per_class}
+        lines.append({"part": part, "said": relation, **numbers, "text": text})
         if more:
             problem = f"more images of {', '.join(more)} than were published in {part}"
             surplus.append(Issue("more_than_published", "warning", problem, len(more)))
@@ -313,10 +313,8 @@ def write_page(audit: DataAudit, path: str | Path) -> Path:
     from markupsafe import Markup
 
     environment = Environment(loader=PackageLoader("trustcxr.data.checks", "templates"), autoescape=True)
-    manifest = audit.manifest
     page = environment.get_template("audit.html.j2").render(
         audit=audit,
-        manifest=manifest,
         notice=NOTICE,
         seconds=format_duration(audit.seconds),
         views=VIEWS,
@@ -325,11 +323,8 @@ def write_page(audit: DataAudit, path: str | Path) -> Path:
         side=SIDE,
         good=not any(audit.issues_of(s) for s in ("fault", "leak", "warning")),
         counts=Markup(audit.count_table().to_html(border=0)),
-        lines=audit.content_lines(),
-        sheets=[(c, _class_sheet(audit, c)) for c in manifest.classes],
-        findings=[
-            _with_pictures(f, manifest.root) for f in track(audit.findings, "Contact sheets", len(audit.findings))
-        ],
+        sheets=[(c, _class_sheet(audit, c)) for c in audit.manifest.classes],
+        findings=[_with_pictures(f, audit.manifest.root) for f in track(audit.findings, "Contact sheets")],
     )
     write_text(Path(path), page)
     return Path(path)

@@ -33,9 +33,6 @@ _USED = (_down + _across > 0) & (_down + _across <= ORDER)
 _ODD = np.where(_across[_USED] % 2 == 1, -1, 1).astype(np.float32)  # sign of each frequency after mirroring
 
 
-_Turn = tuple[bool, bool]  # a change of one image of a pair: mirrored, inverted
-
-
 def find_duplicates(digests: list[str | None], thumbs: np.ndarray, trimmed: np.ndarray) -> pd.DataFrame:
     """Find pairs of the same image: DataFrame first, second (rows), exact, mirrored, inverted, correlation (-1 to 1).
 
@@ -109,16 +106,14 @@ def _describe(pictures: Floats) -> Floats:
     waves = np.cos(np.pi / side * np.outer(np.arange(ORDER), np.arange(side) + 0.5)) * np.sqrt(2 / side)
     waves[0] /= np.sqrt(2)
     basis = waves.astype(np.float32)
-    described: Floats = (basis @ pictures @ basis.T)[:, _USED]
-    return described
+    return np.asarray((basis @ pictures @ basis.T)[:, _USED])
 
 
 def _directions(described: Floats, signs: Floats, usual: tuple[Floats, Floats]) -> Floats:
     """Return unit vectors (N, 64): each descriptor, with changed signs, standardised by the usual one."""
     mean, spread = usual
     about = np.hstack([(described * signs - mean) / spread, np.ones((len(described), 1), np.float32)])
-    unit: Floats = about / np.linalg.norm(about, axis=1, keepdims=True)
-    return unit
+    return np.asarray(about / np.linalg.norm(about, axis=1, keepdims=True))
 
 
 def _usual(described: Floats) -> tuple[Floats, Floats]:
@@ -131,8 +126,8 @@ def _usual(described: Floats) -> tuple[Floats, Floats]:
     return mean, np.sqrt(np.maximum(variance, prior / 100) + 1e-9)
 
 
-def _candidates(described: Floats, image: NDArray[np.int64]) -> Iterator[tuple[_Turn, Pairs]]:
-    """Yield for each change the pairs (M, 2) of entries with a first that, changed, may be the second."""
+def _candidates(described: Floats, image: NDArray[np.int64]) -> Iterator[tuple[tuple[bool, bool], Pairs]]:
+    """Yield for each change (mirrored, inverted) the pairs (M, 2) of entries whose changed first may be the second."""
     count, usual = len(described), _usual(described)
     index = _directions(described, np.ones_like(_ODD), usual)
     bits = max(8, int(np.ceil(np.log2(count))) + 1)  # few images in each bucket
@@ -284,15 +279,13 @@ def _step(slopes: Floats, error: Floats) -> Maps:
     # A ridge keeps blank images in place.
     size = np.trace(normal, axis1=1, axis2=2)[:, None, None] / 6
     normal += np.eye(6, dtype=np.float32) * (_RIDGE * size + 1e-6)
-    step: Maps = np.linalg.solve(normal, slopes @ error[..., None])[..., 0]
-    return step
+    return np.asarray(np.linalg.solve(normal, slopes @ error[..., None])[..., 0])
 
 
 def _centred(rows: Floats, weight: Floats) -> Floats:
     """Centre rows (N, P) on their mean over weight 1; 0 elsewhere."""
     mean = (rows * weight).sum(1, keepdims=True) / np.maximum(weight.sum(1, keepdims=True), 1)
-    centred: Floats = (rows - mean) * weight
-    return centred
+    return np.asarray((rows - mean) * weight)
 
 
 def _correlate_inside(first: Floats, second: Floats, inside: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -307,8 +300,7 @@ def _detail(pictures: Floats) -> Floats:
 
     detail = pictures - uniform_filter(pictures, (0, 9, 9))
     power = np.maximum(uniform_filter(detail**2, (0, 17, 17)), 0)  # rounding makes it negative on even areas
-    even: Floats = detail / (np.sqrt(power) + 0.02)
-    return even
+    return np.asarray(detail / (np.sqrt(power) + 0.02))
 
 
 def _blurred(pictures: Floats, sigma: float) -> Floats:

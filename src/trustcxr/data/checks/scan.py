@@ -15,7 +15,7 @@ from trustcxr.data.images.greyscale import MAX_PIXELS, UnreadableImage, quiet
 from trustcxr.data.images.plausibility import colour_of
 from trustcxr.data.images.read import read_image, resize_image, threshold
 from trustcxr.data.manifest import MASK_SUFFIX, Manifest
-from trustcxr.data.worker_pool import call, pool
+from trustcxr.data.worker_pool import pool
 from trustcxr.storage.os_errors import open_regular
 
 THUMB, PROBE = 64, 32
@@ -72,13 +72,15 @@ class Scan:
 
 def scan(manifest: Manifest, *, workers: int | None = None) -> Scan:
     """Read every image and mask once, in `workers` processes (default: one for each core), with progress."""
+    from joblib import delayed
+
     from trustcxr.console import Progress
 
     columns = {name.removesuffix(MASK_SUFFIX): paths for name, paths in manifest.files.items()}
     count = len(manifest.table)
     starts = range(0, count, _CHUNK)
     root = str(manifest.root)
-    jobs = (call(_read_rows, root, {k: v[i : i + _CHUNK] for k, v in columns.items()}) for i in starts)
+    jobs = (delayed(_read_rows)(root, {k: v[i : i + _CHUNK] for k, v in columns.items()}) for i in starts)
     facts: list[Facts] = []
     masks: dict[str, list[Facts]] = {kind: [] for kind in manifest.mask_kinds}
     thumbs, small = (count, THUMB, THUMB), (count, PROBE, PROBE)

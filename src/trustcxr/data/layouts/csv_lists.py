@@ -211,7 +211,10 @@ def _records(chosen: dict[str, list[Any]], file: Path, base: Path, notes: list[s
             unsplit.setdefault(path, number)
         sample_id = row.get("sample_id") or f"{split}/{finder.spell(row['path'], path)}"
         record = row | {"path": path, "split": split, "sample_id": sample_id}
-        missing_masks += _find_masks(record, row, finder)
+        for column in [c for c in row if c.endswith(MASK_SUFFIX) and row[c]]:
+            mask = finder.find(str(row[column]), split)
+            record[column] = None if mask == path else mask  # an image is no mask of itself
+            missing_masks += [] if record[column] else [str(row[column])]
         _check_repeated(records.setdefault(path, record), record, file, spellings.setdefault(path, row["path"]), row)
     if not records:
         why = f"{missing[0]} is not in {base}. Name the folder of the images (--images)" if missing else "no row"
@@ -233,17 +236,6 @@ def _split_finder(file: Path) -> Callable[[str], str | None]:
     lists = {split: file.parent / name for name, split in _NIH_SPLITS.items() if (file.parent / name).is_file()}
     listed = {name.strip(): split for split, path in lists.items() for name in path.read_text().splitlines()}
     return lambda path: listed.get(os.path.basename(path)) or from_name
-
-
-def _find_masks(record: Record, row: Record, finder: "_Finder") -> list[str]:
-    """Put the paths of a row's masks into its record; return the names of missing masks."""
-    missing = []
-    for column in [c for c in row if c.endswith(MASK_SUFFIX) and row[c]]:
-        path = finder.find(str(row[column]), record["split"])
-        # An image is no mask of itself.
-        record[column] = None if path == record["path"] else path
-        missing += [] if record[column] else [str(row[column])]
-    return missing
 
 
 def _check_repeated(before: Record, record: Record, file: Path, spelling: str, row: Record) -> None:

@@ -99,13 +99,11 @@ def remove_suffix(name: str) -> str:
 
 def _is_own_result(entry: os.DirEntry[str]) -> bool:
     """Tell whether `predict` wrote a file, and record it."""
-    if entry.name.endswith(HEATMAP_ENDING) and read_texts(entry.path):
-        _skip(entry.path, HEATMAP_REASON)
-        return True
-    if entry.name.endswith(RESULT_ENDINGS) and is_own_result(entry.path):
-        _skip(entry.path, RESULT_REASON)
-        return True
-    return False
+    heatmap = entry.name.endswith(HEATMAP_ENDING) and bool(read_texts(entry.path))
+    result = heatmap or (entry.name.endswith(RESULT_ENDINGS) and is_own_result(entry.path))
+    if result:
+        _skip(entry.path, HEATMAP_REASON if heatmap else RESULT_REASON)
+    return result
 
 
 class Masks:

@@ -588,10 +588,6 @@ def _tube(image: Array, random: np.random.Generator, thorax: Thorax) -> Planted:
 
 
 PLANT: dict[str, Callable[[Array, np.random.Generator, Thorax], Planted]] = {
-    "marker": _marker,
-    "border": _border,
-    "brightness": _brightness,
-    "scanner_noise": _scanner_noise,
-    "tube": _tube,
+    plant.__name__.removeprefix("_"): plant for plant in (_marker, _border, _brightness, _scanner_noise, _tube)
 }
 SHORTCUTS = tuple(PLANT)

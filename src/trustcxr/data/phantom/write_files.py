@@ -11,7 +11,7 @@ import numpy as np
 
 from trustcxr.console import track
 from trustcxr.data.phantom.render_image import CLASSES, SHORTCUTS, Shortcut, parse_shortcut, render
-from trustcxr.data.worker_pool import call, pool
+from trustcxr.data.worker_pool import pool
 from trustcxr.errors import UserError, unknown
 from trustcxr.storage.locks import is_left
 from trustcxr.storage.os_errors import writing
@@ -81,6 +81,7 @@ def _atomic_folder(folder: Path) -> Iterator[Path]:
 
 def _write_all(jobs: "list[_Job]", folder: Path, size: int, workers: int) -> None:
     import pandas as pd
+    from joblib import delayed
 
     for split, class_name in {(job.split, job.class_name) for job in jobs}:
         for part, kinds in _PARTS.items():
@@ -88,7 +89,7 @@ def _write_all(jobs: "list[_Job]", folder: Path, size: int, workers: int) -> Non
                 (folder / part / part / split / class_name / kind).mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
     chunks = [jobs[i : i + 50] for i in range(0, len(jobs), 50)]
-    results = pool(max(workers, 1))(call(_write_images, chunk, folder, size) for chunk in chunks)
+    results = pool(max(workers, 1))(delayed(_write_images)(chunk, folder, size) for chunk in chunks)
     for written in track(results, "Synthetic X-rays", len(chunks)):
         rows += written
     pd.DataFrame(rows).to_csv(folder / "manifest.csv", index=False)
