@@ -29,12 +29,18 @@ if TYPE_CHECKING:
     from trustcxr.recipes.criteria_file import CriteriaRecipe
 
 audit_app = Typer()
+_MODEL = "Folder of a run, a trained model's name, or a model file (.yaml). With --init: the file or code of a model."
+_ADVERSARIAL = (
+    "Your own adversarial images (safetensors): of these and of ours, those that mislead the model more count."
+)
+_INIT = "Print a model file for MODEL. With --data: with the input and the order of classes that score best."
+_PREVALENCE = "A class and its share of patients where the model will be used, such as COVID-19=0.05; repeatable."
 NOT_MET = 3  # exit code of `audit --fail` if a criterion is not met or not settled
 
 
 @audit_app.command(epilog="Example: trustcxr audit model.yaml --data COVID-QU-Ex --out out/audit")
 def audit(
-    model: Annotated[str, Argument(help="A run, model file (.yaml), or model (--init).", callback=resolve_name)] = "",
+    model: Annotated[str, Argument(help=_MODEL, callback=resolve_name)] = "",
     data: Annotated[Path | None, Option(help="Folder of images, or a list (CSV).")] = None,
     out: Annotated[Path | None, Option(help="Folder for audit.json and predictions.parquet.")] = None,
     split: Annotated[str | None, Option(help="Split to examine. Default: the test split if there is one.")] = None,
@@ -42,12 +48,12 @@ def audit(
     attack: Annotated[list[str] | None, Option(help=f"Other attacks: {', '.join(AUDIT_ATTACKS)}; repeatable.")] = None,
     epsilon: Annotated[list[float] | None, Option(help="Not the protocol's L-infinity radii; repeatable.")] = None,
     trust_code: TrustCode = False,
-    adversarial: Annotated[Path | None, Option(help="Adversarial images (safetensors); the worse counts.")] = None,
-    init: Annotated[bool, Option("--init", help="Print a model file; with --data, the one that scores best.")] = False,
+    adversarial: Annotated[Path | None, Option(help=_ADVERSARIAL)] = None,
+    init: Annotated[bool, Option("--init", help=_INIT)] = False,
     criteria: Annotated[Path | None, Option(help="File of acceptance criteria. Default: the model file's.")] = None,
     init_criteria: Annotated[bool, Option("--init-criteria", help="Print a draft of acceptance criteria.")] = False,
     fail: Annotated[bool, Option("--fail", help="Exit with 3 unless every criterion is met.")] = False,
-    prevalence: Annotated[list[str] | None, Option(help="Class=share in use, as COVID-19=0.05; repeatable.")] = None,
+    prevalence: Annotated[list[str] | None, Option(help=_PREVALENCE)] = None,
     pictures: Annotated[bool, Option(help="Store pictures of patients, for the page.")] = True,
     label: Labels = None,
     column: Columns = None,
@@ -129,7 +135,9 @@ def _read_criteria(path: Path | None, prevalence: Sequence[str] | None) -> "Crit
 @audit_app.command(epilog="Example: trustcxr compare out/audit-a out/audit-b")
 def compare(
     first: Annotated[Path, Argument(metavar="A", help="Folder of an audit.", callback=layout.check_audit)],
-    second: Annotated[Path, Argument(metavar="B", help="B, same protocol and data.", callback=layout.check_audit)],
+    second: Annotated[
+        Path, Argument(metavar="B", help="Another, of the same protocol and data.", callback=layout.check_audit)
+    ],
     json: Json = False,
 ) -> None:
     """Compare two audits image by image: B less A, with intervals and corrected tests."""
@@ -152,10 +160,14 @@ def leaderboard(
     licence: Annotated[str, Option(help="With --add: licence of the model, such as MIT or none.")] = "",
     source: Annotated[str, Option(metavar="ADDRESS@COMMIT", help="With --add: where the model is published.")] = "",
     run_by: Annotated[str, Option(metavar="NAME", help="With --add: who made the audit.")] = "",
-    model_file: Annotated[Path | None, Option(help="With --add: model file of the audit (.yaml).")] = None,
-    reported: Annotated[bool, Option("--reported", help="With --add: the submitter made the audit.")] = False,
+    model_file: Annotated[Path | None, Option(help="With --add: the model file that was audited.")] = None,
+    reported: Annotated[
+        bool, Option("--reported", help="With --add: the audit was made by those who submit it.")
+    ] = False,
     check: Annotated[bool, Option("--check", help="Check the entries in FOLDER; exit with 2 on a fault.")] = False,
-    models: Annotated[Path | None, Option(help="With --check: folder of models' files to compare with them.")] = None,
+    models: Annotated[
+        Path | None, Option(help="With --check: folder of the models, to compare with the entries.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Rank audits or entries of one protocol and data set: a page and a table. Add entries, and check them."""

@@ -41,12 +41,13 @@ def is_external(model: str) -> bool:
     return True
 
 
-DATA = Option(
-    "--data", help="Folder of images (COVID-QU-Ex, or class folders), a list (CSV), or an address (s3://...)."
-)
+_DATA = "Folder of images (COVID-QU-Ex as published, or class folders), a list (CSV), or an address such as s3://..."
+DATA = Option("--data", help=_DATA)
 Data = Annotated[Path, DATA]
-RunFolder = Annotated[Path, Argument(metavar="RUN", help="Run folder or trained model.", callback=resolve_run)]
-Labels = Annotated[list[str] | None, Option("--label", help="Label = class, as pneumonia=Non-COVID; repeatable.")]
+RUN = "Folder of a run, a trained model's name, or hf://owner/name."
+RunFolder = Annotated[Path, Argument(metavar="RUN", help=RUN, callback=resolve_run)]
+_LABELS = "The data's label = the run's class, such as pneumonia=Non-COVID; repeatable. Nothing after =: leave it out."
+Labels = Annotated[list[str] | None, Option("--label", help=_LABELS)]
 _COLUMNS = (
     "For a list: covidx, nih, rsna, rsna-boxes or chexpert; or word=column, such as path='Image Index'. "
     "Words: path, class, split, patient, group, source, view, sample_id, lung_mask, infection_mask; repeatable."
@@ -58,8 +59,10 @@ SALIENCY_METHODS = (
     f"{', '.join(BASELINE_MAPS)}; a CAM of an earlier layer is layercam@-2 or layercam@NAME; repeatable. "
     "Default: gradcam and layercam."
 )
-Threads = Annotated[int | None, Option(help="Threads of each run. Another number gives other bits. Default: torch's.")]
-Track = Annotated[str | None, Option(help="Log epochs to tensorboard or mlflow[:SERVER]; default: an SQLite file.")]
+_THREADS = "Threads of each run. Another number gives slightly different figures. Default: torch's number here."
+Threads = Annotated[int | None, Option(help=_THREADS)]
+_TRACK = "Log each epoch to tensorboard or mlflow. mlflow:URI names its server; without one: an SQLite file."
+Track = Annotated[str | None, Option(help=_TRACK)]
 TrustCode = Annotated[bool, Option("--trust-code", help="Allow the model file to run code of its author.")]
 Json = Annotated[bool, Option("--json", help="Print one JSON document on stdout, and nothing else there.")]
 

@@ -19,6 +19,13 @@ if TYPE_CHECKING:
     from trustcxr.storage.schemas import RunDocument
 
 run_app, serve_app = Typer(), Typer()
+_SET = "Any other key of the recipe and its value, such as defence.beta=3; repeatable."
+_RADII = "L-infinity radius of the proof; repeatable. Default: 0.005, 0.01, 0.02."
+_EXPLAINED = "Folder of a run, a trained model's name, or a model file (.yaml)."
+_IMAGES = "Image files, folders of images, or folders of DICOM studies."
+_PEER = "Also be a DICOM node, which sends its answers to this peer."
+_SENDERS = "AE title of a node that may send images; repeatable. Default: the peer."
+_ACCESSION = "Log the accession number of each image that is not answered."
 
 
 @run_app.command(epilog="Example: trustcxr models")
@@ -63,7 +70,7 @@ def train(
     ramp: Annotated[float, Option(help="Share of the training during which epsilon grows.")] = 0.0,
     clean_weight: Annotated[float, Option(help="Weight of the loss on clean images, 0 to 1.")] = 0.0,
     background: Annotated[str, Option(help=f"{', '.join(BACKGROUNDS)}; needs lung masks, but for full.")] = "full",
-    set_: Annotated[list[str] | None, Option("--set", help="KEY=VALUE, as defence.beta=3; repeatable.")] = None,
+    set_: Annotated[list[str] | None, Option("--set", help=_SET)] = None,
     track: Track = None,
     label: Labels = None,
     column: Columns = None,
@@ -96,7 +103,7 @@ def train(
 
 @run_app.command(epilog="Example: trustcxr evaluate out/run --data COVID-QU-Ex --attack pgd --epsilon 0.02")
 def evaluate(
-    run: Annotated[Path, Argument(metavar="RUN", help="Folder of a trained run, or a trained model's name.")],
+    run: Annotated[Path, Argument(metavar="RUN", help=options.RUN)],
     data: Data,
     split: Annotated[str | None, Option(help="Split to test on. Default: the test split of the run.")] = None,
     attack: Annotated[list[str] | None, Option(help=f"Repeatable: {', '.join(ATTACKS)}. Default: fgsm, pgd.")] = None,
@@ -152,7 +159,7 @@ def evaluate(
 def certify(
     run: RunFolder,
     data: Data,
-    epsilon: Annotated[list[float] | None, Option(help="Radius; repeatable. Default: 0.005, 0.01, 0.02.")] = None,
+    epsilon: Annotated[list[float] | None, Option(help=_RADII)] = None,
     split: Annotated[str | None, Option(help="Split to certify. Default: the test split of the run.")] = None,
     method: Annotated[str, Option(help="ibp, or crown: also CROWN if intervals fail.")] = "crown",
     steps: Annotated[int, Option(help="Gradient steps on CROWN's slopes, for tighter bounds.")] = 10,
@@ -187,7 +194,7 @@ def certify(
 
 @run_app.command(epilog="Example: trustcxr explain out/run --data COVID-QU-Ex")
 def explain(
-    model: Annotated[str, Argument(help="Run folder, trained model or model file.", callback=options.resolve_name)],
+    model: Annotated[str, Argument(help=_EXPLAINED, callback=options.resolve_name)],
     data: Data,
     out: Annotated[Path | None, Option(help="Folder for the results. Default: within the folder of a run.")] = None,
     method: Annotated[list[str] | None, Option(help=options.SALIENCY_METHODS)] = None,
@@ -251,7 +258,7 @@ def _print_end(document: "RunDocument", lines: Sequence[str] = (), hidden: str =
 @run_app.command(epilog="Example: trustcxr predict out/run chest.png")
 def predict(
     run: RunFolder,
-    images: Annotated[list[Path], Argument(metavar="IMAGE...", help="Images, or folders of images or DICOM studies.")],
+    images: Annotated[list[Path], Argument(metavar="IMAGE...", help=_IMAGES)],
     epsilon: Annotated[float, Option(help="L-infinity radius that the answer must survive.")] = 0.02,
     out: Annotated[Path, Option(help="Folder for the heatmaps and predictions.csv.")] = Path("trustcxr-out"),
     anyway: Annotated[bool, Option("--anyway", help="Also classify what is no upright frontal chest image.")] = False,
@@ -341,12 +348,12 @@ def serve(
     port: Annotated[int, Option(min=0, max=65535, help="0: any free port.")] = 8000,
     workers: Annotated[int | None, Option(min=1, max=64, help="Processes that answer.")] = None,
     most_megabytes: Annotated[int, Option(min=1, max=1024, help="Largest file that is accepted.")] = 64,
-    dicom: Annotated[str | None, Option(metavar="TITLE@HOST:PORT", help="Be a DICOM node; answer this peer.")] = None,
-    dicom_from: Annotated[list[str] | None, Option(help="Titles that may send; repeatable. Default: peer's.")] = None,
+    dicom: Annotated[str | None, Option(metavar="TITLE@HOST:PORT", help=_PEER)] = None,
+    dicom_from: Annotated[list[str] | None, Option(help=_SENDERS)] = None,
     dicom_title: Annotated[str | None, Option(help="AE title of this node.", show_default="TRUSTCXR")] = None,
     dicom_host: Annotated[str | None, Option(help="Address of this node.", show_default="127.0.0.1")] = None,
     dicom_port: Annotated[int | None, Option(min=0, max=65535, help="0: any free port.", show_default="11112")] = None,
-    dicom_log_accession: Annotated[bool, Option("--dicom-log-accession", help="Log it if not answered.")] = False,
+    dicom_log_accession: Annotated[bool, Option("--dicom-log-accession", help=_ACCESSION)] = False,
 ) -> None:
     """Start a page, and its API, that answers for an image: heatmaps, perturbations. No image is stored.
 

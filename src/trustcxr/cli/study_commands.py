@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from trustcxr.storage.schemas import StudyDocument, StudyPlan
 
 study_app = Typer()
+_FULL = "More images, larger networks and all severities: 6 minutes."
+_SLURM = "For slurm: an sbatch option such as partition=gpu; repeatable."
+_DRY_RUN = "List the runs and their state, with --data also the time that they need; train nothing."
 Jobs = Annotated[int | None, Option("--jobs", help="Concurrent runs. Default: 1; on a cluster, as many as fit.")]
 
 
@@ -25,7 +28,7 @@ Jobs = Annotated[int | None, Option("--jobs", help="Concurrent runs. Default: 1;
 def demo(
     out: Annotated[Path, Option(help="Folder for the data, the runs and the report.")] = Path("out/demo"),
     jobs: Jobs = None,
-    full: Annotated[bool, Option("--full/--quick", help="More images, larger networks: 6 minutes.")] = False,
+    full: Annotated[bool, Option("--full/--quick", help=_FULL)] = False,
 ) -> None:
     """Run a whole small study on synthetic images in minutes. Needs no data and no network."""
     from trustcxr.study import demo as demo_study
@@ -47,15 +50,13 @@ def study(
     ray_address: Annotated[str | None, Option(help="For ray: HOST:PORT, or auto. Default: start one here.")] = None,
     cpus: Annotated[int, Option(help="For ray and slurm: cores of each run.")] = 1,
     gpus: Annotated[float | None, Option(help="For ray and slurm: GPUs of each run, such as 0.5.")] = None,
-    slurm: Annotated[list[str] | None, Option(help="For slurm: sbatch option, as partition=gpu; repeatable.")] = None,
+    slurm: Annotated[list[str] | None, Option(help=_SLURM)] = None,
     devices: Annotated[int, Option(help="GPUs (or processes) that share a training.")] = 1,
     threads: Threads = None,
     check: Annotated[bool, Option(help="First check the data, for the report.")] = True,
     seeds: Annotated[int | None, Option(help="Number of seeds of every run, counted from the recipe's.")] = None,
     track: Track = None,
-    dry_run: Annotated[
-        bool, Option("--dry-run", help="List the runs and their state, with --data also their time; train nothing.")
-    ] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help=_DRY_RUN)] = False,
     json: Json = False,
 ) -> None:
     """Run a study: train, select on validation, train robustly, test, explain, report. Start it again to resume.

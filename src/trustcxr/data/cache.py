@@ -114,7 +114,7 @@ def open_store(
             with held:  # another process may have built it in the meantime
                 return _read(folder, every=every) or _build(folder, manifest, size, resize, workers)
     except CannotWrite as problem:
-        advice = "TRUSTCXR_CACHE names another folder for decoded images"
+        advice = "set TRUSTCXR_CACHE to another folder for decoded images"
         raise CannotWrite(f"{problem}; {advice}", problem.number) from None
 
 

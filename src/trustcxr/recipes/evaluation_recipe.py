@@ -21,7 +21,9 @@ class AttackRecipe(Strict):
 
     name: Annotated[str, AfterValidator(_check_attack)] = Field(description=f"one of {', '.join(ATTACKS)}")
     epsilons: tuple[Annotated[float, Field(ge=0)], ...] = Field(
-        (0.02,), min_length=1, description="L-infinity radii in pixel space, in [0, 1]; of pgd-l2, L2 radii"
+        (0.02,),
+        min_length=1,
+        description="L-infinity radii in pixel space, in [0, 1]; for pgd-l2, L2 radii, which may be above 1",
     )
     steps: int | None = Field(None, ge=1, description=f"gradient steps: {format_steps()}")
     queries: int | None = Field(None, ge=1, description="forward passes of Square; default: 1000")
@@ -123,7 +125,9 @@ class ExplanationRecipe(Strict):
     """Saliency methods and their measures."""
 
     methods: tuple[Annotated[str, AfterValidator(lambda name: str(Method.parse(name)))], ...] = Field(
-        ("gradcam", "layercam"), min_length=1, description="of saliency; an earlier layer's CAM: layercam@-2 or @layer3"
+        ("gradcam", "layercam"),
+        min_length=1,
+        description="names of saliency methods; a CAM of an earlier layer is layercam@-2 or layercam@layer3",
     )
     epsilon: Fraction = Field(0.02, description="of the FGSM and PGD images for stability")
     corruptions: Literal["all"] | tuple[str, ...] = Field("all", description="corruptions for stability")

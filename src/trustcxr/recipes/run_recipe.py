@@ -39,10 +39,16 @@ class Listing(TypedDict, total=False):
     images: str | None
 
 
+_LABELS = "the data set's label -> the class that it belongs to; null leaves its images out"
+_LEAVE_OUT = "sample ids not to train on, such as images that are in the first data set's Val or Test"
+_RESIZE = "how an image becomes square: squeeze (as in COVID-QU-Ex), or pad with black"
+_ADD = "other data sets to train on, each with its share of the images; the first data set has the rest"
+
+
 class ImagesRecipe(Strict):
     """Options of reading the images and labels of a data set."""
 
-    labels: dict[str, str | None] = Field({}, description="the data set's label -> its class; null leaves it out")
+    labels: dict[str, str | None] = Field({}, description=_LABELS)
     layout: str = Field("auto", description="auto, list, covidqu, covidx or folders")
     columns: str | dict[str, str | int] | None = Field(
         None, description="of a list: covidx, nih, rsna, rsna-boxes, or our word -> the list's column (name or number)"
@@ -60,7 +66,7 @@ class AddedData(ImagesRecipe):
     path: str = Field(min_length=1, description="its folder or list, beside the first data set or from here")
     share: float = Field(gt=0, lt=1, description="share of the drawn images of each class that this data set has")
     split: str = Field("Train", description="its split to train on")
-    leave_out: tuple[str, ...] = Field((), description="sample ids not to train on, such as images of Val or Test")
+    leave_out: tuple[str, ...] = Field((), description=_LEAVE_OUT)
 
 
 class DataRecipe(ImagesRecipe):
@@ -68,8 +74,8 @@ class DataRecipe(ImagesRecipe):
 
     size: int = Field(224, ge=16, le=2048, description="side of the square image in pixels")
     splits: Splits = Splits()
-    resize: Literal["squeeze", "pad"] = Field("squeeze", description="to a square; COVID-QU-Ex: squeeze")
-    add: tuple[AddedData, ...] = Field((), description="more data to train on, each with its share of the images")
+    resize: Literal["squeeze", "pad"] = Field("squeeze", description=_RESIZE)
+    add: tuple[AddedData, ...] = Field((), description=_ADD)
 
     def reading(self) -> dict[str, Any]:
         """Return the options of `load_dataset`."""

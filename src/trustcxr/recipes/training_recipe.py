@@ -32,9 +32,12 @@ class CounterfactualRecipe(Strict):
     fills: tuple[Fill, ...] = Field(
         ("grey",),
         min_length=1,
-        description="of a lesion, in turn: grey, mirror (the other lung), surroundings (healthy lung around it)",
+        description="what replaces a lesion, in turn: grey (of the healthy lung), mirror (the lung of the other side), "
+        "surroundings (the healthy lung around it)",
     )
-    epsilon: Fraction = Field(1.0, description="of attacks on edited images, as a share of the defence's; 0: none")
+    epsilon: Fraction = Field(
+        1.0, description="radius of attacks on edited images, as a share of the defence's epsilon; 0: no attack"
+    )
     healthy_class: str = Field("Normal", description="class of an image whose lesion is removed")
 
 
@@ -51,21 +54,28 @@ class TrainingRecipe(Strict):
     patience: int = Field(8, ge=1, description="epochs without a better validation figure before training stops")
     ema_decay: float = Field(0.0, ge=0, lt=1, description="decay of the moving average of the weights; 0 for none")
     refit: bool = Field(
-        False, description="train once more, with validation images, to the epoch they chose; validation figures stay"
+        False,
+        description="train once more, on training and validation images, to the epoch that validation chose; "
+        "validation figures stay those of the first training",
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
-    accumulate: int = Field(1, ge=1, description="parts of each batch; doubled if a batch does not fit in memory")
+    accumulate: int = Field(
+        1,
+        ge=1,
+        description="parts of each batch, whose gradients are added up; doubled if a batch does not fit in memory",
+    )
     balanced: bool = Field(False, description="draw every class equally often")
     balanced_by: str = Field(
         "",
-        description="with balanced: a column, as source, whose values (or none) are drawn equally often in each class",
+        description="with balanced: a column of the data, such as source, each value of which is drawn equally often "
+        "within each class; images without one are a value of their own",
     )
     background: Background = Field(
         "full",
-        description="of training images: full, swap (the lungs on another image's), mask (black); "
-        "emptied: adds copies with grey lungs, trained towards equal class probabilities; gate: the model contains a "
-        "lung segmenter and replaces what is outside by mid-grey; gate-emptied: both",
+        description="of training images: full, swap (the lungs on another image's), mask (black); emptied: adds "
+        "to each batch copies with the lungs filled with grey, trained towards equal class probabilities; gate: the "
+        "model contains a lung segmenter and replaces what is outside by mid-grey; gate-emptied: both",
     )
     guidance: float = Field(
         0.0, ge=0, description="weight of the loss that holds what explains an answer to the lesion masks"
@@ -123,7 +133,9 @@ class DefenceRecipe(_Labelled):
     )
     steps: int = Field(3, ge=1, le=100, description="pgd and trades: gradients of the attack in each training step")
     beta: float = Field(6.0, gt=0, description="trades: weight of the divergence beside the clean loss")
-    replays: int = Field(4, ge=1, le=100, description="free: optimiser steps on each batch")
+    replays: int = Field(
+        4, ge=1, le=100, description="free: optimiser steps on each batch, so an epoch has so many times the steps"
+    )
     alpha: float = Field(0.2, gt=0, description="mixup: of the Beta distribution that shares are drawn from")
     size: float = Field(0.25, gt=0, le=1, description="cutout: side of the square as a share of the image's")
     sigma: float = Field(0.05, gt=0, le=1, description="gaussian: standard deviation of the noise in pixel space")
@@ -166,7 +178,9 @@ class ModelRecipe(_Labelled):
     activation: Literal["own", "silu", "gelu", "softplus"] = Field(
         "own", description="a smooth one in the place of each ReLU (softplus with beta 10)"
     )
-    members: int = Field(1, ge=1, le=20, description="networks of this name in an ensemble, logits averaged")
+    members: int = Field(
+        1, ge=1, le=20, description="networks of this name in an ensemble, each trained for itself, logits averaged"
+    )
     training: dict[str, Any] = Field({}, description="keys of training that take the place of the study's")
 
     @property

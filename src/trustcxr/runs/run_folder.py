@@ -446,9 +446,9 @@ def fit_ood(folder: Path, data: Path, **reading: Any) -> OodDocument:
         raise UserError(f"{data}: {run.name} was not trained on these images; give the data that it was trained on")
     images = add_data(train, run.recipe.data)
     log(f"fitting on {plural(len(images), 'image')}")
-    with folder_lock(folder):
+    with folder_lock(run.folder):
         detector = ood.fit(run, images, val)
-        ood.save(detector, folder)
+        ood.save(detector, run.folder)
     scores = torch.cat([detector.score(run, images) for images in ood.batches(test)])
     alarms, bootstrap = (scores > detector.threshold).double(), Bootstrap.over(test.groups)
     low, high = share_interval(bootstrap, bootstrap.means(alarms.numpy()))
