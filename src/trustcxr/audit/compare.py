@@ -115,10 +115,10 @@ def _check_comparable(audits: list[AuditDocument], folders: tuple[Path, Path]) -
     pair = f"{folders[0]} and {folders[1]}"
     if one.protocol != other.protocol:
         raise UserError(f"{pair}: examined by {one.protocol} and by {other.protocol}; audit the older one again")
-    if not one.same_classes(other):
+    if sorted(one.classes) != sorted(other.classes):
         raise UserError(f"{pair}: classes {', '.join(one.classes)} are not {', '.join(other.classes)}")
     if not one.data.same_images(other.data):
         difference = one.data.describe_difference(other.data)
         raise UserError(f"{pair}: not the same images {difference}; audit both on one data set and split")
-    if not one.data.same_truth(other.data):
+    if one.data.truth != other.data.truth:
         raise UserError(f"{pair}: not the same labels of findings on these images; audit both again on the same list")

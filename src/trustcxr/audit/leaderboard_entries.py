@@ -116,7 +116,7 @@ def check_entries(board: Path, models: Path | None = None) -> tuple[int, int, li
 def _list_faults(entry: LeaderboardEntry) -> list[str]:
     name, protocols = entry.audit.protocol, list_exams()
     unknown = f"audit.protocol: {name!r} is unknown. Audit the model by one of {', '.join(protocols)}."
-    return [*entry.faults] if name in protocols else [unknown, *entry.faults]
+    return [*([] if name in protocols else [unknown]), *entry.list_faults()]
 
 
 def _compare_model(entry: LeaderboardEntry, files: list[tuple[str, Path]]) -> tuple[bool, list[str]]:

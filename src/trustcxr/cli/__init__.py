@@ -54,28 +54,23 @@ def stop_on_sigterm(words: Sequence[str]) -> Iterator[None]:
     unchanged = words[:1] in (["serve"], ["reader-study"]) or any(word in ("slurm", "--engine=slurm") for word in words)
     in_main = threading.current_thread() is threading.main_thread()  # which alone can set signal handlers
     changed = in_main and not unchanged and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    process, interrupted = os.getpid(), threading.Event()
+
+    def interrupt_once(number: int, _: FrameType | None) -> None:  # `timeout` and others send several signals
+        if os.getpid() != process:  # a forked process: default behaviour
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        elif not interrupted.is_set():
+            interrupted.set()
+            raise KeyboardInterrupt
+
     if changed:
-        signal.signal(signal.SIGTERM, _InterruptOnce())
+        signal.signal(signal.SIGTERM, interrupt_once)
     try:
         yield
     finally:
         if changed:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-class _InterruptOnce:
-    """Raise KeyboardInterrupt at the first signal only: `timeout` and others send several."""
-
-    def __init__(self) -> None:
-        self.process, self.interrupted = os.getpid(), False
-
-    def __call__(self, number: int, _: FrameType | None) -> None:
-        if os.getpid() != self.process:  # a forked process: default behaviour
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        elif not self.interrupted:
-            self.interrupted = True
-            raise KeyboardInterrupt
 
 
 def describe_restart(words: Sequence[str]) -> str:

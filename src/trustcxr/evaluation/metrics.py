@@ -19,7 +19,7 @@ from trustcxr.evaluation.operating_points import conditions, cut
 from trustcxr.registry import GROUPINGS, LUNGS_HIDDEN, STOCHASTIC_DRAWS, VIEWS
 from trustcxr.statistics import Bootstrap, Bootstraps, Floats, area_interval, mean_share_interval, share_interval
 from trustcxr.storage import schemas
-from trustcxr.storage.prediction_table import CLEAN, RIGHT_SHARE, clean_answers, logits_of, right, severities
+from trustcxr.storage.prediction_table import CLEAN, RIGHT_SHARE, clean_answers, logits_of, right
 from trustcxr.storage.schemas import Accuracy, Classification, RunDocument, Share
 
 if TYPE_CHECKING:
@@ -211,7 +211,7 @@ def from_predictions(predictions: "pd.DataFrame", classes: tuple[str, ...], *, r
     _check_numbers(logits_of(predictions))
     samples = Bootstraps(resamples=resamples)
     clean, shown = predictions[predictions["attack"] == CLEAN], clean_answers(predictions)
-    corrupted = severities(predictions) > 0
+    corrupted = predictions["severity"].fillna(0) > 0
     if has_findings(clean):
         overall = classify_findings(clean, classes, resamples=resamples)
     else:

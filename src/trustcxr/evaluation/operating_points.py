@@ -16,7 +16,7 @@ from scipy import special
 from trustcxr import statistics
 from trustcxr.registry import VIEWS, WORST_CASE, is_linf
 from trustcxr.statistics import Bootstrap, Floats, area_interval, interval, is_rare, ratio_interval, share_interval
-from trustcxr.storage.prediction_table import CLEAN, efforts_of, logits_of, severities
+from trustcxr.storage.prediction_table import CLEAN, efforts_of, logits_of
 from trustcxr.storage.schemas import OperatingPoint, Share
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ def conditions(predictions: "pd.DataFrame") -> list[tuple[dict[str, Any], "pd.Da
 
 def _plain(predictions: "pd.DataFrame") -> "pd.DataFrame":
     """Return the rows of images that are clean or attacked, neither corrupted nor masked."""
-    return predictions[(severities(predictions) == 0) & ~predictions["attack"].isin(VIEWS)]
+    return predictions[(predictions["severity"].fillna(0) == 0) & ~predictions["attack"].isin(VIEWS)]
 
 
 class _PointMeasure:

@@ -115,18 +115,8 @@ def removed_models(before: StudyRecipe, now: StudyRecipe) -> list[ModelRecipe]:
     return [model for model in before.models if model not in now.models] if unchanged else []
 
 
-def check_seeds(before: StudyRecipe, now: StudyRecipe, folder: Path) -> None:
-    """Raise UserError if `now` is the study in that folder with fewer seeds."""
-    if adds_seeds(now, before):
-        raise UserError(f"{folder}: holds {_seeds(before)} of this study, not {_seeds(now)}: use another --out")
-
-
-def describe_growth(before: StudyRecipe, now: StudyRecipe) -> str:
-    """Describe the seeds that were added."""
-    return f"from {_seeds(before)} to {_seeds(now)}"
-
-
-def _seeds(study: StudyRecipe) -> str:
+def format_seeds(study: StudyRecipe) -> str:
+    """Return the number of seeds and the seeds as text."""
     count = len(study.seeds)
     return f"{count} seed{'s' * (count > 1)} ({', '.join(map(str, study.seeds))})"
 

@@ -125,8 +125,8 @@ def _read_audits(folder: Path) -> tuple[list[Row], list[tuple[str, str]]]:
         name = (path.parent if is_audit else path.with_suffix("")).relative_to(folder).as_posix()
         try:
             entry = None if is_audit else schemas.read_schema(LeaderboardEntry, path)
-            if entry is not None and entry.faults:
-                raise UserError(f"{path}: {entry.faults[0]}")
+            if entry is not None and (fault := next(entry.list_faults(), "")):
+                raise UserError(f"{path}: {fault}")
             document = schemas.read_audit(path) if entry is None else entry.audit
         except UserError as problem:
             refused.append((name, str(problem)))
@@ -181,11 +181,11 @@ def _why_apart(one: Row, other: Row) -> str:
     document, others = one.audit, other.audit
     if document.protocol != others.protocol:
         return f"audited by {document.protocol}, the others by {others.protocol}"
-    if not document.same_classes(others):
+    if sorted(document.classes) != sorted(others.classes):
         return f"classes {', '.join(document.classes)}, the others' {', '.join(others.classes)}"
     if not document.data.same_images(others.data):
         return f"not the same images as the others {document.data.describe_difference(others.data)}"
-    if not document.data.same_truth(others.data):
+    if document.data.truth != others.data.truth:
         return "not the same labels of findings as the others on these images"
     efforts = [find_worst_attack(audit).effort for audit in (document, others)]
     if efforts[0] != efforts[1] and all(effort.attack for effort in efforts):

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -91,11 +92,9 @@ def read_hash(path: Path) -> str:
     """Return the hash in a table, example maps or metrics.json; "" if the file is missing, damaged or has none."""
     if path.suffix == ".parquet":
         return atomic.read_provenance(path)
-    if path.suffix == ".npz":
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                return str(arrays[KEY])
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile):
-            return ""
-    document = schemas.read_if_whole(RunDocument, path)
-    return "" if document is None else document.provenance
+    with suppress(UserError, OSError, ValueError, KeyError, EOFError, BadZipFile):
+        if path.suffix != ".npz":
+            return schemas.read_schema(RunDocument, path).provenance
+        with np.load(path, allow_pickle=False) as arrays:
+            return str(arrays[KEY])
+    return ""

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,11 +28,6 @@ _NUMBERS = ("label", "epsilon", "steps", "severity")
 def logits_of(table: "pd.DataFrame") -> Floats:
     """Return the logits column as an array (N, C)."""
     return np.stack([np.asarray(row, dtype=float) for row in table["logits"]]) if len(table) else np.zeros((0, 0))
-
-
-def severities(predictions: "pd.DataFrame") -> Any:
-    """Return the severity of each row's corruption, 0 if it has none."""
-    return predictions["severity"].fillna(0)
 
 
 def clean_answers(predictions: "pd.DataFrame") -> "pd.DataFrame":

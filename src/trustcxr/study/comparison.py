@@ -1,6 +1,6 @@
 """Rank networks by validation; compare robust with standard runs on the same images, and runs over seeds."""
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
@@ -77,7 +77,7 @@ def standard_against_robust(
         base = bases.get((document.model, document.seed))
         if base is None or base == folder:
             continue
-        gates = {_gated(other) for other in (document, runs[base])}
+        gates = {registry.BACKGROUNDS[other.background].gate for other in (document, runs[base])}
         for key, before in tables[base].items():
             method = Method.parse(key.method)
             if key in tables[folder] and method.base not in BASELINE_MAPS and not (len(gates) > 1 and method.at_gate):
@@ -86,11 +86,6 @@ def standard_against_robust(
     for row in rows:
         row.verdict = sentence(row)
     return rows
-
-
-def _gated(document: RunDocument) -> bool:
-    background = registry.BACKGROUNDS.get(document.background)
-    return background is not None and background.gate
 
 
 def _row(document: RunDocument, key: Key, first: pd.DataFrame, second: pd.DataFrame, resamples: int) -> Comparison:
@@ -170,16 +165,13 @@ def _accuracies(predictions: pd.DataFrame) -> dict[Key, pd.DataFrame]:
     return tables
 
 
-def _maps(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Yield the rows of each method except maps of one cell, and without hit rates of too few cells."""
-    for method, rows in table[table["method"] != registry.RANDOM_MAP].groupby("method", sort=False):
-        if cells_of(rows) != registry.ONE_CELL:
-            yield str(method), rows[rows["measure"] != registry.HIT_RATE] if describe_ceiling(rows) else rows
-
-
 def _saliency(table: pd.DataFrame) -> dict[Key, pd.DataFrame]:
+    """Return the measures of each method except of maps of one cell, and without hit rates of too few cells."""
     tables: dict[Key, pd.DataFrame] = {}
-    for method, rows in _maps(table):
+    for method, rows in table[table["method"] != registry.RANDOM_MAP].groupby("method", sort=False):
+        if cells_of(rows) == registry.ONE_CELL:
+            continue
+        rows = rows[rows["measure"] != registry.HIT_RATE] if describe_ceiling(rows) else rows
         stability = (rows["measure"] == "stability_ssim") & (rows["condition"] == registry.STABILITY_ATTACK)
         named = {
             str(measure): means_over_severities(part)
@@ -187,7 +179,7 @@ def _saliency(table: pd.DataFrame) -> dict[Key, pd.DataFrame]:
         }
         if "severity" in rows:
             named |= average_changes(rows)
-        tables |= {Key(m, method): named[m] for m in (*HIGHER_IS_BETTER, *LOWER_IS_BETTER) if m in named}
+        tables |= {Key(m, str(method)): named[m] for m in (*HIGHER_IS_BETTER, *LOWER_IS_BETTER) if m in named}
     return tables
 
 

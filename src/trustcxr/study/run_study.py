@@ -19,7 +19,7 @@ from trustcxr.errors import UserError
 from trustcxr.recipes import study_recipe
 from trustcxr.recipes.parsing import validate
 from trustcxr.recipes.run_recipe import RunRecipe
-from trustcxr.recipes.study_recipe import StudyRecipe, list_runs, run_recipe
+from trustcxr.recipes.study_recipe import StudyRecipe, format_seeds, list_runs, run_recipe
 from trustcxr.recipes.training_recipe import DefenceRecipe
 from trustcxr.runs import preflight, provenance
 from trustcxr.runs.provenance import data_hash, hash_of
@@ -72,7 +72,7 @@ class Study:
         begun = (self.folder / layout.STUDY_FILE).is_file()
         before = layout.read_study(self.folder).get("threads") if begun else None
         if self.threads is None:
-            self.threads = before if isinstance(before, int) else self.engine.threads
+            self.threads = before if isinstance(before, int) else self.engine.threads or hardware().threads
         elif before not in (None, self.threads):
             log(f"--threads {self.threads}: the study began with {before}, so from here on bits may differ")
 
@@ -139,7 +139,8 @@ class Study:
             raise UserError(f"{self.folder}: holds a study of other images than {self.data}; choose another --out")
         log(f"going on with the study in {self.folder}")
         if study_recipe.adds_seeds(earlier, recipe):
-            log(f"it has grown {study_recipe.describe_growth(earlier, recipe)}: runs that are finished stay")
+            seeds = f"from {format_seeds(earlier)} to {format_seeds(recipe)}"
+            log(f"it has grown {seeds}: runs that are finished stay")
         if dropped:
             log(f"left out by the recipe, as they were not trained: {', '.join(dropped)}; the report will name them")
         reasons = atomic.section(stored, LEFT_OUT)
@@ -157,10 +158,8 @@ class Study:
             log(note)
         report_skipped(*datasets.values())
         if any(part.classes != datasets["train"].classes for part in datasets.values()):
-            raise UserError(
-                f"{self.data}: the splits hold different classes: "
-                + ", ".join(f"{k} {v.classes}" for k, v in datasets.items())
-            )
+            classes = ", ".join(f"{role} {part.classes}" for role, part in datasets.items())
+            raise UserError(f"{self.data}: the splits hold different classes: {classes}")
         preflight.check_classes(datasets)
         images = add_data(datasets["train"], self.recipe.data)
         check_added(images, self.recipe.data, refit=self.recipe.training.refit)
@@ -272,7 +271,9 @@ def check_same_study(folder: Path, recipe: StudyRecipe) -> tuple[StudyRecipe, li
     with suppress(UserError):  # a recipe that cannot be read is shown as it is
         earlier = validate(StudyRecipe, before or {}, str(folder / layout.STUDY_FILE))
         before = study_recipe.without_tracker(earlier).model_dump(mode="json")
-    study_recipe.check_seeds(earlier, recipe, folder)
+    if study_recipe.adds_seeds(recipe, earlier):
+        seeds = f"{format_seeds(earlier)} of this study, not {format_seeds(recipe)}"
+        raise UserError(f"{folder}: holds {seeds}: use another --out")
     dropped = _left_out(folder, earlier, recipe)
     now = study_recipe.without_tracker(recipe).model_dump(mode="json")
     changed = [f"{key} was {old}, is {new}" for key, old, new in verify_study.differences(before, now, "recipe")]
@@ -350,10 +351,8 @@ def write_data_check(recipe: StudyRecipe, data: Path, folder: Path, images: Iter
     if before != now:
         if before:
             log(f"{path}: of other images or masks: checked again")
-        listing, labels = recipe.data.listing(), recipe.data.labels
-        report = (
-            check_data(read_manifest(data, **listing).with_labels(labels)) if labels else check_data(data, **listing)
-        )
+        manifest, labels = read_manifest(data, **recipe.data.listing()), recipe.data.labels
+        report = check_data(manifest.with_labels(labels) if labels else manifest)
         atomic.write_json(path, report.to_dict() | {_OF: now})
         log(f"data check: {report.verdict}")
     return path

@@ -221,16 +221,11 @@ def _tables_named(run: Path, folder: Path) -> Iterator[None]:
         raise UserError(f"{folder}: damaged: {names} ({text}); restore it, or make it anew") from problem
 
 
-def _classes(content: Mapping[str, object]) -> tuple[str, ...]:
-    """Return the classes that run.yaml names."""
-    names = content.get("classes")
-    return tuple(map(str, names if isinstance(names, list) else ()))
-
-
 def compute_figures(run: Path, folder: Path, study: StudyRecipe | None) -> RunDocument:
     """Compute metrics.json of a run from the tables in a folder; of a study, as its recipe asks."""
     content = atomic.read_yaml(run / layout.RUN_FILE)
-    classes = _classes(content)
+    names = content.get("classes")
+    classes = tuple(map(str, names if isinstance(names, list) else ()))
 
     def load_table(path: Path) -> pd.DataFrame:
         table = atomic.read_table(path)

@@ -42,7 +42,7 @@ def measures(runs: list[Run]) -> Table:
                     *method_cells(run, method),
                     Cell(formatting.measure(name), tuned),
                     value,
-                    *[plain(figure.baseline(reference)) for reference in REFERENCES],
+                    *[plain(getattr(figure, reference)) for reference in REFERENCES],
                     _lead(document.beyond, name),
                     _lead(document.random_weights.leads if document.random_weights else [], name, named=False),
                     Cell(formatting.decimal(right), n, value=right),

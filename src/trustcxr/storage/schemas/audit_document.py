@@ -287,10 +287,6 @@ class AuditedData(Document):
         """Return whether the lung masks surely differ."""
         return self.lungs != other.lungs and bool(self.lungs and other.lungs)
 
-    def same_truth(self, other: "AuditedData") -> bool:
-        """Return whether the labels of each finding are the same."""
-        return self.truth == other.truth
-
     def describe_difference(self, other: "AuditedData") -> str:
         """Describe both sets of images and why they are not the same."""
         which = f"({self.name}, {self.n}; {other.name}, {other.n})"
@@ -339,10 +335,6 @@ class AuditDocument(RunDocument):
         if self.verdict.sound:
             return "The measurement is sound."
         return f"The measurement is NOT sound: do not rely on the figures. {'; '.join(self.verdict.reasons)}"
-
-    def same_classes(self, other: "AuditDocument") -> bool:
-        """Return whether both have the same classes, in any order."""
-        return sorted(self.classes) == sorted(other.classes)
 
     @property
     def largest_worst_case(self) -> AttackResult | None:
@@ -497,12 +489,8 @@ class LeaderboardEntry(Document):
         model = self.audit.model
         return f"{_slug(self.audit.data.name)}/{_slug(model.name)}-{(model.sha256 or '')[:8]}.json"
 
-    @property
-    def faults(self) -> list[str]:
-        """Return what is wrong with the entry itself, `what: why. Do this.`; empty if nothing is."""
-        return list(self._faults())
-
-    def _faults(self) -> Iterator[str]:
+    def list_faults(self) -> Iterator[str]:
+        """Yield what is wrong with the entry itself, `what: why. Do this.`"""
         model, facts, machine = self.audit.model, self.audit.facts, self.audit.facts.hardware.processor
         for key in ("run_by", "licence", "command"):
             if not getattr(self, key).strip():

@@ -97,10 +97,6 @@ class Figure(Share):
     activation: Number = None
     randomised: Number = None
 
-    def baseline(self, name: str) -> float | None:
-        """Return one of its baselines, by a name of REFERENCES."""
-        return getattr(self, name)
-
     @property
     def against_chance(self) -> str:
         """Return whether the interval is `above`, `below` or `around` chance; empty if a number is missing."""
@@ -158,14 +154,6 @@ def check_version(content: dict[str, Any], path: Path) -> None:
             f"{path}: it has version {version!r} of the documents' shape, and this TrustCXR reads version {VERSION}. "
             "Run the command that wrote it again, into a new folder."
         )
-
-
-def read_if_whole(kind: type[_D], path: Path) -> _D | None:
-    """Read a document from its file. Returns None if it is missing or damaged."""
-    try:
-        return read_if_there(kind, path)
-    except UserError:
-        return None
 
 
 def read_if_there(kind: type[_D], path: Path) -> _D | None:

@@ -57,9 +57,9 @@ Outcomes = list[Failure | None]
 
 
 class Engine:
-    """Do the same work for many tasks. threads: of torch for a run, unless its study fixes another number."""
+    """Do the same work for many tasks. threads: of torch for a run, unless its study fixes another; None: as here."""
 
-    threads = 1
+    threads: int | None = 1
 
     def preflight(self, study: Path) -> None:
         """Raise UserError if the engine cannot be used with its options."""
@@ -133,10 +133,7 @@ class Order:
 class LocalEngine(Engine):
     """Run one task after another in this process."""
 
-    def __init__(self) -> None:
-        import torch
-
-        self.threads = torch.get_num_threads()
+    threads = None
 
     def map(self, work: Work, tasks: Sequence[Task], after: Callable[[], object] = lambda: None) -> Outcomes:
         """Do every task; the outcomes in their order, None for one that was done."""
