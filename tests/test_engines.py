@@ -17,7 +17,7 @@ from test_study import tiny
 from trustcxr.errors import CannotWrite, UserError
 from trustcxr.storage import atomic, locks
 from trustcxr.study import engines
-from trustcxr.study.engines import Engine, Failure, Task, failures
+from trustcxr.study.engines import Engine, Failure, Task, read_failure
 from trustcxr.study.engines import ray as of_ray
 from trustcxr.study.run_study import Study
 from trustcxr.training.environment import use_threads
@@ -83,7 +83,7 @@ def test_a_process_that_is_killed_fails_its_task_alone(tmp_path: Path) -> None:
 def test_what_a_process_that_is_killed_was_at_is_recorded_at_once(tmp_path: Path) -> None:
     recorded: list[str | None] = []
     tasks = named(tmp_path, ("killed", "train"), ("killed", "test"), ("a", "train"), ("a", "test"))
-    engines.get("local", 2).map(note, tasks, lambda: recorded.append(failures.reason(tmp_path / "runs" / "killed")))
+    engines.get("local", 2).map(note, tasks, lambda: recorded.append(read_failure(tmp_path / "runs" / "killed")))
     assert len(recorded) == 3
     assert recorded[-1] is not None
     assert recorded[-1].startswith("train: its process ended with code -9")
@@ -101,7 +101,7 @@ def test_a_task_whose_node_was_lost_once_too_often_is_recorded_at_once(tmp_path:
     ray = SimpleNamespace(get=get, exceptions=SimpleNamespace(RayError=Lost))
     outcome = of_ray._outcome(ray, None, Task(tmp_path, "a", "test"))
     assert outcome == Failure("a", "test: lost 4 times: Lost: the node is gone")
-    assert failures.reason(tmp_path / "runs" / "a") == "test: lost 4 times: Lost: the node is gone"
+    assert read_failure(tmp_path / "runs" / "a") == "test: lost 4 times: Lost: the node is gone"
 
 
 @pytest.mark.parametrize("jobs", [1, 2])

@@ -21,7 +21,7 @@ from trustcxr.data import load_dataset, read_manifest, remote
 from trustcxr.errors import CannotWrite, UserError
 from trustcxr.storage import atomic
 from trustcxr.study import engines, run_study
-from trustcxr.study.engines import EngineOptions, Failure, Needs, Task, failures
+from trustcxr.study.engines import EngineOptions, Failure, Needs, Task, read_failure
 from trustcxr.study.engines.slurm import SlurmEngine
 from trustcxr.study.run_study import Study
 
@@ -276,7 +276,7 @@ def test_a_job_that_is_preempted_is_queued_again_and_one_that_dies_fails_alone(
     assert outcomes[:4] == [None, Failure("wrong", "train: cannot be done")] * 2
     assert "its job" in str(outcomes[4])
     assert "ended without a result" in str(outcomes[4])
-    assert "ended without a result" in str(failures.reason(tmp_path / "runs" / "killed")), "recorded for it"
+    assert "ended without a result" in str(read_failure(tmp_path / "runs" / "killed")), "recorded for it"
     assert [line.split()[:2] for line in (tmp_path / "log").read_text().splitlines()] == [["a", "train"], ["a", "test"]]
 
 

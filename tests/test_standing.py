@@ -18,7 +18,7 @@ from trustcxr.data.phantom import write_files
 from trustcxr.recipes.study_recipe import StudyRecipe, load_study, with_seeds, with_tracker
 from trustcxr.storage import atomic, layout, locks
 from trustcxr.study import cost, status, steps
-from trustcxr.study.engines import Task, failures
+from trustcxr.study.engines import Failure, Task
 
 STANDARD, ROBUST = "test_resnet-standard-s0", "test_resnet-fgsm-s0"
 
@@ -92,7 +92,7 @@ def test_a_run_whose_process_was_killed_is_gone_on_with_and_that_is_said(
 def test_a_run_of_a_node_that_was_lost_has_failed_and_one_that_works_here_goes_on(begun: Path) -> None:
     for process, host, state in ((4711, "node-7", "failed"), (os.getpid(), "", "running")):
         held_by(begun / "runs" / ROBUST, process, host)
-        failures.lost(Task(begun, ROBUST, "explain"), "lost 4 times")
+        Failure.of_lost(Task(begun, ROBUST, "explain"), "lost 4 times")
         assert states(begun)[ROBUST] == state
 
 

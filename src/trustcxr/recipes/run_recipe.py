@@ -191,8 +191,6 @@ class RunRecipe(Strict):
             raise ValueError("guidance and counterfactuals need the lesion of one image, and mixup shows two at once")
         self._check_guidance()
         self._check_training()
-        if self.defence.certifies:
-            self._check_bounds()
         if self.model.is_ensemble and self.defence.name == "free":
             raise ValueError("the members of an ensemble learn each on an attack of its own, which free cannot do")
         return self
@@ -214,12 +212,14 @@ class RunRecipe(Strict):
                 "of the weights away at each step; choose less, such as 0.01"
             )
 
-    def _check_bounds(self) -> None:
-        name = self.defence.name
-        if self.training.guidance and not self.defence.clean_weight:
-            raise ValueError(f"guidance is of answers; {name} asks for bounds alone; set defence.clean_weight too")
-        if self.empty_lungs:
-            raise ValueError(f"background: {self.background} shows images that {name} cannot bound; use full or swap")
+        if defence.certifies and training.guidance and not defence.clean_weight:
+            raise ValueError(
+                f"guidance is of answers; {defence.name} asks for bounds alone; set defence.clean_weight too"
+            )
+        if defence.certifies and self.empty_lungs:
+            raise ValueError(
+                f"background: {self.background} shows images that {defence.name} cannot bound; use full or swap"
+            )
 
     def _check_guidance(self) -> None:
         training, name = self.training, self.model.name

@@ -133,7 +133,7 @@ def _read_audits(folder: Path) -> tuple[list[Row], list[tuple[str, str]]]:
             continue
         if document.protocol is None:
             refused.append((name, "audited with other options than a protocol's"))
-        elif not document.data.is_identified:
+        elif not (document.data.files or document.data.fingerprint):
             refused.append((name, f"unknown images: no checksum of them in its {layout.AUDIT_FILE}"))
         else:
             results = read_image_results(path.parent, document) if entry is None else entry.image_results

@@ -56,7 +56,10 @@ def check_names(study: StudyRecipe, folder: Path | None) -> None:
     for model in study.models:
         factory.architectures(model.name)
         if not _trained(study, model, folder):
-            _check_weights(model)
+            known = model.weights in (names := ("imagenet", "none")) or Path(model.weights).is_file()
+            if not known:
+                hint = f"{suggest_nearest(model.weights, names)}or choose imagenet or none"
+                raise UserError(f"weights of {model.name}: no such file '{model.weights}'; {hint}")
 
 
 def check_devices(study: StudyRecipe, devices: int) -> None:
@@ -70,12 +73,6 @@ def _trained(study: StudyRecipe, model: ModelRecipe, folder: Path | None) -> boo
     """Return whether all runs of a network are trained in a study's folder."""
     runs = [run for seed in study.seeds for run in _runs_of(study, model, seed)]
     return folder is not None and all((folder / "runs" / run.name / layout.TRAINING_FILE).is_file() for run in runs)
-
-
-def _check_weights(model: ModelRecipe) -> None:
-    if model.weights not in (names := ("imagenet", "none")) and not Path(model.weights).is_file():
-        near = suggest_nearest(model.weights, names)
-        raise UserError(f"weights of {model.name}: no such file '{model.weights}'; {near}or choose imagenet or none")
 
 
 def _build(run: RunRecipe) -> nn.Module:

@@ -41,7 +41,10 @@ from trustcxr.storage.schemas import Alarm, OodDocument, RunDocument, Share, Tra
 MEASURED = (layout.PREDICTIONS_FILE, layout.SALIENCY_FILE, layout.LESIONS_FILE, layout.CERTIFIED_FILE)
 _FIGURES = (*TABLES, layout.METRICS_FILE)
 _OTHERS = (layout.EXAMPLES_FILE, layout.OOD_FILE, layout.AUDIT_FILE, layout.HISTORY_FILE, layout.IMAGES_FILE)
-_ALSO = ("evaluations", "report.*", "report-*.csv", "model_card.md", "model.onnx*", "model.yaml", "program.*")
+_ALSO = (
+    *("evaluations", "report.*", "report-*.csv", "model_card.md", "model.onnx*", "model.yaml", "program.*"),
+    *("checkpoint", layout.BEFORE_REFIT),
+)
 _STAYS = ("checkpoint", layout.FAILURE_FILE, layout.TIMINGS_FILE)  # if a damaged run is set aside
 
 
@@ -126,11 +129,9 @@ class RunFolder:
         """
 
         def thresholds() -> dict[str, float]:
-            return (
-                tuned_before
-                if val is None
-                else scores.tune_thresholds(load_before_refit(self.run), val, options.methods)
-            )
+            if val is None:
+                return tuned_before
+            return scores.tune_thresholds(load_before_refit(self.run), val, options.methods)
 
         figures = own_figures(self.folder) if val is None and self.out != self.folder else None
         tuned_before = explain_run.thresholds_of(None if figures is None else figures.table(layout.SALIENCY_FILE))
@@ -200,12 +201,6 @@ def prediction_options(options: EvaluationRecipe) -> dict[str, object]:
 
 def _surrogate(folder: str | None) -> str | None:
     return None if folder is None else atomic.checksum(layout.check_run(Path(folder)) / layout.WEIGHTS_FILE)
-
-
-def _check_foreign(folder: Path) -> None:
-    """Raise UserError if a folder to train a run in holds other results."""
-    markers = (layout.RUN_FILE, layout.TRAINING_FILE, layout.WEIGHTS_FILE)
-    layout.check_foreign(folder, (*_FIGURES, *_OTHERS, *_ALSO, "checkpoint", layout.BEFORE_REFIT), markers)
 
 
 def supersede_damaged(run: Path) -> None:
@@ -314,7 +309,8 @@ def train(
     from trustcxr.training.devices import Devices
 
     tested.check_out(folder, Path(data))
-    _check_foreign(folder)
+    markers = (layout.RUN_FILE, layout.TRAINING_FILE, layout.WEIGHTS_FILE)
+    layout.check_foreign(folder, (*_FIGURES, *_OTHERS, *_ALSO), markers)
     workers = Devices(devices, nodes, strategy)
     workers.check_recipe(run, run.training.batch_size)
     if (folder / layout.STUDY_FILE).is_file():
@@ -371,7 +367,7 @@ def evaluate(
         attacks or USUAL_ATTACKS, radii, steps=steps, queries=queries, surrogate=surrogate
     )
     options = EvaluationRecipe(attacks=conditions, corruptions=_corruptions_recipe(corruptions, severities))
-    tested_run = _TestedRun.load(folder, Source(data, **reading))
+    tested_run = _TestedRun(load_run(folder), Source(data, **reading))
     with tested_run.open_results(hash_of(evaluate=prediction_options(options), shortcuts=shortcuts), out) as work:
         return _test(tested_run, work, options, shortcuts=shortcuts), work.out
 
@@ -395,7 +391,7 @@ def certify(
         raise UserError("epsilon 0: no pixel may change, so there is nothing to prove; give one above 0")
     run = load_run(folder)
     verify.layers(run.model)  # fails before the images are read
-    tested_run = _TestedRun.load(run, Source(data, **reading))
+    tested_run = _TestedRun(run, Source(data, **reading))
     with tested_run.open_results(hash_of(certify=radii, effort=asdict(effort or Effort()))) as steps:
         steps.prove(tested_run.images, radii, effort=effort)
         options = EvaluationRecipe(attacks=evaluation.conditions(HEADLINE_ATTACKS, radii))
@@ -420,7 +416,7 @@ def explain(
     scores.check_options(recipe)
     run, source = load_run(folder), Source(data, **reading)
     scores.check_methods(run, recipe.methods)
-    tested_run = _TestedRun.load(run, source)
+    tested_run = _TestedRun(run, source)
     images = tested_run.images
     scores.find_annotated(images)  # fails for images without masks before anything is measured
     with tested_run.open_results(hash_of(explain=recipe.model_dump(mode="json", exclude={"panels"})), out) as steps:
@@ -480,18 +476,19 @@ class _TestedRun:
 
     run: Run
     source: Source
-    images: Dataset
 
-    @classmethod
-    def load(cls, run: Run | Path, source: Source) -> "_TestedRun":
-        run = run if isinstance(run, Run) else load_run(run)
-        return cls(run, source, tested.load(run, source))
+    @cached_property
+    def images(self) -> Dataset:
+        return tested.load(self.run, self.source)
 
     def validation(self, consequence: str) -> Dataset | None:
-        """Return the run's validation images if the images are its own test images; else None."""
-        if not tested.is_own_test(self.run, self.images):
-            return None
-        return tested.validation_of(self.run, self.source, consequence)
+        """Return the run's validation images if the images are its own test images; else None, or log why not."""
+        if tested.is_own_test(self.run, self.images):
+            try:
+                return tested.load(self.run, self.source, self.run.recipe.data.splits.val)
+            except UserError as problem:
+                log(f"{consequence}: {problem}")
+        return None
 
     @contextmanager
     def open_results(self, options: str, out: Path | None = None) -> Iterator[RunFolder]:

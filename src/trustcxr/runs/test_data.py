@@ -88,11 +88,8 @@ def folder_for(run: Run, images: Dataset, options: str, out: Path | None = None)
     Raises UserError if `out` belongs to a run, a study or an audit.
     """
     if out is None:
-        return (
-            trained_models.results_folder(run.folder)
-            / FOLDER
-            / f"{images.root.name}-{images.split or 'all'}-{options[:8]}"
-        )
+        name = f"{images.root.name}-{images.split or 'all'}-{options[:8]}"
+        return trained_models.results_folder(run.folder) / FOLDER / name
     for name, what in (
         (layout.RUN_FILE, "a run, which its training and its study own"),
         (layout.STUDY_FILE, "a study"),
@@ -143,15 +140,6 @@ def trained_on(run: Run, images: Dataset) -> int:
     if not path.is_file():
         return 0
     return int(np.isin(images.image_sums, atomic.read_table(path)["image"].to_numpy(str)).sum())
-
-
-def validation_of(run: Run, source: Source, consequence: str) -> Dataset | None:
-    """Load the run's validation images of the same data; log the `consequence` and return None if there are none."""
-    try:
-        return load(run, source, run.recipe.data.splits.val)
-    except UserError as problem:
-        log(f"{consequence}: {problem}")
-        return None
 
 
 def training_of(run: Run, source: Source, images: Dataset) -> Dataset | None:

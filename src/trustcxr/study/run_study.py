@@ -28,7 +28,7 @@ from trustcxr.runs.training_data import add_data, check_added
 from trustcxr.storage import atomic, layout, schemas
 from trustcxr.storage.locks import folder_lock
 from trustcxr.study import comparison, status, verify_study
-from trustcxr.study.engines import Engine, Failure, Task, failures
+from trustcxr.study.engines import Engine, Failure, Task, forget_failure, read_failure
 from trustcxr.study.steps import carry_out
 from trustcxr.training.environment import hardware, source, use_threads
 from trustcxr.version import NOTICE, __version__
@@ -144,7 +144,7 @@ class Study:
         if dropped:
             log(f"left out by the recipe, as they were not trained: {', '.join(dropped)}; the report will name them")
         reasons = atomic.section(stored, LEFT_OUT)
-        reasons |= {name: failures.reason(self.folder / "runs" / name) or "not trained" for name in dropped}
+        reasons |= {name: read_failure(self.folder / "runs" / name) or "not trained" for name in dropped}
         if reasons:
             content[LEFT_OUT] = reasons
 
@@ -176,11 +176,11 @@ class Study:
         for run in runs:
             folder, failure = self._run_folder(run), failed.get(run.name)
             if failure is None:
-                failures.forget(folder)
+                forget_failure(folder)
                 continue
             self.failures.append(failure)
-            if failures.reason(folder) != failure.reason:  # of an engine that records none
-                failures.record(folder, failure)
+            if read_failure(folder) != failure.reason:  # of an engine that records none
+                failure.record(folder)
         return [run for run in runs if run.name not in failed]
 
     def _count_time(self) -> None:

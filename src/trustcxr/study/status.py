@@ -16,7 +16,7 @@ from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.recipes.study_recipe import StudyRecipe, list_runs
 from trustcxr.storage import atomic, layout, locks, schemas
 from trustcxr.storage.schemas import RunPlan, StudyDocument, StudyPlan
-from trustcxr.study.engines import failures
+from trustcxr.study.engines import read_failure
 from trustcxr.version import NOTICE
 
 Seconds = dict[str, dict[str, float]]  # of each step, by the kind of run
@@ -125,7 +125,7 @@ def read_state(run: RunRecipe, folder: Path) -> RunPlan:
     plan.step = next(step for step, name in layout.STEP_FILES.items() if not (folder / name).is_file())
     if (holder := locks.holder(folder)) is not None:
         return plan.model_copy(update={"state": "running", "holder": holder})
-    if (reason := failures.reason(folder)) is not None:
+    if (reason := read_failure(folder)) is not None:
         return plan.model_copy(update={"state": "failed", "reason": reason})
     return plan
 

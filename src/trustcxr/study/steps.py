@@ -20,7 +20,7 @@ from trustcxr.storage import atomic, layout, locks
 from trustcxr.storage.layout import DATA_FILE, STUDY_FILE
 from trustcxr.storage.locks import folder_lock
 from trustcxr.study import status
-from trustcxr.study.engines import Failure, Task, failures
+from trustcxr.study.engines import Failure, Task, forget_failure, read_failure
 from trustcxr.training.devices import Devices
 from trustcxr.training.environment import use_threads
 
@@ -73,18 +73,23 @@ def carry_out(task: Task) -> None:
     try:
         _carry_out(task)
     except Exception as problem:
-        failures.record(failures.failure_folder(task), Failure.from_error(task, problem))
+        Failure.from_error(task, problem).record(task.folder)
         raise
-    failures.clear_step(task)
+    if (read_failure(task.folder) or "").startswith(f"{task.step}: "):  # not of a later step
+        forget_failure(task.folder)
 
 
 def _carry_out(task: Task) -> None:
     study = StudyFolder.load(task.study, task.devices)
     run = study.run(task.run)
-    folder = failures.failure_folder(task)
+    folder = task.folder
     if locks.was_killed(folder):
         log(f"{run.name}: the previous process was killed (out of memory?). With --jobs 2 only that run is lost")
-    with use_threads(study.threads), folder_lock(folder, patience=_PATIENCE), status.record_time(folder, task.step):
+    with (
+        use_threads(study.threads),
+        folder_lock(task.folder, patience=_PATIENCE),
+        status.record_time(task.folder, task.step),
+    ):
         STEPS[task.step](study, run, RunFolder(folder))
 
 

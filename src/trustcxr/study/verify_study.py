@@ -21,7 +21,7 @@ from trustcxr.runs.test_data import validation_file
 from trustcxr.storage import atomic, layout, prediction_table, schemas
 from trustcxr.storage.schemas import Difference, RunDocument, TrainingDocument, VerifiedDocument
 from trustcxr.study import comparison, status
-from trustcxr.study.engines import failures
+from trustcxr.study.engines import read_failure
 from trustcxr.version import NOTICE
 
 _OF_NO_TABLE = ("version", "provenance", "notes", "images", "training", "planted_shortcuts")  # keys of metrics.json
@@ -162,7 +162,7 @@ class _Verification:
         expected = {run.name for run in (*planned.certain, *planned.open)}
         for name in expected - {*names}:
             run = self.folder / "runs" / name
-            if (run / layout.METRICS_FILE).is_file() and failures.reason(run) is None:
+            if (run / layout.METRICS_FILE).is_file() and read_failure(run) is None:
                 self._differs(layout.STUDY_RESULTS, f"runs[{name}]", None, f"finished in {self._name(run)}")
         for name, times in counts.items():
             if times > 1 or name not in expected:

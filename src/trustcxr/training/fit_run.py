@@ -26,7 +26,7 @@ from trustcxr.storage.memory import keep_freed_memory
 from trustcxr.storage.schemas import TrainingDocument
 from trustcxr.training import checkpoint, environment, lung_segmenter, tracking
 from trustcxr.training.devices import ALONE, Devices, does_not_fit, start_processes
-from trustcxr.training.monitor import Bar, Monitor, RefitMonitor, attacked_rows
+from trustcxr.training.monitor import Monitor, RefitMonitor, attacked_rows
 from trustcxr.training.step import TrainingStep, replays
 
 
@@ -145,8 +145,8 @@ def _run(
         batch_images=min(training.batch_size, len(train)),
     )
     last = monitor.folder / checkpoint.FOLDER / checkpoint.LAST
-    with _quiet(), Progress(f"training {recipe.name}", monitor.epochs * len(batches)) as bar:
-        trainer = _trainer(recipe, monitor, bar)
+    with _quiet(), Progress(f"training {recipe.name}", monitor.epochs * len(batches)) as monitor.bar:
+        trainer = _trainer(recipe, monitor)
         try:
             trainer.fit(module, batches, ckpt_path=last if resumed else None, weights_only=True)
         except SystemExit:  # Lightning raises it on Ctrl-C, and would ignore the next
@@ -160,7 +160,7 @@ def _run(
     return module.global_step
 
 
-def _trainer(recipe: RunRecipe, monitor: Monitor, bar: Progress) -> pl.Trainer:
+def _trainer(recipe: RunRecipe, monitor: Monitor) -> pl.Trainer:
     save = pl.callbacks.ModelCheckpoint(
         monitor.folder / checkpoint.FOLDER,
         filename=Path(checkpoint.LAST).stem,
@@ -175,7 +175,7 @@ def _trainer(recipe: RunRecipe, monitor: Monitor, bar: Progress) -> pl.Trainer:
         max_epochs=monitor.epochs,
         accelerator="auto",
         precision=environment.supported_precision(recipe.training.precision, environment.device_kind()),
-        callbacks=[monitor, Bar(bar, monitor), save, *followed],
+        callbacks=[monitor, save, *followed],
         plugins=[checkpoint.WholeCheckpoints(), *monitor.devices.plugins()],
         logger=False,
         enable_progress_bar=False,
@@ -251,8 +251,8 @@ def _finish(
         shutil.copyfile(best, temporary)
     content = atomic.read_yaml(folder / layout.RUN_FILE)
     content["checksums"] = layout.checksums(folder, content["classes"])
-    summary = monitor.summary().model_copy(update=counts | {"parameters": factory.count_parameters(model)})
-    summary = summary.model_copy(update=segments.read_split(folder))
+    more = {**counts, "parameters": factory.count_parameters(model), **segments.read_split(folder)}
+    summary = monitor.summary().model_copy(update=more)
     atomic.write_yaml(folder / layout.RUN_FILE, content)
     summary.precision_asked = recipe.training.precision
     summary.precision = environment.supported_precision(summary.precision_asked, environment.device_kind())

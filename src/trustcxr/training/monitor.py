@@ -55,6 +55,7 @@ class Monitor(pl.Callback):
             self.monitor = "val_certified_accuracy"
         self.epochs = recipe.training.epochs  # at most
         self.alarm = ""  # of catastrophic overfitting
+        self.bar: Progress | None = None  # over all steps
         self.best_sum = ""  # the checksum of the best weights; empty until there are any
 
     def state_dict(self) -> dict[str, Any]:
@@ -77,6 +78,21 @@ class Monitor(pl.Callback):
         state = (content or {}).get("callbacks", {}).get(self.state_key, {})
         epochs = len(state.get("history", ()))
         return None if epochs >= self.epochs or state.get("stopped", "epochs") != "epochs" else epochs
+
+    def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
+        """Advance the bar to the step of a resumed run."""
+        if self.bar is not None and module.global_step:
+            self.bar.advance(module.global_step)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, *_: Any) -> None:
+        """Advance the bar by one step, with the newest validation figures."""
+        note, last = "", self.history[-1] if self.history else {}
+        if last:
+            columns = {"PGD": "val_pgd_accuracy", "certified": "val_certified_accuracy"}
+            under = "".join(f", {name} {last[key]:.1%}" for name, key in columns.items() if key in last)
+            note = f"{self.measured_on} {last['val_accuracy']:.1%}{under}"
+        if self.bar is not None:
+            self.bar.advance(1, note=note)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: Any) -> None:
         """Start the clock; the checkpoint of the previous epoch is complete."""
@@ -206,30 +222,6 @@ class RefitMonitor(Monitor):
         return row["epoch"]
 
 
-class Bar(pl.Callback):
-    """Advance a progress bar over all steps, with the newest validation figures."""
-
-    def __init__(self, bar: Progress, monitor: Monitor) -> None:
-        self.bar, self.monitor = bar, monitor
-
-    def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
-        """Advance to the step of a resumed run."""
-        if module.global_step:
-            self.bar.advance(module.global_step)
-
-    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, *_: Any) -> None:
-        """Advance by one step."""
-        self.bar.advance(1, note=self._note())
-
-    def _note(self) -> str:
-        if not self.monitor.history:
-            return ""
-        last = self.monitor.history[-1]
-        columns = {"PGD": "val_pgd_accuracy", "certified": "val_certified_accuracy"}
-        under = "".join(f", {name} {last[key]:.1%}" for name, key in columns.items() if key in last)
-        return f"{self.monitor.measured_on} {last['val_accuracy']:.1%}{under}"
-
-
 @torch.no_grad()
 def validate(
     model: nn.Module,
@@ -302,10 +294,8 @@ def _certified(model: nn.Module, val: "Dataset", epsilon: float, device: torch.d
     with attacks.preserve_state(model):
         layers = verify.layers(model)
         for images, labels, _ in _batches(val, devices):
-            truth, box = (
-                labels.to(device),
-                Interval.from_ends(*verify.box(_pixels(images, device), epsilon)),
-            )
+            truth = labels.to(device)
+            box = Interval.from_ends(*verify.box(_pixels(images, device), epsilon))
             least = interval_margins(layers, box, truth).scatter(1, truth[:, None], torch.inf)
             proved += float((least > 0).all(1).sum())
     return proved

@@ -274,11 +274,6 @@ class AuditedData(Document):
     n: int | None = None
     total: int | None = None
 
-    @property
-    def is_identified(self) -> bool:
-        """Return whether a checksum identifies the images."""
-        return bool(self.files or self.fingerprint)
-
     def same_images(self, other: "AuditedData") -> bool:
         """Return whether both audits have the same images: by their files, or by their pixels at one size."""
         return any(a and a == b for a, b in ((self.files, other.files), (self.fingerprint, other.fingerprint)))
@@ -507,7 +502,7 @@ class LeaderboardEntry(Document):
             yield f"audit.model.bytes: {model.bytes} is no size of a file. Audit a file of the model."
         whole = {
             "facts: version, date or machine is missing": all((facts.versions.get("trustcxr"), facts.date, machine)),
-            "data: no checksum of the images": self.audit.data.is_identified,
+            "data: no checksum of the images": self.audit.data.files or self.audit.data.fingerprint,
             "verdict: it is missing": self.audit.verdict.sound is not None,
             "clean: no accuracy or no classes": self.audit.clean.accuracy.value is not None and self.audit.classes,
         }

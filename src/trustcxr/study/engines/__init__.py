@@ -4,12 +4,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from trustcxr.errors import UserError, lookup
-from trustcxr.study.engines.base import Engine, Failure, LocalEngine, Needs, Task
+from trustcxr.study.engines.base import Engine, Failure, LocalEngine, Needs, Task, forget_failure, read_failure
 from trustcxr.study.engines.multiprocess import ProcessesEngine
 from trustcxr.study.engines.ray import RayEngine
 from trustcxr.study.engines.slurm import SlurmEngine
 
-__all__ = ["ENGINES", "Engine", "EngineOptions", "Failure", "LocalEngine", "Needs", "Task", "get"]
+__all__ = [
+    *("ENGINES", "Engine", "EngineOptions", "Failure", "LocalEngine", "Needs", "Task"),
+    *("forget_failure", "get", "read_failure"),
+]
 
 
 @dataclass(frozen=True)

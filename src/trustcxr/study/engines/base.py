@@ -2,11 +2,15 @@
 
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from trustcxr.console import Progress, log
 from trustcxr.errors import OUT_OF_MEMORY, CannotWrite, UserError, is_out_of_memory
+from trustcxr.storage import atomic, locks
+from trustcxr.storage.layout import FAILURE_FILE
 
 
 @dataclass(frozen=True)
@@ -21,10 +25,15 @@ class Task:
     step: str
     devices: int = 1
 
+    @property
+    def folder(self) -> Path:
+        """Return the folder of the run."""
+        return self.study / "runs" / self.run
+
 
 @dataclass(frozen=True)
 class Failure:
-    """A failed task."""
+    """A failed task, and failure.json in the folder of its run."""
 
     name: str
     reason: str
@@ -38,6 +47,35 @@ class Failure:
         elif is_out_of_memory(problem):
             text = OUT_OF_MEMORY
         return cls(task.run, f"{task.step}: {text}")
+
+    @classmethod
+    def of_lost(cls, task: Task, how: str) -> "Failure":
+        """Record the failure of a task whose process, job or node was lost, and remove its lock record."""
+        failure = cls(task.run, f"{task.step}: {how}")
+        failure.record(task.folder)
+        locks.forget_lost(task.folder)
+        return failure
+
+    def record(self, folder: Path) -> None:
+        """Write failure.json, if the disk has room."""
+        when = datetime.now(UTC).isoformat(timespec="seconds")
+        with suppress(CannotWrite):  # which stops the study by itself
+            atomic.write_json(folder / FAILURE_FILE, {"run": self.name, "reason": self.reason, "when": when})
+
+
+def read_failure(folder: Path) -> str | None:
+    """Return why a run failed; empty if failure.json is damaged, None if it did not fail."""
+    if not (folder / FAILURE_FILE).is_file():
+        return None
+    with suppress(UserError):
+        return str(atomic.read_document(folder / FAILURE_FILE).get("reason", ""))
+    return ""
+
+
+def forget_failure(folder: Path) -> None:
+    """Remove the failure of a run."""
+    with suppress(OSError):
+        (folder / FAILURE_FILE).unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -69,7 +107,7 @@ class Engine:
 
         Tasks of one run are done in their order; after a failure the rest of the run is not tried. `after` is called
         after every task. Raises CannotWrite if the disk refuses. `work` records its errors; the engine records lost
-        tasks (`failures.lost`).
+        tasks (`Failure.of_lost`).
         """
         raise NotImplementedError
 

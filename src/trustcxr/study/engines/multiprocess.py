@@ -13,8 +13,7 @@ from typing import Any
 from trustcxr import console
 from trustcxr.console import Progress, log
 from trustcxr.data.worker_pool import end_with_parent
-from trustcxr.study.engines import failures
-from trustcxr.study.engines.base import Engine, Order, Outcome, Outcomes, Task, Work, attempt
+from trustcxr.study.engines.base import Engine, Failure, Order, Outcome, Outcomes, Task, Work, attempt
 
 # Slow imports of the steps, done once for all forked processes.
 IMPORTED: tuple[str, ...] = (
@@ -59,7 +58,7 @@ class ProcessesEngine(Engine):
                             continue
                         index = busy.pop(worker)
                         if kind == "lost":
-                            content = failures.lost(tasks[index], content)
+                            content = Failure.of_lost(tasks[index], content)
                             log(f"{content.name}: {content.reason}")
                         else:
                             idle.append(worker)

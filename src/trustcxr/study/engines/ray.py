@@ -19,8 +19,7 @@ from trustcxr.console import Progress, log
 from trustcxr.data import remote
 from trustcxr.errors import UserError
 from trustcxr.storage import atomic, layout
-from trustcxr.study.engines import failures
-from trustcxr.study.engines.base import Engine, Needs, Order, Outcome, Outcomes, Task, Work, attempt
+from trustcxr.study.engines.base import Engine, Failure, Needs, Order, Outcome, Outcomes, Task, Work, attempt
 
 RETRIES = 3  # of a task whose process or node was lost; what it had written is kept, so it goes on there
 _WAIT = 10.0  # seconds that an address has to answer
@@ -74,7 +73,7 @@ def _outcome(ray: Any, ready: Any, task: Task) -> Outcome:
     try:
         outcome: Outcome = ray.get(ready)
     except ray.exceptions.RayError as problem:  # a node or a process that was lost once too often
-        return failures.lost(task, f"lost {RETRIES + 1} times: {_first_line(problem)}")
+        return Failure.of_lost(task, f"lost {RETRIES + 1} times: {_first_line(problem)}")
     return outcome
 
 

@@ -7,8 +7,7 @@ from typing import Any
 
 from trustcxr.console import Progress, log
 from trustcxr.errors import UserError
-from trustcxr.study.engines import failures
-from trustcxr.study.engines.base import Engine, Needs, Order, Outcome, Outcomes, Task, Work, attempt
+from trustcxr.study.engines.base import Engine, Failure, Needs, Order, Outcome, Outcomes, Task, Work, attempt
 
 FOLDER = ".slurm"  # in the study's: what each job was given, what it said, and its outcome
 _GPU_OPTIONS = {"gpus_per_node", "gpus_per_task", "num_gpus", "gres", "additional_parameters"}
@@ -89,5 +88,5 @@ def _outcome(job: Any, task: Task) -> Outcome:
         outcome: Outcome = job.result()
     except (FailedJobError, UncompletedJobError):
         ended = f"its job {job.job_id} ended without a result (killed, or out of memory?); see {job.paths.stderr}"
-        return failures.lost(task, ended)
+        return Failure.of_lost(task, ended)
     return outcome
