@@ -23,7 +23,7 @@ from trustcxr.runs.training_data import add_data, check_added
 from trustcxr.storage import atomic
 from trustcxr.storage.schemas import StudyDocument
 from trustcxr.study.cost import count_images
-from trustcxr.study.steps import StudyFolder
+from trustcxr.study.run_study import StudyFolder
 from trustcxr.training import fit_run
 
 LABELS = np.array([0] * 40 + [1] * 20 + [0] * 100 + [2] * 8)

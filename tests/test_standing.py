@@ -17,7 +17,7 @@ from trustcxr import registry
 from trustcxr.data.phantom import write_files
 from trustcxr.recipes.study_recipe import StudyRecipe, load_study, with_seeds, with_tracker
 from trustcxr.storage import atomic, layout, locks
-from trustcxr.study import cost, status, steps
+from trustcxr.study import cost, run_study, status
 from trustcxr.study.engines import Failure, Task
 
 STANDARD, ROBUST = "test_resnet-standard-s0", "test_resnet-fgsm-s0"
@@ -80,11 +80,11 @@ def test_a_run_whose_process_was_killed_is_gone_on_with_and_that_is_said(
     begun: Path, gone: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     done: list[str] = []
-    monkeypatch.setitem(steps.STEPS, "explain", lambda study, run, folder: done.append(run.name))
+    monkeypatch.setitem(run_study.STEPS, "explain", lambda study, run, folder: done.append(run.name))
     atomic.write_yaml(begun / "data.yaml", {"path": "images"})
     held_by(begun / "runs" / ROBUST, gone)
     for _ in range(2):
-        steps.carry_out(Task(begun, ROBUST, "explain"))
+        run_study.carry_out(Task(begun, ROBUST, "explain"))
     assert done == [ROBUST, ROBUST]
     assert capsys.readouterr().err.count(f"{ROBUST}: the previous process was killed") == 1
 

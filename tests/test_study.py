@@ -24,7 +24,7 @@ from trustcxr.recipes.study_recipe import StudyRecipe
 from trustcxr.storage import atomic
 from trustcxr.storage.prediction_table import logits_of
 from trustcxr.storage.schemas import Ranked
-from trustcxr.study import comparison, engines, status, steps
+from trustcxr.study import comparison, engines, run_study, status
 from trustcxr.study.engines import Failure, Task
 from trustcxr.study.engines.base import Outcomes, Work
 from trustcxr.study.run_study import Study
@@ -330,9 +330,9 @@ def test_a_disk_that_refuses_is_recorded_before_the_study_stops(
     def full(*_: object) -> None:
         raise CannotWrite("model.safetensors: no space left on the disk (79.0 MB are needed)")
 
-    monkeypatch.setitem(steps.STEPS, "test", full)
+    monkeypatch.setitem(run_study.STEPS, "test", full)
     with pytest.raises(CannotWrite):
-        steps.carry_out(Task(out, "test_efficientnet-standard-s0", "test"))
+        run_study.carry_out(Task(out, "test_efficientnet-standard-s0", "test"))
     reason = atomic.read_json(out / "runs" / "test_efficientnet-standard-s0" / "failure.json")["reason"]
     assert reason == "test: model.safetensors: no space left on the disk (79.0 MB are needed)"
 
@@ -347,18 +347,18 @@ def test_whatever_a_step_raises_is_recorded_as_it_does_and_taken_away_once_that_
         if asked["fails"]:
             raise ZeroDivisionError("of\nnothing")
 
-    monkeypatch.setitem(steps.STEPS, "test", faulty)
+    monkeypatch.setitem(run_study.STEPS, "test", faulty)
     with pytest.raises(ZeroDivisionError):
-        steps.carry_out(Task(out, FIRST, "test"))
+        run_study.carry_out(Task(out, FIRST, "test"))
     assert atomic.read_json(failure)["reason"] == "test: ZeroDivisionError: of nothing"
-    steps.carry_out(Task(out, FIRST, "train"))
+    run_study.carry_out(Task(out, FIRST, "train"))
     assert failure.is_file(), "an earlier step that is done says nothing of a later one"
     asked["fails"] = False
-    steps.carry_out(Task(out, FIRST, "test"))
+    run_study.carry_out(Task(out, FIRST, "test"))
     assert not failure.exists()
     (out / "study.yaml").rename(out / "elsewhere.yaml")
     with pytest.raises(UserError):
-        steps.carry_out(Task(out, FIRST, "test"))
+        run_study.carry_out(Task(out, FIRST, "test"))
     assert "study.yaml" in atomic.read_json(failure)["reason"], "before the step has begun too"
 
 

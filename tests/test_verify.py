@@ -17,7 +17,7 @@ from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.runs.run_folder import RunFolder
 from trustcxr.storage import atomic
 from trustcxr.storage.schemas import VerifiedDocument
-from trustcxr.study import engines, steps
+from trustcxr.study import engines, run_study
 from trustcxr.study.run_study import Study
 from trustcxr.study.verify_study import count_figures, differences, verify
 
@@ -159,14 +159,14 @@ def test_a_standard_run_that_failed_after_validation_is_ranked_as_in_the_study(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = write_files.write(tmp_path / "phantom", {"Train": 9, "Val": 4, "Test": 4}, size=32)
-    real = steps.STEPS["test"]
+    real = run_study.STEPS["test"]
 
-    def fails(study: steps.StudyFolder, recipe: RunRecipe, folder: RunFolder) -> None:
+    def fails(study: run_study.StudyFolder, recipe: RunRecipe, folder: RunFolder) -> None:
         if recipe.name == OTHER:
             raise UserError("no")
         real(study, recipe, folder)
 
-    monkeypatch.setitem(steps.STEPS, "test", fails)
+    monkeypatch.setitem(run_study.STEPS, "test", fails)
     recipe = small(models=[{"name": "test_resnet", "weights": "none"}])
     document = Study(recipe, images, tmp_path / "out", engines.get("local")).run()  # type: ignore[arg-type]
     assert (len(document.selection.ranking), [run.run for run in document.runs]) == (1, [NAME])

@@ -50,7 +50,7 @@ def measure(nodes: int, images: Path, work: Path, given: argparse.Namespace) -> 
     from ray.cluster_utils import Cluster
 
     from trustcxr.study.engines import EngineOptions, get
-    from trustcxr.study.steps import carry_out
+    from trustcxr.study.run_study import carry_out
 
     options: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80 << 20}
     cluster = Cluster(initialize_head=True, head_node_args=options | {"include_dashboard": False})

@@ -32,7 +32,7 @@ from fault_runner import LIMIT, LINES, Ended, call
 TIMES = ("created", "seconds", "when")
 _IMPORTED = ("trustcxr.cli", "trustcxr.study.run_study", "trustcxr.study.data_check", "trustcxr.explain.examples")
 _IMPORTED += ("trustcxr.report.study_html", "trustcxr.report.model_card", "trustcxr.training.fit_run", "timm", "joblib")
-_IMPORTED += ("trustcxr.study.steps", "trustcxr.data.checks.check", "trustcxr.data.phantom.write_files", "jinja2")
+_IMPORTED += ("trustcxr.data.checks.check", "trustcxr.data.phantom.write_files", "jinja2")
 _IMPORTED += ("pyarrow.dataset", "pyarrow.csv", "pytorch_lightning", "matplotlib.pyplot", "imagecodecs")
 _IMPORTED += ("tests.faults.warmed",)  # last; left out, and no more than slower, where tests are not run from the root
 _LASTED = rb"(?:<data value=\"[\d.e-]+\">)?\b[\d.]+ (?:s|min|h)(?: \d+ (?:s|min))?\b"

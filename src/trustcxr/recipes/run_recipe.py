@@ -168,17 +168,7 @@ class RunRecipe(Strict):
 
     def network_options(self) -> dict[str, Any]:
         """Return the keywords of `models.build` besides name, classes and weights."""
-        return self.model.options() | ({"lung_gate": True} if self.lung_gate else {})
-
-    @property
-    def lung_gate(self) -> bool:
-        """Return True if a lung gate is part of the model."""
-        return BACKGROUNDS[self.background].gate
-
-    @property
-    def empty_lungs(self) -> bool:
-        """Return True if images with masked lungs are added to the training images."""
-        return BACKGROUNDS[self.background].emptied
+        return self.model.options() | ({"lung_gate": True} if BACKGROUNDS[self.background].gate else {})
 
     @property
     def needs_lungs(self) -> bool:
@@ -216,7 +206,7 @@ class RunRecipe(Strict):
             raise ValueError(
                 f"guidance is of answers; {defence.name} asks for bounds alone; set defence.clean_weight too"
             )
-        if defence.certifies and self.empty_lungs:
+        if defence.certifies and BACKGROUNDS[self.background].emptied:
             raise ValueError(
                 f"background: {self.background} shows images that {defence.name} cannot bound; use full or swap"
             )

@@ -62,7 +62,7 @@ def estimate(recipe: StudyRecipe, runs: Iterable[RunRecipe], data: Path) -> stat
     train, val, annotated = counts["train"], counts["val"], counts["annotated"]
     seconds, times = status.Seconds(), dict[str, tuple[float, float]]()
     for name, run in track(kinds.items(), "timing each network", len(kinds)):
-        network = f"{run.model.called} {run.lung_gate}"
+        network = f"{run.model.called} {run.network_options()}"
         times[network] = forward, gradient = times.get(network) or _time_passes(run)
         epoch = (train + val * run.training.refit) * replays(run) * _step_gradients(run) * gradient + val * forward
         if run.defence.attacks and not run.defence.certifies:

@@ -15,7 +15,7 @@ from trustcxr.defences import backgrounds, counterfactual_loss, guidance
 from trustcxr.defences.counterfactual_loss import LesionBatch
 from trustcxr.models import classifier
 from trustcxr.recipes.run_recipe import RunRecipe
-from trustcxr.registry import DEFENCES
+from trustcxr.registry import BACKGROUNDS, DEFENCES
 from trustcxr.training.devices import ALONE, Devices
 
 
@@ -98,7 +98,7 @@ class TrainingStep(pl.LightningModule):
             lesion_batch = self._counterfactual(lesion_batch, self.healthy)
             pixels, labels = lesion_batch.pixels, lesion_batch.labels
         emptied = pixels[:0]  # drawn for the whole batch: each part would draw at least one
-        if self.recipe.empty_lungs and lungs is not None:
+        if BACKGROUNDS[self.recipe.background].emptied and lungs is not None:
             emptied = backgrounds.emptied(pixels, lungs)
         images_of_all, emptied_of_all, lesion_batch = self._count_whole(labels, lesion_batch, len(emptied))
         counted = torch.zeros(3, device=self.device)

@@ -17,7 +17,7 @@ from trustcxr.study.engines.base import Engine, Failure, Order, Outcome, Outcome
 
 # Slow imports of the steps, done once for all forked processes.
 IMPORTED: tuple[str, ...] = (
-    "trustcxr.study.steps",
+    "trustcxr.study.run_study",
     "trustcxr.training.fit_run",
     "trustcxr.explain.evaluate",
     "trustcxr.explain.saliency_summary",
