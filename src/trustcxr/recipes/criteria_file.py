@@ -6,12 +6,12 @@ from contextlib import suppress
 from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args, get_origin
+from typing import Annotated, Literal, Self, get_origin
 
 from pydantic import Field, field_validator, model_validator
 
 from trustcxr.errors import UserError, lookup, unknown
-from trustcxr.recipes.parsing import Strict, model_in, validate
+from trustcxr.recipes.parsing import Strict, model_in, validate, without_none
 from trustcxr.recipes.protocol import ExamRecipe
 from trustcxr.storage.atomic import read_yaml
 from trustcxr.storage.layout import AUDIT_FILE
@@ -70,7 +70,7 @@ def list_figures(kind: type[Document] = AuditDocument, prefix: str = "") -> Iter
     """Yield the path of each figure that an audit can have, and whether it has an interval."""
     for name, field in kind.model_fields.items():
         path = f"{prefix}.{name}" if prefix else name
-        annotation, inner = _without_none(field.annotation), model_in(field.annotation)
+        annotation, inner = without_none(field.annotation), model_in(field.annotation)
         if (not prefix and name not in _PARTS) or annotation in (str, bool) or name in _SETTINGS:
             continue
         if inner is not None and issubclass(inner, Share):
@@ -83,11 +83,6 @@ def list_figures(kind: type[Document] = AuditDocument, prefix: str = "") -> Iter
                 continue
             selector = ", ".join(f"{key}=..." for key in _KEYS.get(name, ())) if origin is list else "NAME"
             yield from list_figures(inner, path if origin is None else f"{path}[{selector}]")
-
-
-def _without_none(annotation: Any) -> Any:
-    parts = [part for part in get_args(annotation) if part is not type(None)]
-    return parts[0] if type(None) in get_args(annotation) else annotation
 
 
 def outline(path: str) -> str:

@@ -116,10 +116,6 @@ class EvaluationRecipe(Strict):
         named = self.corruptions.conditions() if self.corruptions else ()
         return attacked | {(name, 0.0, 0, severity) for name, severity in named}
 
-    def radii(self) -> list[float]:
-        """Return every epsilon above 0 of the attacks, once: the radii for certificates."""
-        return sorted({e for attack in self.attacks for e in attack.epsilons if e})
-
 
 class ExplanationRecipe(Strict):
     """Saliency methods and their measures."""

@@ -4,7 +4,7 @@ import copy
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -108,6 +108,12 @@ def _recipe_at(kind: type[BaseModel], location: Iterable[int | str]) -> type[Bas
         if isinstance(part, str) and part in at.model_fields:
             at = model_in(at.model_fields[part].annotation) or at
     return at
+
+
+def without_none(annotation: Any) -> Any:
+    """Return X of the annotation X | None, and any other as it is."""
+    parts = [part for part in get_args(annotation) if part is not type(None)]
+    return parts[0] if type(None) in get_args(annotation) else annotation
 
 
 def model_in(annotation: Any) -> type[BaseModel] | None:

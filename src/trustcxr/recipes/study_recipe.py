@@ -10,7 +10,7 @@ from pydantic.fields import FieldInfo
 
 from trustcxr.errors import UserError, unknown
 from trustcxr.recipes.evaluation_recipe import EvaluationRecipe, ExplanationRecipe
-from trustcxr.recipes.parsing import Seed, Strict, model_in, read_recipe, validate
+from trustcxr.recipes.parsing import Seed, Strict, model_in, read_recipe, validate, without_none
 from trustcxr.recipes.run_recipe import DataRecipe, RunRecipe, check_splits, check_unused
 from trustcxr.recipes.training_recipe import DefenceRecipe, ModelRecipe, TrainingRecipe
 from trustcxr.registry import USUAL_DEFENCE
@@ -178,8 +178,7 @@ def _meaning(field: FieldInfo | None, value: Any) -> str:
     if field is None:
         return ""
     default, description = field.get_default(call_default_factory=True), field.description or ""
-    parts = [part for part in get_args(field.annotation) if part is not type(None)]
-    kind = parts[0] if len(parts) == 1 else field.annotation
+    kind = without_none(field.annotation)
     words = [str(word) for word in get_args(kind)] if get_origin(kind) is Literal else []
     choice = f"one of {', '.join(words)}" if any(word not in description for word in words) else ""
     shown = isinstance(default, str | int | float | bool) and default not in (value, "")

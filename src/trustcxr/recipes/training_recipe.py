@@ -61,9 +61,7 @@ class TrainingRecipe(Strict):
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     accumulate: int = Field(
-        1,
-        ge=1,
-        description="parts of each batch, whose gradients are added up; doubled if a batch does not fit in memory",
+        1, ge=1, description="parts of each batch, their gradients added up; doubled if a batch exceeds the memory"
     )
     balanced: bool = Field(False, description="draw every class equally often")
     balanced_by: str = Field(

@@ -55,11 +55,10 @@ def check_names(study: StudyRecipe, folder: Path | None) -> None:
             layout.check_run(Path(attack.surrogate))
     for model in study.models:
         factory.architectures(model.name)
-        if not _trained(study, model, folder):
-            known = model.weights in (names := ("imagenet", "none")) or Path(model.weights).is_file()
-            if not known:
-                hint = f"{suggest_nearest(model.weights, names)}or choose imagenet or none"
-                raise UserError(f"weights of {model.name}: no such file '{model.weights}'; {hint}")
+        missing = model.weights not in (names := ("imagenet", "none")) and not Path(model.weights).is_file()
+        if missing and not _trained(study, model, folder):
+            hint = f"{suggest_nearest(model.weights, names)}or choose imagenet or none"
+            raise UserError(f"weights of {model.name}: no such file '{model.weights}'; {hint}")
 
 
 def check_devices(study: StudyRecipe, devices: int) -> None:

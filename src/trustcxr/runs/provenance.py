@@ -21,13 +21,8 @@ if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
 
 KEY = "provenance"  # of the hash among the arrays of example_maps.npz
-TABLES = (
-    layout.VALIDATION_FILE,
-    layout.PREDICTIONS_FILE,
-    layout.SALIENCY_FILE,
-    layout.LESIONS_FILE,
-    layout.CERTIFIED_FILE,
-)
+MEASURED = (layout.PREDICTIONS_FILE, layout.SALIENCY_FILE, layout.LESIONS_FILE, layout.CERTIFIED_FILE)
+TABLES = (layout.VALIDATION_FILE, *MEASURED)
 # Add one to a file if the same weights, data and options give other figures.
 ALGORITHM_VERSION = dict.fromkeys((*TABLES, layout.METRICS_FILE, layout.EXAMPLES_FILE), 1) | {
     layout.SALIENCY_FILE: 2,

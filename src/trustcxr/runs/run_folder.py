@@ -29,7 +29,7 @@ from trustcxr.recipes.run_recipe import RunRecipe, Splits, check_splits, check_u
 from trustcxr.registry import HEADLINE_ATTACKS, USUAL_ATTACKS
 from trustcxr.runs import explain_run, preflight
 from trustcxr.runs import test_data as tested
-from trustcxr.runs.provenance import TABLES, Results, data_hash, hash_of, read_hash
+from trustcxr.runs.provenance import MEASURED, TABLES, Results, data_hash, hash_of, read_hash
 from trustcxr.runs.test_data import Source, report_skipped
 from trustcxr.runs.training_data import add_data, check_added
 from trustcxr.statistics import Bootstrap, share_interval
@@ -38,7 +38,6 @@ from trustcxr.storage.evaluations import own_figures
 from trustcxr.storage.locks import folder_lock
 from trustcxr.storage.schemas import Alarm, OodDocument, RunDocument, Share, TrainingDocument
 
-MEASURED = (layout.PREDICTIONS_FILE, layout.SALIENCY_FILE, layout.LESIONS_FILE, layout.CERTIFIED_FILE)
 _FIGURES = (*TABLES, layout.METRICS_FILE)
 _OTHERS = (layout.EXAMPLES_FILE, layout.OOD_FILE, layout.AUDIT_FILE, layout.HISTORY_FILE, layout.IMAGES_FILE)
 _ALSO = (
@@ -101,23 +100,20 @@ class RunFolder:
         if self.out != self.folder and Results(self.folder, self.results.weights).is_current(name, data=data):
             return
 
-        def predict() -> list[pd.DataFrame]:
-            table = evaluation.predict(load_before_refit(self.run), val, views=False, batch_size=batch_size)
-            return [table.assign(**{prediction_table.IMAGES: val.fingerprint})]
-
-        self.results.table(name, predict, data=data)
+        self.results.table(
+            name, lambda: _predict(load_before_refit(self.run), val, views=False, batch_size=batch_size), data=data
+        )
 
     def test(self, images: Dataset, options: EvaluationRecipe) -> None:
         """Write the predictions on `images`: clean, under attack and corrupted."""
 
-        def predict() -> list[pd.DataFrame]:
-            table = evaluation.predict(
-                self.run, images, options.attacks, corruptions=options.corruptions, batch_size=options.batch_size
-            )
-            return [table.assign(**{prediction_table.IMAGES: images.fingerprint})]
-
-        data = data_hash(images, "lung")
-        self.results.table(layout.PREDICTIONS_FILE, predict, data=data, options=prediction_options(options))
+        asked = {"corruptions": options.corruptions, "batch_size": options.batch_size}
+        self.results.table(
+            layout.PREDICTIONS_FILE,
+            lambda: _predict(self.run, images, conditions=options.attacks, **asked),
+            data=data_hash(images, "lung"),
+            options=prediction_options(options),
+        )
 
     def explain(
         self, images: Dataset, options: ExplanationRecipe, val: Dataset | None, *, train: Dataset | None = None
@@ -187,6 +183,11 @@ class RunFolder:
             column = atomic.read_table(validation, [prediction_table.IMAGES])[prediction_table.IMAGES]
             validation = None if set(column) == {images.fingerprint} else validation
         return validation, None if internal is None else internal.table(layout.PREDICTIONS_FILE)
+
+
+def _predict(run: Run, images: Dataset, **options: Any) -> list[pd.DataFrame]:
+    table = evaluation.predict(run, images, **options)
+    return [table.assign(**{prediction_table.IMAGES: images.fingerprint})]
 
 
 def prediction_options(options: EvaluationRecipe) -> dict[str, object]:

@@ -22,6 +22,7 @@ CLEAN = "clean"
 RIGHT_SHARE = "right_share"  # column: share of draws that are right, of a model that answers at random
 IMAGES = "data"  # column: fingerprint of the images
 _ALWAYS = ("sample_id", "group", "split", "label", "attack", "epsilon", "steps", "severity", "logits")
+_CONDITION = ("attack", "epsilon", "steps", "severity")
 _NUMBERS = ("label", "epsilon", "steps", "severity")
 
 
@@ -40,12 +41,6 @@ def clean_answers(predictions: "pd.DataFrame") -> "pd.DataFrame":
 def right(rows: "pd.DataFrame") -> NDArray[np.bool_]:
     """Return whether each row's answer is its label, (N,)."""
     return logits_of(rows).argmax(1) == rows["label"].to_numpy(dtype=np.int64)
-
-
-def conditions_of(table: "pd.DataFrame") -> list[Condition]:
-    """Return the condition of every row."""
-    columns = (table["attack"], table["epsilon"], table["steps"].fillna(0), table["severity"].fillna(0))
-    return [(str(a), float(e), int(s), int(v)) for a, e, s, v in zip(*columns, strict=True)]
 
 
 def efforts_of(rows: "pd.DataFrame") -> dict[str, int]:
@@ -87,8 +82,8 @@ def _find_damage(table: "pd.DataFrame", classes: int | None) -> Iterator[str]:
     labels = table["label"].to_numpy(dtype=float)
     if len(odd := labels[(labels != np.floor(labels)) | (labels < 0) | (labels >= max(widths))]):
         yield f"the label {odd[0]:g}, of {max(widths)} classes numbered from 0"
-    names, conditions = table["sample_id"].astype(str), pd.Series(conditions_of(table), index=table.index)
-    if twice := int(pd.DataFrame({"image": names, "condition": conditions}).duplicated().sum()):
+    names = table["sample_id"].astype(str)
+    if twice := int(table.assign(sample_id=names).duplicated(["sample_id", *_CONDITION]).sum()):
         yield f"{twice} of {len(table)} rows there twice, of one image under one condition"
     if without := set(names) - set(names[table["attack"] == CLEAN]):
         yield f"{len(without)} images without a row of the image as it is, such as {min(without)}"

@@ -41,8 +41,7 @@ def dry_run(recipe: StudyRecipe, data: Path | None, out: Path | None, *, devices
     if begun is not None:
         check_same_study(begun, recipe)
     preflight.check_names(recipe, begun)
-    if devices != 1:
-        preflight.check_devices(recipe, devices)
+    preflight.check_devices(recipe, devices)
     if data is None:
         return status.plan(recipe, out)
     runs = status.plan_runs(recipe, None)

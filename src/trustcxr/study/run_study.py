@@ -388,10 +388,8 @@ class StudyFolder:
 
     def run(self, name: str) -> RunRecipe:
         """Return the recipe of the run of a name."""
-        for run in (*list_runs(self.recipe), *list_runs(self.recipe, self.recipe.defences)):
-            if run.name == name:
-                return run
-        raise UserError(f"{self.folder}: no run '{name}' in its recipe")
+        runs = (*list_runs(self.recipe), *list_runs(self.recipe, self.recipe.defences))
+        return next(run for run in runs if run.name == name)
 
     def images(self, role: str) -> Dataset:
         """Load the images of train, val or test. Raises UserError if they are not those of the study."""
@@ -445,7 +443,7 @@ def _test(study: StudyFolder, run: RunRecipe, steps: RunFolder) -> None:
     test, options = study.images("test"), study.recipe.evaluation
     steps.test(test, options)
     if run.defence.certifies:
-        steps.prove(test, options.radii())
+        steps.prove(test, sorted({e for attack in options.attacks for e in attack.epsilons if e}))
 
 
 def _explain(study: StudyFolder, run: RunRecipe, steps: RunFolder) -> None:

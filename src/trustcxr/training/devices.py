@@ -44,12 +44,7 @@ class Devices:
     @property
     def rank(self) -> int:
         """Return the number of this process; 0 is the one that writes."""
-        return int(os.environ.get(_launched() or "LOCAL_RANK", 0)) if self.world > 1 else 0
-
-    @property
-    def launched(self) -> bool:
-        """Return True if torchrun or srun started the processes: this one cannot change their parts."""
-        return self.world > 1 and _launched() is not None
+        return int(os.environ.get(rank_variable() or "LOCAL_RANK", 0)) if self.world > 1 else 0
 
     def split_batches(self) -> dict[str, int | str]:
         """Return how each batch is split, for run.yaml; empty if it is whole."""
@@ -72,7 +67,7 @@ class Devices:
             raise UserError(f"{self.world} processes share each batch, and training.batch_size is smaller; raise it")
         if recipe.defence.name == "free":
             raise UserError("free keeps a state for each process: train it on one device")
-        if self.nodes > 1 and _launched() is None:
+        if self.nodes > 1 and rank_variable() is None:
             raise UserError(f"--nodes {self.nodes}: start the same command on every machine, by srun or by torchrun")
 
     def share(self, count: int) -> tuple[int, int]:
@@ -104,12 +99,6 @@ class Devices:
 
         return convert_sync_batchnorm(model)
 
-    def plugins(self) -> list[Any]:
-        """Return Lightning's plugin for processes that were started here; none for those of torchrun or srun."""
-        from pytorch_lightning.plugins.environments import LightningEnvironment
-
-        return [] if self.world == 1 or _launched() else [LightningEnvironment()]
-
 
 ALONE = Devices()
 
@@ -127,7 +116,7 @@ def start_processes(devices: Devices, work: Callable[..., object], *arguments: o
     others: list[Any] = []
     before, threads = dict(os.environ), torch.get_num_threads()
     try:
-        if _launched() is None:
+        if rank_variable() is None:
             os.environ |= {"LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
             torch.set_num_threads(max(1, threads // devices.devices))
             context = multiprocessing.get_context("spawn")
@@ -190,7 +179,7 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _launched() -> str | None:
+def rank_variable() -> str | None:
     """Return the variable that holds this process's rank if torchrun or srun started it; else None."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return "RANK"

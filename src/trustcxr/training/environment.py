@@ -13,21 +13,12 @@ import torch
 
 from trustcxr import attacks
 from trustcxr.errors import UserError
-from trustcxr.storage import layout
 from trustcxr.storage.schemas import Hardware
-from trustcxr.training.devices import Devices
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 _NEEDS = {"16-mixed": "a GPU", "bf16-mixed": "a processor that computes in bfloat16"}
 _DTYPES = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 _GIT_SECONDS = 5  # limit of one call of git
-
-
-def record_environment(devices: Devices) -> dict[str, object]:
-    """Return versions, hardware, source and the split of batches, as run.yaml stores them."""
-    record: dict[str, object] = {"versions": layout.versions(), "hardware": hardware(), "source": source()}
-    split = devices.split_batches()
-    return record | ({"split_batches": split} if split else {})
 
 
 def hardware() -> Hardware:

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.plugins.environments import LightningEnvironment
 from torch import nn
 
 from trustcxr.console import Progress, log
@@ -25,7 +26,7 @@ from trustcxr.storage import atomic, layout, schemas, segments
 from trustcxr.storage.memory import keep_freed_memory
 from trustcxr.storage.schemas import TrainingDocument
 from trustcxr.training import checkpoint, environment, lung_segmenter, tracking
-from trustcxr.training.devices import ALONE, Devices, does_not_fit, start_processes
+from trustcxr.training.devices import ALONE, Devices, does_not_fit, rank_variable, start_processes
 from trustcxr.training.monitor import Monitor, RefitMonitor, attacked_rows
 from trustcxr.training.step import TrainingStep, replays
 
@@ -57,7 +58,7 @@ def fit(
                 raise
             if devices.parts >= largest:
                 raise UserError(f"{recipe.name}: not even one image fits in memory; lower data.size") from None
-            if devices.launched:  # srun or torchrun started the others: this process cannot change their parts
+            if devices.world > 1 and rank_variable():  # srun or torchrun started the others, which keep their parts
                 advice = f"start all of them again with --set training.accumulate={2 * devices.parts}"
                 raise UserError(f"{recipe.name}: a batch does not fit in memory; {advice}") from None
         devices = replace(devices, parts=2 * devices.parts)
@@ -171,12 +172,14 @@ def _trainer(recipe: RunRecipe, monitor: Monitor) -> pl.Trainer:
     followed = []
     if recipe.training.track != "none" and monitor.devices.rank == 0:
         followed = [tracking.Tracked(monitor, tracking.make_logger(recipe, monitor.folder))]
+    own = monitor.devices.world > 1 and not rank_variable()  # processes that were started here
+    processes = [LightningEnvironment()] if own else []
     return pl.Trainer(
         max_epochs=monitor.epochs,
         accelerator="auto",
         precision=environment.supported_precision(recipe.training.precision, environment.device_kind()),
         callbacks=[monitor, save, *followed],
-        plugins=[checkpoint.WholeCheckpoints(), *monitor.devices.plugins()],
+        plugins=[checkpoint.WholeCheckpoints(), *processes],
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -283,9 +286,9 @@ def _write_recipe(
         "data": describe_training_data(train),
     }
     path = folder / layout.RUN_FILE
-    content["segments"] = segments.append_segment(
-        atomic.read_yaml(path) if path.is_file() else {}, environment.record_environment(devices), done
-    )
+    now = {"versions": layout.versions(), "hardware": environment.hardware(), "source": environment.source()}
+    now |= {"split_batches": split} if (split := devices.split_batches()) else {}
+    content["segments"] = segments.append_segment(atomic.read_yaml(path) if path.is_file() else {}, now, done)
     atomic.write_yaml(path, content)
     if not (folder / layout.IMAGES_FILE).is_file():
         table = pd.DataFrame({"sample_id": train.sample_ids, "image": train.image_sums})

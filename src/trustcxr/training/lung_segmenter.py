@@ -28,8 +28,7 @@ def fit(gate: LungGate, images: np.ndarray, lungs: np.ndarray, recipe: RunRecipe
     optimiser = torch.optim.Adam(gate.parameters(), lr=LEARNING_RATE)
     batches = max(1, len(rows) // BATCH_SIZE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LEARNING_RATE, total_steps=EPOCHS * batches)
-    changes = recipe.training.augment.model_dump()
-    score = 0.0
+    changes, score = recipe.training.augment.model_dump(), 0.0
     with Progress(f"training the lung gate of {recipe.name}", EPOCHS * batches) as bar:
         for _ in range(EPOCHS):
             order, score = rows[torch.randperm(len(rows), generator=generator).numpy()], 0.0

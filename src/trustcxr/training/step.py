@@ -37,6 +37,7 @@ class TrainingStep(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.model, self.recipe, self.classes, self.steps_per_epoch = model, recipe, classes, steps_per_epoch
+        self.total_steps = recipe.training.epochs * steps_per_epoch
         self.lungs, self.lesions = lungs, lesions  # (N, H, W) of 0 and 1, all 0 without a mask
         self.healthy = healthy  # the class of an image without its lesion
         self.defence, self.robust = defences.get(recipe.defence.name), recipe.defence.attacks
@@ -47,11 +48,6 @@ class TrainingStep(pl.LightningModule):
         self.average = _average(model, recipe.training.ema_decay)
         self.sums: dict[str, float] = {}
         self.devices, self.batch_images = devices, batch_images
-
-    @property
-    def total_steps(self) -> int:
-        """Return the number of steps of the whole training."""
-        return self.recipe.training.epochs * self.steps_per_epoch
 
     def epsilon(self, step: int) -> float:
         """Return the radius at a step: it grows evenly from 0 over the first `ramp` of training."""

@@ -250,8 +250,8 @@ class MaskingVerdict(Document):
     @property
     def sentence(self) -> str:
         """Return the verdict as the terminal and the report print it."""
-        heading = {True: "Masked gradients", False: "No masked gradients found", None: "Masked gradients"}
-        return f"{heading[self.masked]}: {'; '.join(self.reasons)}"
+        heading = "No masked gradients found" if self.masked is False else "Masked gradients"
+        return f"{heading}: {'; '.join(self.reasons)}"
 
 
 class Alarm(Document):

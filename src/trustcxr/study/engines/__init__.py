@@ -51,12 +51,8 @@ def get(name: str, jobs: int | None = None, options: EngineOptions | None = None
     return engine(options)
 
 
-def _local(options: EngineOptions) -> Engine:
-    return LocalEngine() if options.jobs in (None, 1) else ProcessesEngine(options.jobs or 1)
-
-
 ENGINES: dict[str, Callable[[EngineOptions], Engine]] = {
-    "local": _local,
+    "local": lambda options: LocalEngine() if options.jobs in (None, 1) else ProcessesEngine(options.jobs or 1),
     "ray": lambda options: RayEngine(options.needs, jobs=options.jobs, address=options.address),
     "slurm": lambda options: SlurmEngine(options.needs, jobs=options.jobs, options=options.slurm),
 }
