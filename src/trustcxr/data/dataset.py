@@ -8,7 +8,6 @@ from functools import cached_property
 from hashlib import sha256
 from io import FileIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -315,9 +314,9 @@ def _similar_note(names: Mapping[str, int]) -> str:
     )
 
 
-def describe_training_data(train: Dataset | JoinedDataset) -> dict[str, Any]:
+def describe_training_data(train: Dataset | JoinedDataset) -> dict[str, object]:
     """Return the entry `data` of run.yaml; `fingerprints` are of every split."""
-    described: dict[str, Any] = {"root_name": train.root.name, "split": train.split, "images": len(train)}
+    described: dict[str, object] = {"root_name": train.root.name, "split": train.split, "images": len(train)}
     if shares := getattr(train, "shares", ()):
         described["shares"] = list(shares)
     return described | {"fingerprint": train.fingerprint, "fingerprints": train.fingerprints()}

@@ -5,7 +5,7 @@ outline. The control of an edit has the same shape at another position in the lu
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -80,13 +80,12 @@ def match_controls(lesion: Tensor, allowed: Tensor) -> Pair:
 
 def match_place(images: "EditInputs", others: "EditInputs") -> Pair:
     """Return the part of each lesion whose place in the lungs is lung of another image too, and that place in it."""
-    moves = [
-        (False, down, right) for down, right in (_middle(others.lung) - _middle(images.lung)).round().long().tolist()
-    ]
-    pair = Pair(images.lesion, images.lesion, images.lesion.flatten(1).sum(1), tuple(moves))
+    shifts = (_middle(others.lung) - _middle(images.lung)).round().long().tolist()
+    size = images.lesion.flatten(1).sum(1)
+    pair = Pair(images.lesion, images.lesion, size, tuple((False, down, right) for down, right in shifts))
     control = pair.move_to_control(images.lesion) & others.lung
     part = pair.move_to_lesion(control)
-    return Pair(part, control, part.flatten(1).sum(1) / images.lesion.flatten(1).sum(1), tuple(moves))
+    return replace(pair, lesion=part, control=control, share=part.flatten(1).sum(1) / size)
 
 
 def _match(lesion: Tensor, free: Tensor) -> tuple[Tensor, Tensor, tuple[bool, int, int]]:

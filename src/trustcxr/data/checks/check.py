@@ -14,18 +14,9 @@ import pandas as pd
 from PIL import Image
 
 from trustcxr.console import format_duration, plural, track
-from trustcxr.data.checks import confounds, duplicates
+from trustcxr.data.checks import confounds, duplicates, issues
 from trustcxr.data.checks.confounds import VIEWS, WITHOUT_LUNGS, Association, Probe
-from trustcxr.data.checks.issues import (
-    SEVERITIES,
-    Issue,
-    class_issues,
-    confound_issues,
-    file_issues,
-    image_issues,
-    leak_issues,
-    mask_issues,
-)
+from trustcxr.data.checks.issues import SEVERITIES, Issue
 from trustcxr.data.checks.scan import Scan, scan
 from trustcxr.data.images.greyscale import UnreadableImage
 from trustcxr.data.images.read import read_image, resize_image
@@ -228,12 +219,12 @@ def check_data(
     associations = confounds.measure_associations(manifest, files)
     published, surplus = _compare_with_published(manifest)
     findings = [
-        *file_issues(manifest, files),
-        *class_issues(manifest),
-        *image_issues(manifest, files),
-        *mask_issues(manifest, files, same_image),
-        *leak_issues(manifest, pairs),
-        *confound_issues(fitted, associations),
+        *issues.file_issues(manifest, files),
+        *issues.class_issues(manifest),
+        *issues.image_issues(manifest, files),
+        *issues.mask_issues(manifest, files, same_image),
+        *issues.leak_issues(manifest, pairs),
+        *issues.confound_issues(fitted, associations),
         *surplus,
     ]
     findings.sort(key=lambda f: SEVERITIES.index(f.severity))
@@ -330,7 +321,7 @@ def write_page(audit: DataAudit, path: str | Path) -> Path:
     return Path(path)
 
 
-def _with_pictures(finding: Issue, root: Path) -> dict[str, Any]:
+def _with_pictures(finding: Issue, root: Path) -> dict[str, object]:
     """Return a finding with images of its first files, and the number of further files."""
     pictures = []
     for item in finding.items[:_FILES]:

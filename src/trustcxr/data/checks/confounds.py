@@ -61,12 +61,10 @@ def run_probes(manifest: Manifest, scan: Scan) -> list[Probe]:
     needs_lungs = ("lungs blanked", "lungs only", "lung shape")
     possible = [v for v in VIEWS if v not in needs_lungs or scan.has_lungs.any()]
     probes = []
-    for view in track(possible, "Looking for confounds", len(possible)):
+    for view in track(possible, "Looking for confounds"):
         rows = np.flatnonzero(scan.has_lungs if view in needs_lungs else scan.readable)
-        probe = _fit_probe(view, select_features(view, scan, rows), table.iloc[rows])
-        if probe is not None:
-            probes.append(probe)
-    return probes
+        probes.append(_fit_probe(view, select_features(view, scan, rows), table.iloc[rows]))
+    return [probe for probe in probes if probe is not None]
 
 
 def select_features(view: str, scan: Scan, rows: NDArray[np.intp]) -> NDArray[np.float32]:

@@ -104,16 +104,12 @@ def fit_components(rows: Tensor, most: int) -> Components:
     """Return principal components of rows (N, K) and the mean variance beyond them, rounded as stored."""
     mean = rows.mean(0)
     count = max(1, min(most, len(rows) // 4, rows.shape[1] - 1))
-    values, axes = _spectrum(rows - mean)
+    off, freedom = rows - mean, max(len(rows) - 1, 1)
+    if len(rows) >= rows.shape[1]:
+        values, axes = torch.linalg.eigh(off.T @ off / freedom)
+    else:  # only the variances above 0, as ascending
+        _, lengths, axes = torch.linalg.svd(off, full_matrices=False)
+        values, axes = lengths.square().flip(0) / freedom, axes.T.flip(1)
     rest = (values[:-count].clamp(min=0).sum() / (rows.shape[1] - count)).clamp(min=1e-9)
     axes = axes[:, -count:] / torch.maximum(values[-count:], rest).sqrt()
     return Components(*(part.float().double() for part in (mean, axes, rest)))
-
-
-def _spectrum(off: Tensor) -> tuple[Tensor, Tensor]:
-    """Return ascending variances and their axes (K, V) of rows (N, K) of mean 0; for N < K only those above 0."""
-    freedom = max(len(off) - 1, 1)
-    if len(off) >= off.shape[1]:
-        return torch.linalg.eigh(off.T @ off / freedom)
-    _, lengths, axes = torch.linalg.svd(off, full_matrices=False)
-    return lengths.square().flip(0) / freedom, axes.T.flip(1)

@@ -57,9 +57,7 @@ def read_manifest(
             several = f"{len(skipped)} files or folders are skipped, such as"
             manifest.notes.append(f"{several if len(skipped) > 1 else 'skipped:'} {first}: {reason}")
         return manifest
-    inside = (
-        [n for n in list_folders(root)[:20] if list_parts(root / n) or read_folders(root / n)] if root.is_dir() else []
-    )
+    inside = [n for n in list_folders(root)[:20] if list_parts(root / n) or read_folders(root / n)]
     hint = f"; did you mean {path}/{inside[0]}?" if inside else ""
     raise UserError(f"{path}: not a data set: {EXPECTED}; found {describe_folder(root)}{hint}")
 

@@ -209,7 +209,9 @@ def _records(chosen: dict[str, list[Any]], file: Path, base: Path, notes: list[s
             continue
         if row_split is None:
             unsplit.setdefault(path, number)
-        sample_id = row.get("sample_id") or f"{split}/{finder.spell(row['path'], path)}"
+        spelling = row["path"].replace("\\", "/")
+        exact = os.path.isfile(f"{base}/{spelling}") and not os.path.isabs(spelling)
+        sample_id = row.get("sample_id") or f"{split}/{spelling if exact else path}"
         record = row | {"path": path, "split": split, "sample_id": sample_id}
         for column in [c for c in row if c.endswith(MASK_SUFFIX) and row[c]]:
             mask = finder.find(str(row[column]), split)
@@ -302,11 +304,6 @@ class _Finder:
             if len(named) == 1:
                 return named[0]
         return None
-
-    def spell(self, path: str, relative: str) -> str:
-        """Return the list's spelling of an image if it is a relative path that exists, else its relative path."""
-        path = path.replace("\\", "/")
-        return path if os.path.isfile(f"{self.base}/{path}") and not os.path.isabs(path) else relative
 
     def _normalise(self, path: str) -> str:
         """Remove `./`, `//` and `x/../`, unless that leads to another file because `x` is a link."""
