@@ -35,6 +35,7 @@ from foreign_models import (
 from pack import Pack
 from trustcxr.audit import formats
 from trustcxr.audit.formats import load
+from trustcxr.audit.formats.loading import _open_python
 from trustcxr.audit.formats.onnx import OPERATORS, ConvertedNet
 from trustcxr.data.phantom import render
 from trustcxr.errors import UserError
@@ -657,6 +658,15 @@ def test_a_function_that_fails_or_returns_random_weights(body: str, message: str
     (tmp_path / "model.yaml").write_text(text)
     with pytest.raises(UserError, match=message):
         load(tmp_path / "model.yaml", trust_code=True)
+
+
+@pytest.mark.parametrize("body", ["net.weight[0] = nan", "calls.append(0)\n    assert len(calls) == 1"])
+def test_a_function_whose_weights_cannot_be_compared(body: str, tmp_path: Path) -> None:
+    name = f"comparable{int('calls' in body)}"
+    code = "import torch\nfrom math import nan\ncalls = []\ndef network():\n    net = torch.nn.Linear(1, 3)"
+    code += f".requires_grad_(False)\n    net.weight[:] = net.bias[:] = 1\n    {body}\n    return net\n"
+    (tmp_path / f"{name}.py").write_text(code)
+    assert isinstance(_open_python(f"{name}:network", True, tmp_path).net, nn.Linear)
 
 
 @pytest.mark.slow

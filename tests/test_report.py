@@ -192,6 +192,8 @@ def test_missing_parts_leave_dashes_not_crashes(tmp_path: Path) -> None:
         {"runs": [{"run": "a", "attacks": [{"attack": "fgsm"}], "saliency": {"gradcam": {}}}]},
         {"runs": [{"clean": {"accuracy": {"value": float("nan"), "ci": [None, 1]}, "confusion": [[1]]}}]},
         {"comparisons": [{}], "alarms": [{}], "failures": [{}], "runs": [{"saliency": {"x": {"perturbed": {}}}}]},
+        {"recipe": {"defences": ["fgsm", {"name": "fgsm", "training": "x"}], "data": "x", "models": "y"}},
+        {"recipe": {"defence": "fgsm", "defences": {"name": "fgsm"}, "data": {"add": ["x"]}}},
     ],
 )
 def test_any_gap_in_study_json_is_survived(tmp_path: Path, document: dict[str, Any]) -> None:

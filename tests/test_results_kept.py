@@ -156,9 +156,9 @@ def test_a_table_of_other_options_weights_data_or_algorithm_is_not_current(
     test, made = load_dataset(images, "Test", 32), list[int]()
     real = predictions.predict
 
-    def predict(run: Any, data: Any, attacks: Any, **options: Any) -> Any:
-        made.append(len(attacks))
-        return real(run, data, attacks, **options)
+    def predict(run: Any, data: Any, **options: Any) -> Any:
+        made.append(len(options["conditions"]))
+        return real(run, data, **options)
 
     def once(restarts: int = 1, data: Any = test) -> int:
         asked = {"attacks": [{"name": "pgd", "epsilons": [0.02], "steps": 2, "restarts": restarts}]}

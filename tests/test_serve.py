@@ -197,6 +197,8 @@ def test_a_file_that_is_too_large_is_refused_before_it_is_read(pool: served.Here
         chunks = (b"x" * 65536 for _ in range(64))
         headers = {"content-type": "multipart/form-data; boundary=b"}
         assert api.post("/api/v1/predict", content=chunks, headers=headers).status_code in (400, 413)
+        declared = headers | {"content-length": str(10**12)}
+        assert api.post("/api/v1/predict", content=iter(()), headers=declared).status_code == 413
         assert pool.asked == before
 
 

@@ -214,7 +214,12 @@ def test_a_study_grows_by_seeds_in_its_own_folder(
     study_yaml = (out / "study.yaml").read_bytes()
     with pytest.raises(UserError, match=r"holds 2 seeds \(0, 1\) of this study, not 1 seed \(0\): use another --out"):
         Study(tiny(), radiographs, out, local).run()
-    for keys in ({"seeds": [1, 2]}, {"seeds": [0, 1, 2], "training": {"epochs": 2, "batch_size": 12}}):
+    training = tiny().training.model_dump(mode="json")
+    for keys in (
+        {"seeds": [1, 2]},
+        {"seeds": [0, 1, 2], "training": {"epochs": 2, "batch_size": 12}},
+        {"seeds": [0, 1], "training": training | {"weight_decay": training["weight_decay"] + 5e-10}},
+    ):
         with pytest.raises(UserError, match="holds another study: recipe"):
             Study(tiny(**keys), radiographs, out, local).run()
     assert (out / "study.yaml").read_bytes() == study_yaml

@@ -20,6 +20,7 @@ def test_a_damaged_check_of_the_data_is_made_again(tmp_path: Path, monkeypatch: 
     made = SimpleNamespace(to_dict=lambda: {"verdict": "none"}, verdict="none")
     monkeypatch.setattr("trustcxr.data.checks.check.check_data", lambda *_, **__: made)
     (tmp_path / layout.DATA_CHECK_FILE).write_text("")
+    monkeypatch.setattr(run_study, "read_manifest", lambda *_, **__: None)
     written = run_study.write_data_check(small(), tmp_path, tmp_path, [])  # type: ignore[arg-type]
     assert atomic.read_json(written)["verdict"] == "none"
 

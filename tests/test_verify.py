@@ -55,6 +55,7 @@ def test_documents_are_compared_figure_by_figure() -> None:
         ("d", None, 4),
     ]
     changed = [{"attack": "fgsm", "x": 4}]
+    assert next(differences({"b": said["b"][::-1]}, {"b": said["b"]}))[0] == "b (order)"
     assert list(differences({"b": changed}, {"b": said["b"]})) == [("b[fgsm].x", 4, 2), ("b[pgd]", None, "2 figures")]
     assert count_figures({"a": [1, 2, {"b": None}], "c": False}) == 3
 

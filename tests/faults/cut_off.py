@@ -30,7 +30,7 @@ from fault_runner import LIMIT, LINES, Ended, call
 
 # Keys of documents that no two starts share: when, how long, and what it cost.
 TIMES = ("created", "seconds", "when")
-_IMPORTED = ("trustcxr.cli", "trustcxr.study.run_study", "trustcxr.study.data_check", "trustcxr.explain.examples")
+_IMPORTED = ("trustcxr.cli", "trustcxr.study.run_study", "trustcxr.explain.examples")
 _IMPORTED += ("trustcxr.report.study_html", "trustcxr.report.model_card", "trustcxr.training.fit_run", "timm", "joblib")
 _IMPORTED += ("trustcxr.data.checks.check", "trustcxr.data.phantom.write_files", "jinja2")
 _IMPORTED += ("pyarrow.dataset", "pyarrow.csv", "pytorch_lightning", "matplotlib.pyplot", "imagecodecs")

@@ -180,6 +180,8 @@ def _banded(name: str, values: pd.Series) -> pd.Series:
     if are_names or count <= MANY or numbers.notna().mean() < _NUMBERS:
         return values.where(values != "", UNKNOWN)
     edges = _AGES if ages else sorted(set(np.quantile(numbers.dropna(), [0, 0.25, 0.5, 0.75, 1])))
+    if len(edges) < 2:  # one number in many spellings
+        return pd.Series(UNKNOWN, index=values.index)
     digits = next((k for k in (3, 4, 6, 9) if len({f"{edge:.{k}g}" for edge in edges}) == len(edges)), 17)
     ends = [*(high - ages for high in edges[1:-1]), edges[-1]]
     labels = [f"{low:.{digits}g} to {end:.{digits}g}" for low, end in zip(edges, ends, strict=False)]

@@ -30,7 +30,7 @@ from trustcxr.data.images.greyscale import UnreadableImage
 from trustcxr.data.images.read import DECODER, read_image_at, read_mask_at
 from trustcxr.data.worker_pool import pool
 from trustcxr.errors import CannotWrite, UserError, unknown
-from trustcxr.storage.os_errors import writing
+from trustcxr.storage.os_errors import megabytes, writing
 
 if TYPE_CHECKING:
     from trustcxr.data.manifest import Manifest
@@ -103,7 +103,7 @@ def open_store(
         return store
     most = len(manifest.table) * size**2 * len(manifest.files)
     try:
-        with writing(folder.parent, needed=lambda: most):
+        with writing(folder.parent):
             folder.parent.mkdir(parents=True, exist_ok=True)
             lock = FileLock(f"{folder}.lock")
             try:
@@ -114,7 +114,7 @@ def open_store(
             with held:  # another process may have built it in the meantime
                 return _read(folder, every=every) or _build(folder, manifest, size, resize, workers)
     except CannotWrite as problem:
-        advice = "set TRUSTCXR_CACHE to another folder for decoded images"
+        advice = f"decoded images need up to {megabytes(most)}; set TRUSTCXR_CACHE to another folder for them"
         raise CannotWrite(f"{problem}; {advice}", problem.number) from None
 
 

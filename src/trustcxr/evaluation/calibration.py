@@ -33,7 +33,9 @@ def describe(
         None if refit or fitted.empty else fit_temperature(prediction_table.logits_of(fitted), fitted["label"])
     )
     samples = Bootstraps(resamples=resamples)
-    (_, clean), *attacked = conditions(predictions)
+    (first, clean), *attacked = conditions(predictions)
+    if first["attack"] != prediction_table.CLEAN:
+        raise ValueError("calibration: no predictions of unperturbed images")
     return Calibration(
         temperature=temperature,
         split="+".join(sorted(set(fitted["split"]))),

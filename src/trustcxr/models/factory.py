@@ -365,7 +365,7 @@ def _load(net: nn.Module, state: dict[str, Tensor], *, source: str) -> None:
     config: Any = getattr(net, "pretrained_cfg", None) or {}  # only networks of timm have one
     for first in _listed(config.get("first_conv")):
         key = f"{first}.weight"
-        if key in state and state[key].shape[1] == 3:
+        if key in state and state[key].ndim == 4 and state[key].shape[1] == 3:
             state[key] = adapt_input_conv(1, state[key])
     heads = tuple(f"{head}." for head in _listed(config.get("classifier")))
     expected = net.state_dict()

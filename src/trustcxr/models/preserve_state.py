@@ -29,9 +29,7 @@ def preserve_state(
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with torch.random.fork_rng(devices), nullcontext() if autocast_cache else uncached():
         if seed is not None:
-            torch.default_generator.manual_seed(seed)
-            if devices:
-                torch.cuda.manual_seed_all(seed)
+            torch.manual_seed(seed)
         try:
             if mode == "train":
                 model.train()

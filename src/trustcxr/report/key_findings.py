@@ -8,6 +8,7 @@ from typing import Any
 from trustcxr.registry import DEFENCES, HEADLINE_ATTACKS, Effort, is_linf
 from trustcxr.report import formatting, html
 from trustcxr.report.load import Run, StudyFolder
+from trustcxr.storage import atomic
 from trustcxr.storage.schemas import AttackResult, Classification, StudyDocument
 from trustcxr.storage.schemas.run_document import CONSTANT
 
@@ -61,9 +62,10 @@ def _find_strongest(runs: list[Run], attacks: Sequence[Effort], epsilon: float |
 
 def _recipe_epsilon(recipe: Mapping[str, Any]) -> float | None:
     """Return the epsilon of the first defence that trains on an attack; other defences have the key too."""
-    defences = recipe.get("defences") or [recipe.get("defence") or {}]
+    defences = atomic.records(recipe, "defences") or [atomic.section(recipe, "defence")]
     attacking = [name for name, entry in DEFENCES.items() if entry.attacks]
-    return next((defence.get("epsilon") for defence in defences if defence.get("name") in attacking), None)
+    epsilon = next((defence.get("epsilon") for defence in defences if defence.get("name") in attacking), None)
+    return epsilon if isinstance(epsilon, int | float) else None
 
 
 def rank_runs(runs: list[Run], head: Headline) -> list[Run]:

@@ -28,6 +28,7 @@ def write_methods(study: StudyDocument, runs: list[Run]) -> dict[str, str]:
 def _gather_parts(study: StudyDocument, runs: list[Run]) -> dict[str, object]:
     recipe, data, hardware = study.recipe, study.data, study.hardware
     training = atomic.section(recipe, "training")
+    models = recipe["models"] if isinstance(recipe.get("models"), list) else []
     corrupted = {entry.corruption for run in runs for entry in run.metrics.corruptions}
     severities = {entry.severity for run in runs for entry in run.metrics.corruptions if entry.severity is not None}
     versions = [f"{name} {version}" for name, version in study.versions.items() if name.lower() != "trustcxr"]
@@ -43,17 +44,17 @@ def _gather_parts(study: StudyDocument, runs: list[Run]) -> dict[str, object]:
         "classes": study.classes or next((run.metrics.classes for run in runs), []),
         "added": [
             f"{each.get('path')} ({each.get('share'):.0%} of each class)"
-            for each in (recipe.get("data") or {}).get("add") or []
+            for each in atomic.records(atomic.section(recipe, "data"), "add")
         ],
         "masks": [f"{split} {formatting.count(n)}" for split, n in data.infection_masks.items() if n],
-        "networks": [_network(model, training) for model in recipe.get("models") or []],
+        "networks": [_network(model, training) for model in models],
         "training": _settings(training, {}),
         "other_precision": [
             f"{run.name} in {run.metrics.training.precision}"
             for run in runs
             if run.metrics.training.precision != run.metrics.training.precision_asked
         ],
-        "defences": [_describe_defence(each, training) for each in recipe.get("defences") or []],
+        "defences": [_describe_defence(each, training) for each in atomic.records(recipe, "defences")],
         "attacks": _describe_attacks(runs),
         "rounded": sorted({entry.effort.name for run in runs for entry in run.attacks if entry.rounded}),
         "corruptions": [formatting.corruption(name) for name in CORRUPTIONS if name in corrupted],
@@ -103,7 +104,9 @@ def _describe_defence(defence: Mapping[str, Any], training: Mapping[str, object]
     name = "standard training" if name == formatting.STANDARD else name
     name = _cited(entry.label, entry.paper) if entry and entry.paper else name
     settings = _settings({key: defence[key] for key in ("label", "background") if key in defence}, {})
-    return ", ".join([name, *list_options(defence), *settings, *_settings(defence.get("training") or {}, training)])
+    return ", ".join(
+        [name, *list_options(defence), *settings, *_settings(atomic.section(defence, "training"), training)]
+    )
 
 
 def _describe_attacks(runs: list[Run]) -> list[str]:

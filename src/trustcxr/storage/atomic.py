@@ -143,6 +143,12 @@ def section(content: Mapping[str, object], key: str) -> dict[str, object]:
     return part if isinstance(part, dict) else {}
 
 
+def records(content: Mapping[str, object], key: str) -> list[dict[str, Any]]:
+    """Return the mappings in the list under a key; empty if there is none."""
+    part = content.get(key)
+    return [each for each in part if isinstance(each, dict)] if isinstance(part, list) else []
+
+
 def parse_yaml(text: str) -> Any:
     """Parse YAML text. Raises ValueError if it is nested too deeply, or its aliases unfold to too many values.
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -31,7 +32,7 @@ from trustcxr.runs.test_data import check_out, report_skipped
 from trustcxr.runs.training_data import add_data, check_added
 from trustcxr.storage import atomic, layout, locks, schemas
 from trustcxr.storage.locks import folder_lock
-from trustcxr.study import comparison, status, verify_study
+from trustcxr.study import comparison, status
 from trustcxr.study.engines import Engine, Failure, Task, forget_failure, read_failure
 from trustcxr.training.devices import Devices
 from trustcxr.training.environment import hardware, source, use_threads
@@ -281,10 +282,25 @@ def check_same_study(folder: Path, recipe: StudyRecipe) -> tuple[StudyRecipe, li
         raise UserError(f"{folder}: holds {seeds}: use another --out")
     dropped = _left_out(folder, earlier, recipe)
     now = study_recipe.without_tracker(recipe).model_dump(mode="json")
-    changed = [f"{key} was {old}, is {new}" for key, old, new in verify_study.differences(before, now, "recipe")]
+    changed = _differences(before, now, "recipe")
     if changed and not (dropped or study_recipe.adds_seeds(earlier, recipe)):
         raise UserError(f"{folder}: holds another study: {'; '.join(changed[:5])}; choose another --out")
     return earlier, dropped
+
+
+def _differences(before: Any, now: Any, at: str) -> list[str]:
+    """Return the dotted keys in which two documents differ, with both values."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        return [d for k in {**before, **now} for d in _differences(before.get(k), now.get(k), f"{at}.{k}")]
+    old, new = atomic.plain(before), atomic.plain(now)
+    return [] if old == new else [f"{at} was {_short(old)}, is {_short(new)}"]
+
+
+def _short(value: Any, most: int = 60) -> str:
+    if isinstance(value, list) and all(isinstance(one, dict) and "name" in one for one in value):
+        value = ", ".join(str(one.get("label") or one["name"]) for one in value)
+    text = str(value)
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def _left_out(study: Path, before: StudyRecipe, now: StudyRecipe) -> list[str]:

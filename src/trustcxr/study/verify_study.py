@@ -265,6 +265,8 @@ def differences(stored: object, computed: object, at: str = "") -> Iterator[tupl
         return
     if isinstance(stored, list) and isinstance(computed, list):
         stored, computed = _by_name(stored), _by_name(computed)
+        if list(stored) != list(computed) and set(stored) == set(computed):
+            yield f"{at} (order)", ", ".join(stored), ", ".join(computed)
     if isinstance(stored, dict) and isinstance(computed, dict):
         for key in {**stored, **computed}:
             inside = f"{at}{key}" if key.startswith("[") else f"{at}.{key}".strip(".")

@@ -208,6 +208,8 @@ async def _read_form(request: Request, limits: Limits, allowed_fields: tuple[str
     """Return the file in `file`, and the text in the allowed fields. Raises Refused for anything else."""
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise Refused(415, "no-form", "send a form (multipart/form-data) with the image in the field 'file'")
+    declared = request.headers.get("content-length", "")
+    _check_bytes(int(declared) if declared.isdecimal() else 0, limits)
     try:
         async with asyncio.timeout(limits.upload):
             parser = _InMemory(
@@ -244,10 +246,13 @@ async def _drain(request: Request, limits: Limits) -> None:
 
 
 async def _read_bounded(request: Request, limits: Limits) -> AsyncGenerator[bytes, None]:
-    size, length = 0, request.headers.get("content-length", "")
-    declared = int(length) if length.isdecimal() else 0
+    size = 0
     async for piece in request.stream():
         size += len(piece)
-        if max(size, declared) > limits.most_bytes + 4 * _FIELD_BYTES:
-            raise Refused(413, "too-large", f"more than {limits.most_bytes >> 20} MB: send a smaller file")
+        _check_bytes(size, limits)
         yield piece
+
+
+def _check_bytes(size: int, limits: Limits) -> None:
+    if size > limits.most_bytes + 4 * _FIELD_BYTES:
+        raise Refused(413, "too-large", f"more than {limits.most_bytes >> 20} MB: send a smaller file")

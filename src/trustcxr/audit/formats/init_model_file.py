@@ -187,7 +187,8 @@ def _likely_kind(outputs: Any, tolerance: float) -> str:
 
 def _probe(net: Any, draft: Draft) -> Draft:
     """Run the network on noise to find its channels, a size that it takes, its outputs and their kind."""
-    if (outputs := getattr(net, "outputs", 1)) > 1:
+    outputs = getattr(net, "outputs", 1)  # a count, of a network of ours
+    if isinstance(outputs, int) and outputs > 1 and not isinstance(net, torch.jit.ScriptModule):
         draft.remarks.append(f"has {outputs} outputs; the first is taken for its answer")
     every_channels, sizes = [draft.channels] if draft.channels else [3, 1], [draft.size] if draft.size else _SIZES
     for channels, size in product(every_channels, sizes):

@@ -343,23 +343,26 @@ def _open_python(target: str, trust_code: bool, folder: Path | None) -> Resolved
     if inspect.isclass(result) or (
         callable(result) and not isinstance(result, nn.Module) and _takes_no_arguments(result)
     ):
+        make = result
         try:
-            made: Any = result()
-            again: Any = result()
+            result = make()
         except Exception as problem:
             raise UserError(f"python: {target} failed: {type(problem).__name__}: {str(problem)[:300]}") from problem
-        if isinstance(made, nn.Module) and not _same_weights(made, again):
+        if isinstance(result, nn.Module) and _draws_weights(result, make):
             raise UserError(
                 f"python: {target} has other weights each time it is called: they are random. "
                 "Name a function that returns the network with its trained weights"
             )
-        result = made
     return resolve_object(result, target)
 
 
-def _same_weights(net: nn.Module, again: nn.Module) -> bool:
-    pairs = zip(net.parameters(), again.parameters(), strict=True)
-    return all(one.shape == other.shape and torch.equal(one, other) for one, other in pairs)
+def _draws_weights(net: nn.Module, make: Callable[[], Any]) -> bool:
+    """Return True if a second network has other weights; False also where that cannot be seen."""
+    try:
+        pairs = zip(net.parameters(), make().parameters(), strict=True)
+        return any(one.shape != other.shape or not torch.allclose(one, other, equal_nan=True) for one, other in pairs)
+    except Exception:  # it can be made only once, or its weights take their shape from the first image
+        return False
 
 
 def _put_first(folder: Path, name: str) -> None:

@@ -1,7 +1,6 @@
 """Read folders of images: COVID-QU-Ex as published, and class folders with or without splits and masks."""
 
 import filecmp
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -62,7 +61,8 @@ def _class_records(
     """Yield a record for each image of a folder; `masks` are the folders of each kind, `prefix` that of sample ids."""
     of_kind = {f"{kind}{MASK_SUFFIX}": Masks(root, path) for kind, path in masks.items()}
     for file in list_files(root / folder):
-        record = {"sample_id": f"{prefix}/{file}", "path": f"{folder}/{file}", "class": class_name, "split": split}
+        record = {"class": class_name, "split": split, "file": file, "path": f"{folder}/{file}"}
+        record["sample_id"] = f"{prefix}/{file}"
         yield record | {column: found.get(file) for column, found in of_kind.items()}
 
 
@@ -108,10 +108,10 @@ def _joined(lung: list[Record], infection: list[Record], root: Path, notes: list
     """Join the samples of both parts, each once; note differences."""
     by_name: dict[tuple[str, str], list[Record]] = {}
     for record in lung:
-        by_name.setdefault((record["class"], os.path.basename(record["path"])), []).append(record)
+        by_name.setdefault((record["class"], record["file"]), []).append(record)
     records, other_bytes, other_split, alone = list(lung), 0, 0, 0
     for record in infection:
-        twins = by_name.get((record["class"], os.path.basename(record["path"])), [])
+        twins = by_name.get((record["class"], record["file"]), [])
         twin = next((t for t in twins if t["split"] == record["split"]), twins[0] if twins else None)
         if twin is None:
             alone += bool(lung)

@@ -189,7 +189,7 @@ def gained(difference: Share, second: str = "", note: str = "") -> Cell:
 
 def whole(value: float | None, small: str = "", second: str = "") -> Cell:
     """Return a count."""
-    return Cell(formatting.count(value), small, second, formatting.finite(value))
+    return Cell(formatting.count(value), small, second, value)
 
 
 def run_cells(run: Run) -> list[Cell]:
