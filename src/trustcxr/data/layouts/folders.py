@@ -52,7 +52,8 @@ def _part_records(part: Path, root: Path) -> Iterator[Record]:
                 for sub in list_folders(root / folder)
                 if (kind := _MASK_FOLDERS.get(sub.lower()))
             }
-            yield from _class_records(root, (folder / "images").as_posix(), masks, f"{split}/{name}", split, name)
+            for record in _class_records(root, (folder / "images").as_posix(), masks, f"{split}/{name}", split, name):
+                yield record | {"file": record["path"].rpartition("/")[2]}
 
 
 def _class_records(
@@ -61,8 +62,7 @@ def _class_records(
     """Yield a record for each image of a folder; `masks` are the folders of each kind, `prefix` that of sample ids."""
     of_kind = {f"{kind}{MASK_SUFFIX}": Masks(root, path) for kind, path in masks.items()}
     for file in list_files(root / folder):
-        record = {"class": class_name, "split": split, "file": file, "path": f"{folder}/{file}"}
-        record["sample_id"] = f"{prefix}/{file}"
+        record = {"sample_id": f"{prefix}/{file}", "path": f"{folder}/{file}", "class": class_name, "split": split}
         yield record | {column: found.get(file) for column, found in of_kind.items()}
 
 
