@@ -160,7 +160,7 @@ def test_a_dry_run_of_another_recipe_is_refused_and_of_a_tracked_study_is_not(be
     assert "unknown" not in printed.split("tiny:")[1]
     assert [line.split("  ")[-1].strip() for line in printed.splitlines() if ROBUST in line] == ["explain, describe"]
     atomic.write_yaml(asked, atomic.section(content, "recipe") | {"seeds": [5]})
-    assert "holds another study: recipe.seeds was [0], is [5]" in complaint(*words)
+    assert "holds another study: recipe.seeds[0] was 0, is 5" in complaint(*words)
 
 
 def test_seeds_are_the_recipes_own_and_then_those_after() -> None:

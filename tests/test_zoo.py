@@ -101,6 +101,8 @@ def test_no_command_writes_into_the_package(packed: Path, pack) -> None:
     result = CliRunner().invoke(cli.app, ["fit-ood", "small", "--data", str(pack.images())])
     assert "small: comes with the statistics" in str(result.exception)
     assert not (packed / "small" / "ood.safetensors").exists()
+    result = CliRunner().invoke(cli.app, ["fit-ood", "hf://owner/name", "--data", str(pack.images())])
+    assert "is on a hub" in str(result.exception)
 
 
 def test_results_of_a_trained_model_stand_in_the_working_folder(packed: Path, pack, tmp_path: Path) -> None:

@@ -155,7 +155,7 @@ class Dataset:
 
     def _fingerprint_of_files(self, column: str) -> str:
         has = self.table[column].notna().to_numpy()
-        digests = _hash_files([self.root / path for path in self.table.loc[has, column]])
+        digests = _hash_files([Path(f"{self.root}/{path}") for path in self.table.loc[has, column]])
         if digests is None:
             return ""
         hashes = np.full(len(self), "", dtype=object)

@@ -54,14 +54,17 @@ def fetch(data: str | Path) -> Path:
     from trustcxr.data.cache import cache_folder
 
     address = resolve_address(data)
-    folder = cache_folder() / "images" / sha256(address.encode()).hexdigest()[:16]
-    copy = folder / (PurePosixPath(address).name or "images")
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock"):
-            if not copy.exists():
-                log(f"{address}: copying to {copy}; delete that folder to copy it again")
-                _copy(address, copy)
+    try:
+        folder = cache_folder() / "images" / sha256(address.encode()).hexdigest()[:16]
+        copy = folder / (PurePosixPath(address).name or "images")
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder / ".lock"):
+                if not copy.exists():
+                    log(f"{address}: copying to {copy}; delete that folder to copy it again")
+                    _copy(address, copy)
+    except RuntimeError as problem:  # the user's home is unknown, or the disk has no locks
+        raise UserError(f"{address}: not copied ({problem}); set TRUSTCXR_CACHE to another folder") from None
     return copy
 
 

@@ -17,7 +17,7 @@ from trustcxr.console import log, plural
 from trustcxr.data import load_dataset
 from trustcxr.data.dataset import Dataset, JoinedDataset, check_same_images
 from trustcxr.errors import UserError
-from trustcxr.evaluation import certified, run_figures, trained_models
+from trustcxr.evaluation import certified, hub, run_figures, trained_models
 from trustcxr.evaluation import predictions as evaluation
 from trustcxr.evaluation.planted_shortcuts import audit
 from trustcxr.evaluation.trained_run import Run, load_before_refit, load_run
@@ -434,6 +434,9 @@ def fit_ood(folder: Path, data: Path, **reading: Any) -> OodDocument:
     the run's folder. Raises UserError if the data are not those of the run, or the run is a trained model of the
     package.
     """
+    folder = trained_models.resolve(folder)
+    if hub.is_address(folder):
+        raise UserError(f"{folder}: is on a hub. Copy its files into a folder, and fit it there")
     if name := trained_models.name_of(folder):
         raise UserError(f"{name}: comes with the statistics of its training images. It needs no fit-ood.")
     run, source = load_run(folder), Source(data, **reading)

@@ -77,7 +77,7 @@ def standard_against_robust(
         base = bases.get((document.model, document.seed))
         if base is None or base == folder:
             continue
-        gates = {registry.BACKGROUNDS[other.background].gate for other in (document, runs[base])}
+        gates = {getattr(registry.BACKGROUNDS.get(other.background), "gate", False) for other in (document, runs[base])}
         for key, before in tables[base].items():
             method = Method.parse(key.method)
             if key in tables[folder] and method.base not in BASELINE_MAPS and not (len(gates) > 1 and method.at_gate):

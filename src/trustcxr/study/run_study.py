@@ -292,12 +292,15 @@ def _differences(before: Any, now: Any, at: str) -> list[str]:
     """Return the dotted keys in which two documents differ, with both values."""
     if isinstance(before, dict) and isinstance(now, dict):
         return [d for k in {**before, **now} for d in _differences(before.get(k), now.get(k), f"{at}.{k}")]
+    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        pairs = enumerate(zip(before, now, strict=True))
+        return [d for i, (one, other) in pairs for d in _differences(one, other, f"{at}[{i}]")]
     old, new = atomic.plain(before), atomic.plain(now)
     return [] if old == new else [f"{at} was {_short(old)}, is {_short(new)}"]
 
 
 def _short(value: Any, most: int = 60) -> str:
-    if isinstance(value, list) and all(isinstance(one, dict) and "name" in one for one in value):
+    if value and isinstance(value, list) and all(isinstance(one, dict) and "name" in one for one in value):
         value = ", ".join(str(one.get("label") or one["name"]) for one in value)
     text = str(value)
     return text if len(text) <= most else f"{text[:most]}..."
@@ -404,8 +407,10 @@ class StudyFolder:
 
     def run(self, name: str) -> RunRecipe:
         """Return the recipe of the run of a name."""
-        runs = (*list_runs(self.recipe), *list_runs(self.recipe, self.recipe.defences))
-        return next(run for run in runs if run.name == name)
+        for run in (*list_runs(self.recipe), *list_runs(self.recipe, self.recipe.defences)):
+            if run.name == name:
+                return run
+        raise UserError(f"{self.folder}: no run '{name}' in its recipe")
 
     def images(self, role: str) -> Dataset:
         """Load the images of train, val or test. Raises UserError if they are not those of the study."""

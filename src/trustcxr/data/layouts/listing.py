@@ -206,7 +206,8 @@ def _separated(file: Path, text: str, separator: str) -> pd.DataFrame:
     if twice := next((name for name in header if name.strip() and header.count(name) > 1), None):
         numbers = " and ".join(str(index) for index, name in enumerate(header) if name == twice)
         raise UserError(f"{file}: columns {numbers}, counted from 0, are both called '{twice}'. Rename or remove one")
-    return pd.read_csv(StringIO(text), **how)
+    named = [name == "" or bool(name.strip()) for name in header]  # not of blanks alone
+    return pd.read_csv(StringIO(text), **how).loc[:, named]
 
 
 def _read_text(file: Path) -> str:
