@@ -121,8 +121,8 @@ class BPDA(TorchFunctionMode):
 
     def _back(self, tensor: Tensor) -> Tensor | None:
         """Tie a tensor to the remembered one that it resembles most; None without any."""
-        known = isinstance(tensor, nn.Parameter) or tensor.requires_grad
-        if not self._sources or known or not tensor.is_floating_point() or tensor.numel() < 2:
+        has_gradient = isinstance(tensor, nn.Parameter) or tensor.requires_grad
+        if not self._sources or has_gradient or not tensor.is_floating_point() or tensor.numel() < 2:
             return None
         best, slope, strength = None, 0.0, _CORRELATED if tensor.numel() >= _SMALL else _CORRELATED_SMALL
         for source in reversed(self._sources):

@@ -103,8 +103,8 @@ def check_entries(board: Path, models: Path | None = None) -> tuple[int, int, li
         if (earlier := first.setdefault(key, path)) != path:
             faults.append(f"{path}: duplicate: the same model, images and protocol as {earlier}. Remove one of them.")
     # An audit names a run's weights by their folder, other models by their file.
-    found = [path for path in sorted(models.rglob("*")) if path.is_file()] if models is not None else []
-    files = [(p.resolve().parent.name if p.name == layout.WEIGHTS_FILE else p.name, p) for p in found]
+    paths_of_models = [path for path in sorted(models.rglob("*")) if path.is_file()] if models is not None else []
+    files = [(p.resolve().parent.name if p.name == layout.WEIGHTS_FILE else p.name, p) for p in paths_of_models]
     matched = 0
     for path, entry in entries.items():
         matches, changed = _compare_model(entry, files)

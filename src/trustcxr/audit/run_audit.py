@@ -185,10 +185,10 @@ def _compute(audit: Audit, out: Path, key: str, model: str | Path | Subject | No
 def _withdraw(document: AuditDocument) -> None:
     """Remove the figures of gradient attacks, which missed planted adversarial examples."""
     why = "the attack missed adversarial examples that were planted, so its figures say nothing"
-    kept = {"attack", "epsilon", "steps", "queries", "n"}
+    effort = {"attack", "epsilon", "steps", "queries", "n"}
     for number, row in enumerate(document.attacks):
         if row.attack not in BLACK_BOX:
-            values = row.model_dump(include=kept & row.model_fields_set)
+            values = row.model_dump(include=effort & row.model_fields_set)
             document.attacks[number] = AttackResult(**values, accuracy=Share(value=None, ci=None))
     document.operating_points = [p for p in document.operating_points if p.attack in (*BLACK_BOX, CLEAN)]
     document.masking = MaskingVerdict(masked=None, reasons=[f"withdrawn: {why}"], looked_for=[])

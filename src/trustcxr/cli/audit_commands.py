@@ -185,10 +185,10 @@ def leaderboard(
         if not check:
             return print_json({"entry": str(path)}) if json else print(f"written to {path}\n{NOTICE}")
     if check:
-        entries, found, faults = check_entries(folder, models)
-        compared = "" if models is None else f", unchanged models in {models} {found}"
+        entries, matched, faults = check_entries(folder, models)
+        compared = "" if models is None else f", unchanged models in {models} {matched}"
         summary = f"{folder}: entries {entries}, faults {len(faults)}{compared}"
-        report_of_faults = {"entries": entries, "models": None if models is None else found, "faults": faults}
+        report_of_faults = {"entries": entries, "models": None if models is None else matched, "faults": faults}
         print_json(report_of_faults) if json else print(*faults, summary, sep="\n")
         raise Exit(2 if faults else 0)
     from trustcxr import report

@@ -107,11 +107,11 @@ def open_store(
             folder.parent.mkdir(parents=True, exist_ok=True)
             lock = FileLock(f"{folder}.lock")
             try:
-                held = lock.acquire(timeout=0)
+                locked = lock.acquire(timeout=0)
             except Timeout:
                 log("another process is decoding these images: waiting")
-                held = lock.acquire()
-            with held:  # another process may have built it in the meantime
+                locked = lock.acquire()
+            with locked:  # another process may have built it in the meantime
                 return _read(folder, every=every) or _build(folder, manifest, size, resize, workers)
     except CannotWrite as problem:
         advice = f"decoded images need up to {megabytes(most)}; set TRUSTCXR_CACHE to another folder for them"

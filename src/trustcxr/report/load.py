@@ -173,8 +173,8 @@ def _read_panels(path: Path) -> "dict[str, np.ndarray]":
 
     with np.load(path, allow_pickle=False) as archive:
         arrays = {name: archive[name] for name in archive.files}
-    known = {"image", "saliency"} <= arrays.keys()
-    if not known or arrays["image"].ndim != 3 or arrays["image"].shape != arrays["saliency"].shape:
+    complete = {"image", "saliency"} <= arrays.keys()
+    if not complete or arrays["image"].ndim != 3 or arrays["image"].shape != arrays["saliency"].shape:
         raise ValueError("image and saliency must both be (K, H, W)")
     return arrays
 

@@ -106,11 +106,10 @@ class RunFolder:
 
     def test(self, images: Dataset, options: EvaluationRecipe) -> None:
         """Write the predictions on `images`: clean, under attack and corrupted."""
-
-        asked = {"corruptions": options.corruptions, "batch_size": options.batch_size}
+        settings = {"corruptions": options.corruptions, "batch_size": options.batch_size}
         self.results.table(
             layout.PREDICTIONS_FILE,
-            lambda: _predict(self.run, images, conditions=options.attacks, **asked),
+            lambda: _predict(self.run, images, conditions=options.attacks, **settings),
             data=data_hash(images, "lung"),
             options=prediction_options(options),
         )

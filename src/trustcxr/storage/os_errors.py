@@ -42,8 +42,8 @@ def check_writable(path: Path) -> None:
 def refusal(path: Path | str, number: int, *, needed: int = 0) -> str:
     """Return one line for an error number while writing a path."""
     if number in _FULL:
-        known = ((needed or None, "at least are needed"), (_free(Path(path)), "are free"))
-        sizes = [f"{megabytes(size)} {text}" for size, text in known if size is not None]
+        bounds = ((needed or None, "at least are needed"), (_free(Path(path)), "are free"))
+        sizes = [f"{megabytes(size)} {text}" for size, text in bounds if size is not None]
         why = "a file may not become so large" if number == errno.EFBIG else "no space left on the disk"
         why += f" ({', '.join(sizes)})" if sizes else ""
         advice = "make room or choose another disk"
