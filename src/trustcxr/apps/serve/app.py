@@ -208,7 +208,6 @@ async def _read_form(request: Request, limits: Limits, allowed_fields: tuple[str
     """Return the file in `file`, and the text in the allowed fields. Raises Refused for anything else."""
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise Refused(415, "no-form", "send a form (multipart/form-data) with the image in the field 'file'")
-    _check_declared(request, limits)
     try:
         async with asyncio.timeout(limits.upload):
             parser = _InMemory(
@@ -245,17 +244,13 @@ async def _drain(request: Request, limits: Limits) -> None:
 
 
 async def _read_bounded(request: Request, limits: Limits) -> AsyncGenerator[bytes, None]:
-    _check_declared(request, limits)
+    length = request.headers.get("content-length", "")[:20]
+    _check_bytes(int(length) if length.isdecimal() else 0, limits)  # before any byte arrives
     size = 0
     async for piece in request.stream():
         size += len(piece)
         _check_bytes(size, limits)
         yield piece
-
-
-def _check_declared(request: Request, limits: Limits) -> None:
-    length = request.headers.get("content-length", "")[:20]
-    _check_bytes(int(length) if length.isdecimal() else 0, limits)
 
 
 def _check_bytes(size: int, limits: Limits) -> None:
