@@ -27,6 +27,13 @@ def test_registries_are_the_catalogue() -> None:
     assert list(explain.METHODS) == list(registry.SALIENCY)
 
 
+@pytest.mark.parametrize("name", [name for name, entry in registry.DEFENCES.items() if entry.function])
+def test_a_defence_has_a_sentence_of_its_own(name: str) -> None:
+    function = registry.load_function("defences", registry.DEFENCES[name].function)
+    assert inspect.isfunction(function), "its docstring stands in the reference"
+    assert inspect.getdoc(function)
+
+
 @pytest.mark.parametrize("name", registry.ATTACKS)
 def test_what_an_attack_takes_is_in_its_signature(name: str) -> None:
     entry = registry.ATTACKS[name]

@@ -49,7 +49,11 @@ Guards = Counter[str]
 
 @dataclass
 class AttackRunner:
-    """Runs the attacks of a protocol on `model`, by the results of its entry checks."""
+    """Runs the attacks of a protocol on `model`, by the results of its entry checks.
+
+    If nothing stops gradients, an attack searches on the model with BatchNorm fused. Its results are confirmed on the
+    model itself, else searched there. The caller evaluates the adversarial images on the model.
+    """
 
     model: nn.Module
     traits: GradientTraits

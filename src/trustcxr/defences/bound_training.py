@@ -11,7 +11,6 @@ Shared options:
 """
 
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +50,23 @@ def ibp(
     return loss + regulariser * (1 - grown) * unevenness(layers, bounds), worst
 
 
-crown_ibp = partial(ibp, with_crown=True)
+def crown_ibp(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    epsilon: Radius,
+    clean_weight: float = 0.0,
+    regulariser: float = 0.0,
+    grown: float = 1.0,
+    label_smoothing: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of the worst logits within CROWN's bounds, then the intervals' (CROWN-IBP; Zhang et al. 2020).
+
+    Arguments as `ibp`.
+    """
+    weights = {"clean_weight": clean_weight, "regulariser": regulariser, "grown": grown}
+    return ibp(model, images, labels, epsilon=epsilon, label_smoothing=label_smoothing, with_crown=True, **weights)
 
 
 def unevenness(layers: Sequence[verify.Layer], bounds: Sequence[Interval]) -> Tensor:
