@@ -6,12 +6,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trustcxr import defences
+from trustcxr.data.loader import to_pixels
 from trustcxr.explain import evaluate, randomisation
 
 SIDE = 20
@@ -110,3 +112,20 @@ def stages_of(
 def scores_of(*arguments: Any, **options: Any) -> pd.DataFrame:
     """The whole table of saliency.parquet."""
     return pd.concat(evaluate.score_batches(*arguments, **options), ignore_index=True)
+
+
+def annotated(dataset: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, np.ndarray]:
+    """Pixels, labels, infection and lung masks of all annotated images of a data set, and their ids."""
+    rows = evaluate.find_annotated(dataset)
+    infection, lung = (torch.from_numpy(np.array(dataset.masks(kind)[rows])) != 0 for kind in ("infection", "lung"))
+    images, labels = (
+        to_pixels(torch.from_numpy(dataset.batch(rows))),
+        torch.from_numpy(np.asarray(dataset.labels[rows])),
+    )
+    return images, labels, infection, lung, dataset.sample_ids[rows]
+
+
+def rows_of(table: pd.DataFrame, measure: str, method: str = "gradcam", condition: str = "clean") -> pd.DataFrame:
+    """The rows of one measure in the table of saliency.parquet, by the image's id."""
+    rows = (table["method"] == method) & (table["condition"] == condition) & (table["measure"] == measure)
+    return table[rows].set_index("sample_id")

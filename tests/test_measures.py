@@ -1,6 +1,7 @@
 """Measures of saliency: by hand, against scikit-image, scikit-learn and SciPy, and on the traps of others."""
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,17 +10,17 @@ from scipy.stats import spearmanr
 from skimage.filters import threshold_otsu
 from sklearn.metrics import average_precision_score, jaccard_score, roc_auc_score
 from torch import Tensor
+from torchmetrics.functional.image import structural_similarity_index_measure
 
 from trustcxr import registry
 from trustcxr.errors import UserError
-from trustcxr.explain import centre_prior, measures, random_map
+from trustcxr.explain import measures, random_map
 
 # 2 x 3 maps that can be worked out by hand.
 MAP = torch.tensor([[[0.0, 0.2, 1.0], [0.4, 0.4, 0.0]]])
 MASK = torch.tensor([[[0, 1, 1], [0, 1, 0]]])
 AGAINST_MASK = list(dict.fromkeys(measures.measure_function(m) for m in registry.MEASURES.values() if m.function))
 AGAINST_MASK.remove(measures.iou)
-NAMES = [m.__name__ for m in AGAINST_MASK]
 
 
 @pytest.fixture
@@ -33,11 +34,6 @@ def masks() -> Tensor:
     return (random_map(6, 24, 32, seed=6) > torch.linspace(0.45, 0.8, 6)[:, None, None]).to(torch.uint8)
 
 
-def test_energy_is_the_share_of_saliency_inside() -> None:
-    assert measures.energy_inside(MAP, MASK).item() == pytest.approx(1.6 / 2.0)
-    assert measures.energy_inside(MAP / 10, MASK).item() == pytest.approx(1.6 / 2.0)
-
-
 def test_energy_within_counts_only_what_lies_inside_the_second_mask() -> None:
     lung = torch.tensor([[[1, 1, 0], [1, 1, 1]]])
     assert measures.energy_inside(MAP, MASK, within=lung).item() == pytest.approx(0.6 / 1.0)
@@ -49,35 +45,38 @@ def test_energy_within_counts_only_what_lies_inside_the_second_mask() -> None:
     assert measures.energy_inside(MAP, dark, within=dark).item() == 0  # infection, and no saliency, there
 
 
-def test_pointing_hits_where_the_maximum_lies_inside() -> None:
-    assert measures.pointing_hit(MAP, MASK).tolist() == [1]
-    assert measures.pointing_hit(MAP, 1 - MASK).tolist() == [0]
+TWO = torch.tensor([[[0, 0, 1], [0, 1, 0]]])
+SHARED = torch.tensor([[[0.0, 1.0, 1.0], [0.4, 0.4, 0.0]]])
+CORNER = torch.tensor([[[1, 0], [0, 0]]])
+BY_HAND = {
+    "energy is the share inside": (measures.energy_inside, MAP, MASK, [1.6 / 2.0]),
+    "energy of a fainter map": (measures.energy_inside, MAP / 10, MASK, [1.6 / 2.0]),
+    "a hit": (measures.pointing_hit, MAP, MASK, [1]),
+    "no hit": (measures.pointing_hit, MAP, 1 - MASK, [0]),
+    "all of a shared maximum": (measures.pointing_hit, SHARED, torch.tensor([[[0, 1, 1], [0, 0, 0]]]), [1]),
+    "half of a shared maximum": (measures.pointing_hit, SHARED, torch.tensor([[[0, 1, 0], [1, 1, 1]]]), [0.5]),
+    "shared but for rounding": (measures.pointing_hit, torch.tensor([[[1.0, 1 - 6e-8], [0.2, 0.0]]]), CORNER, [0.5]),
+    "nearly shared": (measures.pointing_hit, torch.tensor([[[1.0, 0.999], [0.2, 0.0]]]), CORNER, [1]),
+    "iou above 0.3": (partial(measures.iou, threshold=0.3), MAP, MASK, [2 / 4]),
+    "iou above 0.4": (partial(measures.iou, threshold=0.4), MAP, MASK, [1 / 3]),
+    "iou above one each": (
+        partial(measures.iou, threshold=torch.tensor([0.3, 0.1])),
+        MAP.expand(2, 2, 3),
+        MASK.expand(2, 2, 3),
+        [2 / 4, 3 / 4],
+    ),
+    "rank accuracy": (measures.rank_accuracy, MAP, MASK, [2 / 3]),
+    "rank accuracy with a tie": (measures.rank_accuracy, MAP, TWO, [1.5 / 2]),
+    "iou at the mask's area": (measures.iou_at_mask_area, MAP, MASK, [2 / 4]),
+    "iou at the mask's area with a tie": (measures.iou_at_mask_area, MAP, TWO, [1.5 / 2.5]),
+}
 
 
-def test_a_shared_maximum_hits_by_the_share_of_it_inside() -> None:
-    shared = torch.tensor([[[0.0, 1.0, 1.0], [0.4, 0.4, 0.0]]]).expand(2, 2, 3)
-    mask = torch.tensor([[[0, 1, 1], [0, 0, 0]], [[0, 1, 0], [1, 1, 1]]])
-    assert measures.pointing_hit(shared, mask).tolist() == [1, 0.5]
-
-
-def test_a_maximum_is_shared_by_what_differs_in_rounding_alone() -> None:
-    mask = torch.tensor([[[1, 0], [0, 0]]])
-    for beside, hit in ((1 - 6e-8, 0.5), (0.999, 1.0)):
-        assert measures.pointing_hit(torch.tensor([[[1.0, beside], [0.2, 0.0]]]), mask).tolist() == [hit]
-
-
-def test_iou_counts_pixels_above_the_threshold() -> None:
-    assert measures.iou(MAP, MASK, 0.3).item() == pytest.approx(2 / 4)
-    assert measures.iou(MAP, MASK, 0.4).item() == pytest.approx(1 / 3)
-    assert measures.iou(MAP.expand(2, 2, 3), MASK.expand(2, 2, 3), torch.tensor([0.3, 0.1])).tolist() == [2 / 4, 3 / 4]
-
-
-def test_rank_accuracy_and_iou_at_the_masks_area_share_out_ties() -> None:
-    assert measures.rank_accuracy(MAP, MASK).item() == pytest.approx(2 / 3)
-    assert measures.iou_at_mask_area(MAP, MASK).item() == pytest.approx(2 / 4)
-    two = torch.tensor([[[0, 0, 1], [0, 1, 0]]])
-    assert measures.rank_accuracy(MAP, two).item() == pytest.approx(1.5 / 2)
-    assert measures.iou_at_mask_area(MAP, two).item() == pytest.approx(1.5 / 2.5)
+@pytest.mark.parametrize("case", BY_HAND)
+def test_measures_are_those_worked_out_by_hand(case: str) -> None:
+    measure, saliency, mask, wanted = BY_HAND[case]
+    exact = measure is measures.pointing_hit
+    assert measure(saliency, mask).tolist() == (wanted if exact else pytest.approx(wanted))
 
 
 def test_chance_is_the_share_of_the_area_and_for_iou_that_of_as_many_random_pixels() -> None:
@@ -109,20 +108,13 @@ def test_random_maps_score_chance(masks: Tensor) -> None:
 
 
 def test_otsu_threshold_and_iou_are_those_of_scikit_image(maps: Tensor, masks: Tensor) -> None:
-    for power in (1, 3, 0.3):
-        saliency = (maps.double() ** power).clamp(0, 1)
-        ours = measures.otsu_threshold(saliency)
+    powers = [maps.double().clamp(0, 1) ** power for power in (1, 3, 0.3)]
+    for saliency in (*powers, *((maps.double() * levels).round() / levels for levels in (1, 2, 5, 255))):
         theirs = [threshold_otsu(m) for m in saliency.numpy()]
-        np.testing.assert_allclose(ours.numpy(), theirs, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(measures.otsu_threshold(saliency).numpy(), theirs, rtol=0, atol=1e-12)
         for i, value in enumerate(measures.iou_otsu(saliency, masks)):
             wanted = jaccard_score(masks[i].numpy().ravel(), saliency[i].numpy().ravel() > theirs[i])
             assert value.item() == pytest.approx(wanted, abs=1e-12)
-
-
-def test_otsu_of_coarse_maps_is_that_of_scikit_image(maps: Tensor) -> None:
-    coarse = torch.cat([(maps.double() * levels).round() / levels for levels in (1, 2, 5, 255)])
-    theirs = [threshold_otsu(m) for m in coarse.numpy()]
-    np.testing.assert_allclose(measures.otsu_threshold(coarse).numpy(), theirs, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("levels", [0, 7])
@@ -135,72 +127,52 @@ def test_auroc_and_average_precision_are_those_of_scikit_learn(levels: int, maps
         assert measures.average_precision(saliency, masks)[i].item() == pytest.approx(wanted, abs=1e-9)
 
 
-def test_rank_correlation_is_that_of_scipy(maps: Tensor) -> None:
+def test_rank_correlation_is_that_of_scipy_and_ssim_that_of_torchmetrics(maps: Tensor) -> None:
     a, b = maps[:3], ((maps[3:] + maps[:3]) * 3).round() / 6  # with ties
-    wanted = [spearmanr(x.ravel(), y.ravel()).statistic for x, y in zip(a.numpy(), b.numpy(), strict=True)]
-    np.testing.assert_allclose(measures.rank_correlation(a, b).numpy(), wanted, atol=1e-9)
+    ranks = [spearmanr(x.ravel(), y.ravel()).statistic for x, y in zip(a.numpy(), b.numpy(), strict=True)]
+    np.testing.assert_allclose(measures.rank_correlation(a, b).numpy(), ranks, atol=1e-9)
+    b = (maps[:3] * 0.6 + maps[3:] * 0.4).clamp(0, 1)
+    pair = (a[:, None].double(), b[:, None].double())
+    wanted = structural_similarity_index_measure(*pair, data_range=1.0, reduction="none")
+    torch.testing.assert_close(measures.ssim(a, b), wanted.flatten(), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("measure", AGAINST_MASK, ids=NAMES)
-def test_an_image_without_a_mask_has_no_result(measure: object, maps: Tensor, masks: Tensor) -> None:
+@pytest.mark.parametrize("measure", AGAINST_MASK, ids=lambda measure: measure.__name__)
+def test_any_value_but_0_is_inside_and_none_is_nan(measure: Callable[..., Tensor], maps: Tensor, masks: Tensor) -> None:
+    for other in (masks.bool(), masks * 255, masks.float()):
+        assert torch.equal(measure(maps, other), measure(maps, masks))
     masks[1] = 0
-    for value in (measure(maps, masks), measures.chance(measure, maps, masks)):
+    for value in (measure(maps, masks), measures.chance(measure, maps, masks), measures.iou(maps, masks, 0.5)):
         assert value.isnan().tolist() == [False, True, False, False, False, False]
-    assert measures.iou(maps, masks, 0.5).isnan().tolist() == [False, True, False, False, False, False]
+    assert measure(torch.rand(0, 8, 8), torch.ones(0, 8, 8)).shape == (0,)
 
 
-MISSES = ("energy_inside", "pointing_hit", "iou_otsu", "iou_at_mask_area", "rank_accuracy")
-
-
-@pytest.mark.parametrize("measure", [getattr(measures, name) for name in MISSES])
+@pytest.mark.parametrize("name", ["energy_inside", "pointing_hit", "iou_otsu", "iou_at_mask_area", "rank_accuracy"])
 @pytest.mark.parametrize("value", [0.0, 0.4, 1.0, float("nan"), float("inf")])
-def test_a_null_map_is_a_miss_and_is_counted(value: float, measure: object, maps: Tensor) -> None:
+def test_a_null_map_is_a_miss_and_is_counted(value: float, name: str, maps: Tensor) -> None:
     maps[2] = value
     maps[3, 0, 0] = float("nan")
     everything = torch.ones_like(maps)
     everything[:, 0, 0] = 0
-    scores = measure(maps, everything)
+    scores = getattr(measures, name)(maps, everything)
     assert scores[2:4].tolist() == [0, 0]
     assert (scores[[0, 1, 4, 5]] > 0).all()
     assert measures.null_map(maps).tolist() == [False, False, True, True, False, False]
 
 
-def test_a_null_map_classifies_pixels_at_chance(masks: Tensor) -> None:
-    nothing = torch.zeros(masks.shape)
+def test_a_null_map_is_at_chance_and_a_full_mask_leaves_auroc_undefined(maps: Tensor, masks: Tensor) -> None:
+    nothing, full = torch.zeros(masks.shape), torch.ones_like(maps)
     assert measures.pixel_auroc(nothing, masks).tolist() == [0.5] * 6
-    torch.testing.assert_close(
-        measures.average_precision(nothing, masks), measures.chance("average_precision", nothing, masks)
-    )
-
-
-def test_a_full_mask_leaves_auroc_undefined(maps: Tensor) -> None:
-    full = torch.ones_like(maps)
+    chance = measures.chance("average_precision", nothing, masks)
+    torch.testing.assert_close(measures.average_precision(nothing, masks), chance)
     assert measures.pixel_auroc(maps, full).isnan().all()
     assert measures.chance("pixel_auroc", maps, full).isnan().all()
     assert measures.energy_inside(maps, full).tolist() == pytest.approx([1.0] * 6)
 
 
-def test_a_large_mask_flatters_and_chance_says_so() -> None:
-    large = torch.zeros(1, 40, 40)
-    large[:, 4:36, 4:36] = 1
-    for control in (random_map(1, 40, 40), centre_prior(40, 40)[None]):
-        assert measures.energy_inside(control, large).item() > 0.6
-    assert measures.chance("energy_inside", large, large).item() == pytest.approx(0.64)
-
-
-def test_a_map_is_like_itself(maps: Tensor) -> None:
-    for measure in (measures.ssim, measures.rank_correlation, measures.top_tenth_overlap):
-        torch.testing.assert_close(measure(maps, maps), torch.ones(6, dtype=torch.float64))
-        assert (measure(maps, maps.flip(0)) < 0.9).all()
-    coarse = maps.round()  # all ties
-    torch.testing.assert_close(measures.top_tenth_overlap(coarse, coarse), torch.ones(6, dtype=torch.float64))
-
-
 def test_null_maps_are_not_called_stable(maps: Tensor) -> None:
-    gone = maps.clone()
-    gone[:3] = 0
-    before = maps.clone()
-    before[0] = 0
+    gone, before = maps.clone(), maps.clone()
+    gone[:3] = before[0] = 0
     for measure in (measures.rank_correlation, measures.top_tenth_overlap, measures.ssim):
         value = measure(before, gone)
         assert value.isnan().tolist() == [True, False, False, False, False, False]
@@ -235,24 +207,3 @@ def test_shapes_and_ranges_that_do_not_fit_are_named(maps: Tensor, masks: Tensor
     ):
         with pytest.raises(UserError, match=words):
             call()
-
-
-def test_any_value_but_zero_is_inside(maps: Tensor, masks: Tensor) -> None:
-    for other in (masks.bool(), masks * 255, masks.float()):
-        for measure in AGAINST_MASK:
-            assert torch.equal(measure(maps, other), measure(maps, masks))
-
-
-def test_ssim_is_that_of_torchmetrics(maps: Tensor) -> None:
-    from torchmetrics.functional.image import structural_similarity_index_measure
-
-    a, b = maps[:3], (maps[:3] * 0.6 + maps[3:] * 0.4).clamp(0, 1)
-    wanted = structural_similarity_index_measure(
-        a[:, None].double(), b[:, None].double(), data_range=1.0, reduction="none"
-    )
-    torch.testing.assert_close(measures.ssim(a, b), wanted.flatten(), atol=1e-4, rtol=0)
-
-
-@pytest.mark.parametrize("measure", AGAINST_MASK, ids=NAMES)
-def test_no_maps_have_no_figures(measure: Callable[..., Tensor]) -> None:
-    assert measure(torch.rand(0, 8, 8), torch.ones(0, 8, 8)).shape == (0,)
