@@ -22,6 +22,7 @@ from trustcxr.study import comparison
 from trustcxr.study.comparison import Key
 
 IMAGES = 60
+Right = dict[str, np.ndarray]  # which answers are right, by name
 BASELINES = {f"{model}-standard-s{seed}" for model in ("vgg16", "resnet50") for seed in (0, 1)}
 
 
@@ -39,25 +40,32 @@ def saliency(values: np.ndarray, method: str, measure: str = "infection_iou", co
     return found.assign(cells="", activation=np.nan)
 
 
-def make_run(
-    folder: Path, defence: str, *tables: pd.DataFrame, model: str = "vgg16", seed: int = 0, **also: Any
-) -> Path:
-    document = {"model": model, "seed": seed, "defence": defence, "split": "Test"}
-    place = folder / f"{model}-{defence}-s{seed}"
+def make_run(folder: Path, defence: str, *tables: pd.DataFrame, saliency: Any = None, **of: Any) -> Path:
+    """The folder of a run with these predictions; `of`: other fields of metrics.json, such as its model and seed."""
+    document = {"model": "vgg16", "seed": 0, "defence": defence, "split": "Test"} | of
+    place = folder / f"{document['model']}-{defence}-s{document['seed']}"
     atomic.write_json(place / "metrics.json", document)
     atomic.write_table(place / "predictions.parquet", pd.concat(tables))
-    if "saliency" in also:
-        atomic.write_table(place / "saliency.parquet", also["saliency"])
+    if saliency is not None:
+        atomic.write_table(place / "saliency.parquet", saliency)
     return place
 
 
-def against(folders: list[Path], baselines: Container[str], *, resamples: int) -> list[Comparison]:
+def against(folders: list[Path], baselines: Container[str] = BASELINES, *, resamples: int = 100) -> list[Comparison]:
     documents = {folder: read_schema(RunDocument, folder / "metrics.json") for folder in folders}
     return comparison.standard_against_robust(documents, baselines, resamples=resamples)
 
 
+def pair(folder: Path, *saliency_of: pd.DataFrame, robust: pd.DataFrame | None = None) -> list[Comparison]:
+    """The comparison of a standard run with a robust one, by their maps; all that they answer is right."""
+    clean, maps = rows("clean", 0, np.ones(IMAGES, dtype=bool)), pd.concat(saliency_of)
+    other = maps if robust is None else robust
+    made = [make_run(folder, name, clean, saliency=table) for name, table in (("standard", maps), ("fgsm", other))]
+    return against(made)
+
+
 @pytest.fixture
-def right() -> dict[str, np.ndarray]:
+def right() -> Right:
     random = np.random.default_rng(0)
     return {name: random.random(IMAGES) < share for name, share in (("a", 0.9), ("b", 0.5), ("c", 0.7), ("d", 0.6))}
 
@@ -71,10 +79,10 @@ def by_coins(sums: np.ndarray) -> float:
     return float(chance[np.abs(total) >= abs(sums.sum())].sum())
 
 
-def test_every_measure_is_compared_over_the_same_images(tmp_path: Path, right: dict[str, np.ndarray]) -> None:
+def test_every_measure_is_compared_over_the_same_images(tmp_path: Path, right: Right) -> None:
     base = make_run(tmp_path, "standard", rows("clean", 0, right["a"]), rows("fgsm", 0.02, right["b"], 1))
     robust = make_run(tmp_path, "fgsm", rows("fgsm", 0.02, right["c"], 1).sample(frac=1), rows("clean", 0, right["d"]))
-    compared = against([robust, base], BASELINES, resamples=300)
+    compared = against([robust, base], resamples=300)
     found = {row.measure: row.plain() for row in compared}
     assert set(found) == {"clean accuracy", "fgsm accuracy @0.02"}
     row = found["fgsm accuracy @0.02"]
@@ -90,34 +98,25 @@ def test_every_measure_is_compared_over_the_same_images(tmp_path: Path, right: d
     assert row["p_value"] == pytest.approx(by_coins(sums))
 
 
-def test_only_shared_images_count(tmp_path: Path, right: dict[str, np.ndarray]) -> None:
-    base = make_run(tmp_path, "standard", rows("clean", 0, right["a"]))
-    robust = make_run(tmp_path, "fgsm", rows("clean", 0, right["b"], first=20))
-    (row,) = (r.plain() for r in against([base, robust], BASELINES, resamples=100))
-    assert row["n"] == IMAGES - 20
-    assert row["standard"] == pytest.approx(right["a"][20:].mean())
-    assert row["robust"] == pytest.approx(right["b"][: IMAGES - 20].mean())
-
-
-def test_runs_are_paired_by_model_and_seed(tmp_path: Path, right: dict[str, np.ndarray]) -> None:
+def test_runs_are_paired_by_model_and_seed_on_the_images_that_they_share(tmp_path: Path, right: Right) -> None:
     made = [
-        make_run(tmp_path, defence, rows("clean", 0, right[name]), model=model, seed=seed)
-        for defence, model, seed, name in (
-            ("standard", "vgg16", 0, "a"),
-            ("standard", "vgg16", 1, "b"),
-            ("fgsm", "vgg16", 1, "c"),
-            ("fgsm", "resnet50", 0, "d"),  # its standard run is missing
+        make_run(tmp_path, defence, rows("clean", 0, right[name], first=first), model=model, seed=seed)
+        for defence, model, seed, name, first in (
+            ("standard", "vgg16", 0, "a", 0),
+            ("standard", "vgg16", 1, "b", 0),
+            ("fgsm", "vgg16", 1, "c", 20),
+            ("fgsm", "resnet50", 0, "d", 0),  # its standard run is missing
         )
     ]
-    (row,) = (r.plain() for r in against(made, BASELINES, resamples=100))
-    assert (row["model"], row["seed"]) == ("vgg16", 1)
-    assert row["standard"] == pytest.approx(right["b"].mean())
+    (row,) = (r.plain() for r in against(made))
+    assert (row["model"], row["seed"], row["n"]) == ("vgg16", 1, IMAGES - 20)
+    assert row["standard"] == pytest.approx(right["b"][20:].mean())
+    assert row["robust"] == pytest.approx(right["c"][: IMAGES - 20].mean())
 
 
-def test_of_several_numbers_of_steps_the_strongest_counts(tmp_path: Path, right: dict[str, np.ndarray]) -> None:
+def test_of_several_numbers_of_steps_the_strongest_counts(tmp_path: Path, right: Right) -> None:
     both = (rows("pgd", 0.02, right["a"], 10), rows("pgd", 0.02, right["b"], 20), rows("pgd", 0.01, right["c"], 20))
-    folder = make_run(tmp_path, "standard", *both)
-    found = comparison.figures(folder)
+    found = comparison.figures(make_run(tmp_path, "standard", *both))
     assert set(found) == {Key("pgd accuracy @0.02"), Key("pgd accuracy @0.01")}
     assert found[Key("pgd accuracy @0.02")]["value"].mean() == pytest.approx(right["b"].mean())
     assert len(found[Key("pgd accuracy @0.02")]) == IMAGES
@@ -126,73 +125,47 @@ def test_of_several_numbers_of_steps_the_strongest_counts(tmp_path: Path, right:
     assert only["value"].mean() == pytest.approx(right["b"].mean()), "the lowest accuracy, not the most steps"
 
 
-def test_views_have_names_without_a_radius(tmp_path: Path, right: dict[str, np.ndarray]) -> None:
-    found = comparison.figures(make_run(tmp_path, "standard", rows(registry.VIEWS[0], 0, right["a"])))
-    assert set(found) == {Key(f"{registry.VIEWS[0]} accuracy")}
-
-
-def test_corruptions_are_one_figure_an_image_over_all_of_them(tmp_path: Path, right: dict[str, np.ndarray]) -> None:
-    tables = [
-        rows("clean", 0, right["a"]).assign(severity=0),
-        *(rows("jpeg", 0, right[name]).assign(severity=k) for k, name in ((1, "b"), (2, "c"))),
-    ]
+def test_corruptions_are_one_figure_and_views_have_no_radius(tmp_path: Path, right: Right) -> None:
+    tables = [rows("clean", 0, right["a"]).assign(severity=0), rows(registry.VIEWS[0], 0, right["a"])]
+    tables += [rows("jpeg", 0, right[name]).assign(severity=k) for k, name in ((1, "b"), (2, "c"))]
     found = comparison.figures(make_run(tmp_path, "standard", *tables))
-    assert set(found) == {Key("clean accuracy"), Key("corruptions accuracy")}
-    assert found[Key("corruptions accuracy")]["value"].mean() == pytest.approx(
-        (right["b"].mean() + right["c"].mean()) / 2
-    )
-    assert len(found[Key("corruptions accuracy")]) == IMAGES
+    assert set(found) == {Key(f"{name} accuracy") for name in ("clean", "corruptions", registry.VIEWS[0])}
+    figure = found[Key("corruptions accuracy")]["value"]
+    assert figure.mean() == pytest.approx((right["b"].mean() + right["c"].mean()) / 2)
+    assert len(figure) == IMAGES
 
 
-def test_saliency_is_of_clean_images_method_by_method(tmp_path: Path, right: dict[str, np.ndarray]) -> None:
+def test_saliency_is_of_clean_images_method_by_method(tmp_path: Path, right: Right) -> None:
     random = np.random.default_rng(1)
     values = {name: random.random(IMAGES) for name in ("layercam", "gradcam", "fgsm", "ssim")}
-    table = pd.concat(
-        [
-            saliency(values["layercam"], "layercam"),
-            saliency(values["gradcam"], "gradcam"),
-            saliency(values["fgsm"], "gradcam", condition="fgsm"),
-            saliency(values["ssim"], "gradcam", "stability_ssim", "fgsm"),
-            saliency(values["fgsm"], "gradcam", "stability_ssim", "pgd"),
-            saliency(np.zeros(IMAGES), "gradcam", "null_map"),
-            saliency(values["fgsm"], "random"),
-        ]
-    )
-    folder = make_run(tmp_path, "standard", rows("clean", 0, right["a"]), saliency=table)
-    found = comparison.figures(folder)
-    of_gradcam = [Key("infection_iou", "gradcam"), Key("stability_ssim", "gradcam")]
-    assert list(found) == [Key("clean accuracy"), Key("infection_iou", "layercam"), *of_gradcam], "as in the table"
-    assert found[Key("infection_iou", "gradcam")]["value"].tolist() == values["gradcam"].tolist()
-    assert found[Key("stability_ssim", "gradcam")]["value"].tolist() == values["ssim"].tolist()
-    assert found[Key("infection_iou", "layercam")]["value"].tolist() == values["layercam"].tolist()
-
-
-def changed(values: np.ndarray, condition: str, measure: str, severity: int = 3) -> pd.DataFrame:
-    return saliency(values, "gradcam", measure, condition).assign(severity=severity)
+    tables = [
+        saliency(values["layercam"], "layercam"),
+        saliency(values["gradcam"], "gradcam"),
+        saliency(values["fgsm"], "gradcam", condition="fgsm"),
+        saliency(values["ssim"], "gradcam", "stability_ssim", "fgsm"),
+        saliency(values["fgsm"], "gradcam", "stability_ssim", "pgd"),
+        saliency(np.zeros(IMAGES), "gradcam", "null_map"),
+        saliency(values["fgsm"], "random"),
+    ]
+    folder = make_run(tmp_path, "standard", rows("clean", 0, right["a"]), saliency=pd.concat(tables))
+    found = {key: table["value"].tolist() for key, table in comparison.figures(folder).items()}
+    of_map = {Key("infection_iou", "layercam"): "layercam", Key("infection_iou", "gradcam"): "gradcam"}
+    of_map[Key("stability_ssim", "gradcam")] = "ssim"
+    assert list(found) == [Key("clean accuracy"), *of_map], "as in the table"
+    assert {key: found[key] for key in of_map} == {key: values[name].tolist() for key, name in of_map.items()}
 
 
 def test_changes_are_one_figure_an_image_over_corruptions_and_one_over_artefacts() -> None:
-    random = np.random.default_rng(2)
+    random, ssim = np.random.default_rng(2), "stability_ssim"
     a, b, c, d, gain = (random.random(IMAGES) for _ in range(5))
-    tables = [changed(values, name, "stability_ssim") for name, values in (("jpeg", b), ("gamma", c), ("letters", d))]
-    tables += [changed(a, "fgsm", "stability_ssim", severity=0), changed(gain, "letters", "artefact_gain")]
-    table = pd.concat(tables)
-    found = saliency_summary.average_changes(table)
-    assert set(found) == {"corruption_ssim", "artefact_ssim", "artefact_gain"}
-    np.testing.assert_allclose(found["corruption_ssim"]["value"], (b + c) / 2)
-    np.testing.assert_allclose(found["artefact_ssim"]["value"], d)
-    np.testing.assert_allclose(found["artefact_gain"]["value"], gain)
-
-
-def compared(tmp_path: Path, before: np.ndarray, after: np.ndarray, measure: str) -> dict[str, Any]:
-    wrong = np.zeros(IMAGES, dtype=bool)
-    made = [
-        make_run(tmp_path, defence, rows("clean", 0, wrong), saliency=saliency(values, "layercam", measure))
-        for defence, values in (("standard", before), ("fgsm", after))
-    ]
-    rows_of = against(made, BASELINES, resamples=300)
-    (row,) = (r.plain() for r in rows_of if r.measure == measure)
-    return row
+    tables = [saliency(v, "gradcam", ssim, name) for name, v in (("jpeg", b), ("gamma", c), ("letters", d))]
+    table = pd.concat([*tables, saliency(gain, "gradcam", "artefact_gain", "letters")]).assign(severity=3)
+    attacked = saliency(a, "gradcam", ssim, "fgsm").assign(severity=0)
+    found = saliency_summary.average_changes(pd.concat([table, attacked]))
+    wanted = {"corruption_ssim": (b + c) / 2, "artefact_ssim": d, "artefact_gain": gain}
+    assert set(found) == set(wanted)
+    for name, values in wanted.items():
+        np.testing.assert_allclose(found[name]["value"], values)
 
 
 @pytest.mark.parametrize(
@@ -205,13 +178,12 @@ def compared(tmp_path: Path, before: np.ndarray, after: np.ndarray, measure: str
         ("infection_energy", 0.0, "Not settled: infection energy (layercam) changes by "),
     ],
 )
-def test_the_verdict_is_one_sentence_that_can_say_no(
-    tmp_path: Path, measure: str, shift: float, beginning: str
-) -> None:
+def test_the_verdict_is_a_sentence_that_can_say_no(tmp_path: Path, measure: str, shift: float, beginning: str) -> None:
     random = np.random.default_rng(3)
     before = random.random(IMAGES) * 0.3 + 0.1
     after = before + shift + random.normal(0, 0.03, IMAGES)
-    row = compared(tmp_path, before, after, measure)
+    tables = [saliency(values, "layercam", measure) for values in (before, after)]
+    (row,) = (found.plain() for found in pair(tmp_path, tables[0], robust=tables[1]) if found.measure == measure)
     assert row["verdict"].startswith(beginning), row["verdict"]
     assert row["method"] == "layercam"
     good = (after > before).mean() if row["better"] == "higher" else (after < before).mean()
@@ -227,20 +199,15 @@ def test_holm_is_the_step_down_of_the_paper() -> None:
 
 def test_a_small_p_among_many_comparisons_settles_nothing(tmp_path: Path) -> None:
     random = np.random.default_rng(6)
-    before = random.random(IMAGES)
-    noise = random.normal(0, 0.03, IMAGES)
-    after = before + noise - noise.mean() + 0.010
-    wrong, more = np.zeros(IMAGES, dtype=bool), HIGHER_IS_BETTER[1:]
+    before, noise = random.random(IMAGES), random.normal(0, 0.03, IMAGES)
+    more = HIGHER_IS_BETTER[1:]
 
     def table(values: np.ndarray) -> pd.DataFrame:
         first = saliency(values, "gradcam", "infection_energy")
         return pd.concat([first, *(saliency(before, "gradcam", name) for name in more if name != "stability_ssim")])
 
-    made = [
-        make_run(tmp_path, defence, rows("clean", 0, wrong), saliency=table(values))
-        for defence, values in (("standard", before), ("fgsm", after))
-    ]
-    found = {r.measure: r.plain() for r in against(made, BASELINES, resamples=300)}
+    robust = table(before + noise - noise.mean() + 0.010)
+    found = {r.measure: r.plain() for r in pair(tmp_path, table(before), robust=robust)}
     row = found["infection_energy"]
     assert row["comparisons"] == len(more)  # of the saliency measures; accuracy is a family of its own
     assert row["p_value"] < 0.05 < row["p_corrected"]
@@ -250,104 +217,74 @@ def test_a_small_p_among_many_comparisons_settles_nothing(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(("how", "also"), [("swap", {"background": "swap"}), ("guided", {"label": "guided"})])
-def test_another_standard_run_is_compared_with_the_baseline_and_never_is_one(
-    how: str, also: dict[str, str], tmp_path: Path, right: dict[str, np.ndarray]
-) -> None:
+def test_another_standard_run_is_no_baseline(how: str, also: dict[str, str], tmp_path: Path, right: Right) -> None:
     base = make_run(tmp_path, "standard", rows("clean", 0, right["a"]))
-    other = make_run(tmp_path, f"{how}-standard", rows("clean", 0, right["b"]))
+    other = make_run(tmp_path / how, "standard", rows("clean", 0, right["b"]), **also).rename(tmp_path / "other")
     robust = make_run(tmp_path, "fgsm", rows("clean", 0, right["c"]))
-    document = atomic.read_json(other / "metrics.json")
-    atomic.write_json(other / "metrics.json", document | {"defence": "standard"} | also)
-    first, second = against([other, robust, base], BASELINES, resamples=100)
+    first, second = against([other, robust, base])
     assert [(row.defence, row.label, row.background) for row in (first, second)] == [
         ("standard", also.get("label", ""), also.get("background", "full")),
         ("fgsm", "", "full"),
     ]
     assert first.standard == second.standard == pytest.approx(right["a"].mean())
-    assert against([other, robust], BASELINES, resamples=100) == []
+    assert against([other, robust]) == []
 
 
-def test_controls_are_not_compared(tmp_path: Path) -> None:
+def test_controls_and_a_map_of_one_cell_are_not_compared(tmp_path: Path) -> None:
     random = np.random.default_rng(3)
     control, other = random.random(IMAGES) * 0.5, random.random(IMAGES) * 0.5
     tables = [
         saliency(control + 0.2, "layercam@gate").assign(activation=control),
         saliency(other, "layercam-smooth@gate").assign(activation=other),
-        saliency(other, "gradcam"),
+        saliency(other, "gradcam").assign(cells="3 x 3"),
         saliency(other, "integrated-gradients"),
         saliency(other, "random"),
         saliency(control, "layercam@gate", "insertion"),
+        saliency(other, "layercam").assign(activation=other - 0.1, cells="1 x 1"),  # the same everywhere
     ]
-    clean = rows("clean", 0.0, np.ones(IMAGES, dtype=bool))
-    folder = make_run(tmp_path, "fgsm", clean, saliency=pd.concat(tables))
-    standard = make_run(tmp_path, "standard", clean, saliency=pd.concat(tables))
-    methods = {row.method for row in against([standard, folder], BASELINES, resamples=100)}
     looking = {"layercam@gate", "layercam-smooth@gate", "gradcam", "integrated-gradients"}
-    assert methods == {None, *looking}, "controls are compared with nothing"
+    assert {row.method for row in pair(tmp_path, *tables)} == {None, *looking}
 
 
-def test_a_map_of_one_cell_is_not_compared(tmp_path: Path) -> None:
-    value = np.random.default_rng(3).random(IMAGES) * 0.5
-    asked = [saliency(value, "gradcam").assign(activation=value - 0.1, cells="3 x 3"), saliency(value, "random")]
-    one_cell = saliency(value, "layercam").assign(activation=value - 0.1, cells="1 x 1")
-    clean = rows("clean", 0.0, np.ones(IMAGES, dtype=bool))
-    standard, robust = (
-        make_run(tmp_path, name, clean, saliency=pd.concat([*asked, one_cell])) for name in ("standard", "fgsm")
-    )
-    methods = {row.method for row in against([standard, robust], BASELINES, resamples=100)}
-    assert methods == {None, "gradcam"}, "a map of one cell is the same everywhere: there is nothing to compare"
-
-
-def test_every_cam_has_a_control_and_so_has_evidence() -> None:
+def test_every_cam_has_a_control_and_so_has_evidence_also_in_capitals() -> None:
     controls = {"activation", "activation-smooth"}
     cams = set(COMBINE) - controls
     assert {name for name in METHODS if Method(name).baseline} == cams | {"evidence"}
     assert str(Method("evidence").baseline) == "evidence-features"
     assert {str(Method(name).baseline) for name in cams} == controls
-    assert str(Method.parse("layercam-smooth@-2").baseline) == "activation-smooth@-2"
-    assert str(Method.parse("gradcam").baseline) == "activation"
+    for name, control in (
+        ("layercam-smooth@-2", "activation-smooth@-2"),
+        ("gradcam", "activation"),
+        ("LayerCAM@gate", "activation@gate"),
+    ):
+        assert str(Method.parse(name).baseline) == control
     assert Method.parse("integrated-gradients").baseline is None
-
-
-def test_a_method_in_capitals_has_its_control_too() -> None:
     assert str(Method.parse(" LayerCAM@gate ")) == "layercam@gate"
-    assert str(Method.parse("LayerCAM@gate").baseline) == "activation@gate"
     assert ExplanationRecipe(methods=("LayerCAM@gate",)).methods == ("layercam@gate",)
 
 
 def test_maps_at_a_gate_are_compared_between_gated_runs_alone(tmp_path: Path) -> None:
-    random = np.random.default_rng(3)
-    tables = [saliency(random.random(IMAGES), name) for name in ("layercam@gate", "layercam-smooth@gate", "gradcam")]
+    names = ("layercam@gate", "layercam-smooth@gate", "gradcam")
+    maps = pd.concat([saliency(np.random.default_rng(3).random(IMAGES), name) for name in names])
     clean = rows("clean", 0.0, np.ones(IMAGES, dtype=bool))
-
-    def run(name: str, defence: str, background: str) -> Path:
-        folder = make_run(tmp_path / name, defence, clean, saliency=pd.concat(tables))
-        document = atomic.read_document(folder / "metrics.json")
-        atomic.write_json(folder / "metrics.json", document | {"background": background})
-        return folder
-
-    bare, behind = run("a", "standard", "full"), run("b", "fgsm", "gate")
-    methods = {row.method for row in against([bare, behind], BASELINES, resamples=100)}
-    assert methods == {None, "gradcam"}
-    gated = run("c", "standard", "gate")
-    both = against([gated, run("e", "fgsm", "gate")], BASELINES, resamples=100)
-    assert {row.method for row in both} == {None, "layercam@gate", "layercam-smooth@gate", "gradcam"}
+    bare, behind, gated = (
+        make_run(tmp_path / background, defence, clean, saliency=maps, background=background)
+        for defence, background in (("standard", "full"), ("fgsm", "gate"), ("standard", "gate"))
+    )
+    assert {row.method for row in against([bare, behind])} == {None, "gradcam"}
+    assert {row.method for row in against([gated, behind])} == {None, *names}
 
 
-def test_a_hit_rate_that_its_cells_do_not_allow_is_not_compared(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("ceiling", "allowed"), [(0.9, {"pointing_hit_rate"}), (0.05, set())])
+def test_an_impossible_hit_rate_is_not_compared(ceiling: float, allowed: set[str], tmp_path: Path) -> None:
     random = np.random.default_rng(3)
-    clean = rows("clean", 0.0, np.ones(IMAGES, dtype=bool))
-    for ceiling, measures in ((0.9, {"pointing_hit_rate", "infection_energy"}), (0.05, {"infection_energy"})):
-        names = ("pointing_hit_rate", "infection_energy")
-        tables = [saliency(random.random(IMAGES), "gradcam", name) for name in names]
-        tables.append(saliency(np.full(IMAGES, ceiling), "gradcam", "pointing_ceiling"))
-        table = pd.concat(tables).assign(cells="2 x 2", chance=0.1)
-        folders = [make_run(tmp_path / f"{ceiling}", name, clean, saliency=table) for name in ("standard", "fgsm")]
-        found = against(folders, BASELINES, resamples=100)
-        assert {row.measure for row in found if row.method} == measures
+    values = {name: random.random(IMAGES) for name in ("pointing_hit_rate", "infection_energy")}
+    values["pointing_ceiling"] = np.full(IMAGES, ceiling)
+    tables = [saliency(row, "gradcam", name).assign(cells="2 x 2", chance=0.1) for name, row in values.items()]
+    assert {row.measure for row in pair(tmp_path, *tables) if row.method} == {"infection_energy", *allowed}
 
 
-def test_worst_cases_of_unequal_effort_are_not_compared(tmp_path: Path, right: dict[str, np.ndarray]) -> None:
+def test_worst_cases_of_unequal_effort_are_not_compared(tmp_path: Path, right: Right) -> None:
     def worst(name: str, steps: int, queries: int) -> pd.DataFrame:
         return rows("worst-case", 0.02, right[name], steps).assign(queries=queries)
 
@@ -357,7 +294,7 @@ def test_worst_cases_of_unequal_effort_are_not_compared(tmp_path: Path, right: d
         make_run(tmp_path, "fgsm", clean, worst("b", 30, 300)),
         make_run(tmp_path, "pgd", clean, worst("b", 50, 1000)),
     ]
-    compared = against(made, BASELINES, resamples=50)
+    compared = against(made, resamples=50)
     measures = {(row.defence, row.measure) for row in compared}
     assert ("fgsm", "worst-case-30/300 accuracy @0.02") in measures
     assert {measure for defence, measure in measures if defence == "pgd"} == {"clean accuracy"}
