@@ -1,20 +1,21 @@
-"""An audit's page, its model card, and the leaderboard of many."""
+"""An audit's page, its model card, and the leaderboard of many: what does not compare is named with the reason."""
 
 import csv
 import json
+import os
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from browser import chromium, opened, sideways, violations
 from pack import Pack
-from test_audit_board import audit
-from test_audit_command import Brightness, few_steps, greys, model_file  # noqa: F401
+from test_audit_command import few_steps, greys  # noqa: F401
 from test_cli import complaint, run
+from trustcxr.attacks import computes_in_bfloat16
 from trustcxr.report import audit_html, leaderboard, load, terminal
 from trustcxr.report.tables import audit_rows, robustness
 from trustcxr.report.terminal import describe_attacked, describe_audit, find_hardest
@@ -22,17 +23,29 @@ from trustcxr.storage import atomic
 from trustcxr.storage.schemas import AuditDocument, RunDocument, Verdict, read_schema
 
 
-@pytest.fixture(scope="module")
-def shortened() -> Iterator[None]:
-    """The protocol with few steps, for as long as this file runs."""
-    with pytest.MonkeyPatch.context() as patch:
-        few_steps(patch)
-        yield
+def audit(folder: Path, **changes: Any) -> Path:
+    """An audit of 40 images, its name that of its folder; without what is None among the changes."""
+    content = {
+        "protocol": "exam-1",
+        "classes": ["x", "y"],
+        "data": {"name": "images", "fingerprint": "1", "n": 40},
+        "model": {"name": folder.name, "kind": "run"},
+        "clean": {"accuracy": {"value": 0.9, "ci": [0.8, 1.0]}, "n": 40},
+        "attacks": [{"attack": "pgd", "epsilon": 0.02, "steps": 20, "accuracy": {"value": 0.8}, "n": 40}],
+    }
+    kept = {key: value for key, value in (content | changes).items() if value is not None}
+    atomic.write_json(folder / "audit.json", kept)
+    return folder
+
+
+def on_board(folder: Path) -> list[str]:
+    return [name for name, *_ in leaderboard.gather_audits(folder).entries]
 
 
 @pytest.fixture
-def audits(shortened: None, pack: Pack, tmp_path: Path) -> Path:
+def audits(pack: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return two audits, to change: of a model that is right, and of one that takes bright images for grey."""
+    few_steps(monkeypatch)
     return Path(shutil.copytree(pack.audits(), tmp_path / "audits"))
 
 
@@ -54,14 +67,20 @@ def test_the_page_says_first_what_may_be_relied_on_and_then_everything(audits: P
         assert f'<data value="{point.auroc.value}">' in page
     assert page == audit_html.render(document, audits / "good"), "the same document gives the same page"
     assert any("sensitivity" in line for line in describe_audit(document))
+    assert document.facts.bfloat16 == (["PGD", "Square"] if computes_in_bfloat16("cpu") else [])
+    assert ("bfloat16 for the search of PGD and Square" in page) == bool(document.facts.bfloat16)
+    document.verdict = Verdict(sound=False, reasons=["the attack <b>failed</b>"])
+    page = audit_html.render(document)
+    assert "<li>the attack &lt;b&gt;failed&lt;/b&gt;</li>" in page
+    assert page.index("NO: do not rely on") < page.index("<h3>Model")
 
 
 def test_what_was_not_measured_is_not_the_worst() -> None:
     points = [("clean", 0.9), ("fgsm", None), ("pgd", 0.2)]
-    content = {
+    content: dict[str, Any] = {
         "corruptions": [
-            {"corruption": "noise", "severity": 1, "accuracy": {"value": None}},
-            {"corruption": "blur", "severity": 1, "accuracy": {"value": 0.2}},
+            {"corruption": name, "severity": 1, "accuracy": {"value": value}}
+            for name, value in (("noise", None), ("blur", 0.2))
         ],
         "corruptions_mean": {"accuracy": {"value": 0.2}, "conditions": 2},
         "operating_points": [
@@ -69,16 +88,15 @@ def test_what_was_not_measured_is_not_the_worst() -> None:
             for attack, share in ((attack, {"value": value}) for attack, value in points)
         ],
     }
-    document = AuditDocument.model_validate(content)
-    said = "\n".join(describe_audit(document))
+    said = "\n".join(describe_audit(AuditDocument.model_validate(content)))
     assert "at worst (blur) 20.0%" in said
     assert "under PGD at epsilon 0.02: sensitivity 20.0%" in said
     of_run = RunDocument.model_validate({key: content[key] for key in ("corruptions", "corruptions_mean")})
     assert "worst blur at 1: 20.0%" in "\n".join(terminal.describe_metrics(of_run))
     table = robustness.corrupted([load.Run(of_run, Path("a"), [])])
     assert [cell.text for cell in table.rows[0]][5:7] == ["blur, severity 1", "20.0"]
-    for part in ("corruptions", "operating_points"):
-        content[part] = content[part][:1] if part == "corruptions" else content[part][:2]
+    content["corruptions"].pop()
+    content["operating_points"].pop()
     document = AuditDocument.model_validate(content)
     assert "at worst" not in "\n".join(describe_audit(document))
     assert find_hardest(document, "A") is None
@@ -111,14 +129,6 @@ def test_errors_of_both_kinds_have_likelihood_ratios_with_intervals_also_under_a
     assert "specificity 100.0% [-, -], LR- 1, AUROC" in line, "of 0 by 0 there is no ratio"
 
 
-def test_the_page_of_an_audit_that_is_not_sound_says_so_first(audits: Path) -> None:
-    document = read_schema(AuditDocument, audits / "good" / "audit.json")
-    document.verdict = Verdict(sound=False, reasons=["the attack <b>failed</b>"])
-    page = audit_html.render(document)
-    assert "<li>the attack &lt;b&gt;failed&lt;/b&gt;</li>" in page
-    assert page.index("NO: do not rely on") < page.index("<h3>Model")
-
-
 def test_the_model_card_has_the_fields_of_hugging_face_and_of_claim(audits: Path) -> None:
     text = (audits / "good" / "model_card.md").read_text()
     front = yaml.safe_load(text.split("---\n")[1])
@@ -126,54 +136,64 @@ def test_the_model_card_has_the_fields_of_hugging_face_and_of_claim(audits: Path
     (results,) = front["model-index"][0]["results"]
     assert results["metrics"][0]["value"] == document.clean.accuracy.value
     assert results["dataset"]["revision"] == document.data.fingerprint
-    for heading in ("Model details", "Uses", "Training details", "Evaluation", "Bias, risks and limitations"):
-        assert f"## {heading}" in text
-    for item in ("intended use", "ground truth", "limitations", "statistics"):
-        assert item in text
-    assert "Research" in text
-    assert "Training data: greys" in text
+    headings = ("Model details", "Uses", "Training details", "Evaluation", "Bias, risks and limitations")
+    items = ("intended use", "ground truth", "limitations", "statistics", "Research", "Training data: greys")
+    for words in (*(f"## {heading}" for heading in headings), *items):
+        assert words in text
     assert "&#" not in text
 
 
-def test_a_part_of_an_examination_takes_the_place_of_no_whole_one(audits: Path, request: pytest.FixtureRequest) -> None:
-    before = (audits / "good" / "audit.json").read_bytes()
-    images = request.getfixturevalue("greys")
-    model = Path(atomic.read_json(audits / "good" / "audit.json")["model"]["path"]).with_name("model.yaml")
-    said = complaint("audit", model, "--data", images, "--out", audits / "good", "--attack", "fgsm")
+def test_a_part_of_an_examination_takes_the_place_of_no_whole_one(audits: Path, greys: Path) -> None:  # noqa: F811
+    path = audits / "good" / "audit.json"
+    before, content = path.read_bytes(), atomic.read_json(path)
+    model = Path(content["model"]["path"]).with_name("model.yaml")
+    said = complaint("audit", model, "--data", greys, "--out", audits / "good", "--attack", "fgsm")
     assert "holds a whole examination by exam-1, which one with --attack or --epsilon would replace" in said
-    assert (audits / "good" / "audit.json").read_bytes() == before
+    assert path.read_bytes() == before
 
 
 def test_the_leaderboard_has_reported_beside_measured(audits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
+    content = atomic.read_json(audits / "bad" / "audit.json")
+    model = content["model"] | {"name": "Bad", "reported": {"training_data": "NIH"}}
+    changed = content | {"model": model, "verdict": {"sound": False, "reasons": ["its attack failed"]}}
+    atomic.write_json(audits / "bad" / "audit.json", changed)
+    sound = atomic.read_json(audits / "good" / "audit.json") | {"verdict": {"sound": True}}
+    atomic.write_json(audits / "good" / "audit.json", sound)
+    (audits / "broken").mkdir()
+    (audits / "broken" / "audit.json").write_text("{")
     said = run("leaderboard", audits).stdout
     assert "2 audits by exam-1" in said
     assert " images)" in said
     assert re.search(r"model .* clean, % .* clean reported, %", said)
     assert re.search(r"good .* 99\.0 .* 90\.0", said)
-    rows = list(csv.DictReader((audits / "leaderboard.csv").open()))
-    assert [row["model"] for row in rows] == ["good", "bad"]
     document = read_schema(AuditDocument, audits / "good" / "audit.json")
-    clean = document.clean.accuracy
-    assert [float(rows[0][f"clean{end}"]) for end in ("", " low", " high")] == [clean.value, *(clean.interval or ())]
+    clean, interval = document.clean.accuracy.value, list(document.clean.accuracy.interval or ())
+    rows = list(csv.DictReader((audits / "leaderboard.csv").open()))
+    assert [(row["model"], row["training data"]) for row in rows] == [("good", "greys"), ("Bad", "NIH")]
+    assert [float(rows[0][f"clean{end}"]) for end in ("", " low", " high")] == [clean, *interval]
     counted = (str(document.clean.n), document.data.name, document.split, "exam-1")
     assert tuple(rows[0][name] for name in ("n", "data", "split", "protocol")) == counted
     assert (rows[0]["clean reported"], rows[0]["threat model"]) == ("0.99", "L-infinity 0.02")
-    assert rows[0]["training data"] == "greys"
     page = (audits / "leaderboard.html").read_text()
     body = page.split("</script>")[1]
-    for row in rows:
-        assert row["model"] in body
-        assert row["training data"] in body
-    assert "Reported" in body
-    assert "99.0" in body
+    for word in ("good", "greys", "Bad", "NIH", "Reported", "99.0"):
+        assert word in body
     assert "src=" not in page
     assert "aria-sort" in page
+    found = json.loads(run("leaderboard", audits, "--json").stdout)
+    assert (found["protocol"], found["data"], found["n"]) == ("exam-1", "images", 36)
+    assert [row["folder"] for row in found["refused"]] == ["broken"]
+    good, bad = found["rows"]
+    assert (good["model"], good["clean"], good["clean_ci"]) == ("good", clean, interval)
+    assert (good["clean reported"], good["attacked reported"], good["training data"]) == (0.99, 0.9, "greys")
+    assert (good["sound"], good["reasons"]) == (True, [])
+    assert (bad["model"], bad["training data"], bad["clean reported"]) == ("Bad", "NIH", None)
+    assert (bad["sound"], bad["reasons"]) == (False, ["its attack failed"])
+    assert [float(row["attacked"]) for row in rows] == [row["attacked"] for row in (good, bad)]
 
 
-def test_what_may_not_be_relied_on_stands_behind_all_others_and_is_marked_in_a_narrow_terminal(
-    audits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_not_sound_stands_last(audits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     board = tmp_path / "board"
     content = atomic.read_json(audits / "good" / "audit.json") | {"verdict": {"sound": True}}
     attacks = [{**attack, "accuracy": {"value": 0.0}} for attack in content["attacks"]]
@@ -192,9 +212,7 @@ def test_what_may_not_be_relied_on_stands_behind_all_others_and_is_marked_in_a_n
     assert body.index("not attacked") < body.index("it never moves?")
 
 
-def handed(
-    folder: Path, name: str, left: float, *more: tuple[str, float, int], radii: tuple[float, ...] = (0.02,)
-) -> None:
+def handed(folder: Path, name: str, left: float, *more: Any, radii: tuple[float, ...] = (0.02,)) -> None:
     """An audit of 40 images whose worst case leaves so much, of it counting images: by whom, epsilon, found alone."""
     attacks = [{"attack": "worst-case", "epsilon": r, "accuracy": {"value": left}, "n": 40, "steps": 20} for r in radii]
     attacks += [{"attack": "pgd", "epsilon": 0.02, "steps": 20, "accuracy": {"value": 0.8}, "n": 40}]
@@ -207,12 +225,13 @@ def test_audits_of_unequal_effort_do_not_share_a_leaderboard(tmp_path: Path) -> 
         worst = {"attack": "worst-case", "epsilon": 0.02, "accuracy": {"value": 0.6}, "steps": 20, "queries": queries}
         audit(tmp_path / name, attacks=[worst])
     board = leaderboard.gather_audits(tmp_path)
-    assert {name for name, *_ in board.entries} == {"one", "two"}
     why = "attacked by worst-case-20/300, the others by worst-case-20/50: audit it again"
     assert board.refused == (("more", why),)
     assert "attacked by worst-case-20/50, %" in leaderboard.make_table(board).header
-    (row, _) = leaderboard.to_json(board)["rows"]  # type: ignore[misc]
-    assert (row["by"], row["steps"], row["queries"]) == ("worst-case-20/50, epsilon 0.02", 20, 50)
+    rows = leaderboard.to_json(board)["rows"]
+    assert {row["model"] for row in rows} == {"one", "two"}  # type: ignore[attr-defined]
+    for row in rows:  # type: ignore[attr-defined]
+        assert (row["by"], row["steps"], row["queries"]) == ("worst-case-20/50, epsilon 0.02", 20, 50)
 
 
 def test_the_leaderboard_ranks_by_our_own_attacks_and_says_who_was_attacked_with_more(tmp_path: Path) -> None:
@@ -254,39 +273,13 @@ def test_without_images_handed_in_the_leaderboard_says_nothing_of_them(tmp_path:
     content = atomic.read_json(path)
     content["attacks"][0]["accuracy"] = {"value": None}  # the board has no figure under another attack instead
     atomic.write_json(path, content)
-    page, _ = leaderboard.write(leaderboard.gather_audits(tmp_path), tmp_path)
+    board = leaderboard.gather_audits(tmp_path)
+    page, _ = leaderboard.write(board, tmp_path)
     assert "ubmitted" not in page.read_text().split("</script>")[1]
-    assert leaderboard.list_remarks(leaderboard.gather_audits(tmp_path)) == []
-    assert [name for name, *_ in leaderboard.gather_audits(tmp_path).entries] == ["plain", "withdrawn"]
-    assert (
-        leaderboard.make_row(leaderboard.Row("withdrawn", read_schema(AuditDocument, path)))["attacked, %"].value
-        is None
-    )
-
-
-def test_the_leaderboard_as_one_json_document(audits: Path) -> None:
-    content = atomic.read_json(audits / "bad" / "audit.json")
-    model = content["model"] | {"name": "Bad", "reported": {"training_data": "NIH"}}
-    changed = content | {"model": model, "verdict": {"sound": False, "reasons": ["its attack failed"]}}
-    atomic.write_json(audits / "bad" / "audit.json", changed)
-    sound = atomic.read_json(audits / "good" / "audit.json") | {"verdict": {"sound": True}}
-    atomic.write_json(audits / "good" / "audit.json", sound)
-    (audits / "broken").mkdir()
-    (audits / "broken" / "audit.json").write_text("{")
-    done = run("leaderboard", audits, "--json")
-    found = json.loads(done.stdout)
-    assert (found["protocol"], found["data"], found["n"]) == ("exam-1", "images", 36)
-    assert [row["folder"] for row in found["refused"]] == ["broken"]
-    good, bad = found["rows"]
-    document = read_schema(AuditDocument, audits / "good" / "audit.json")
-    low, high = document.clean.accuracy.interval or (0, 0)
-    assert (good["model"], good["clean"], good["clean_ci"]) == ("good", document.clean.accuracy.value, [low, high])
-    assert (good["clean reported"], good["attacked reported"], good["training data"]) == (0.99, 0.9, "greys")
-    assert (good["sound"], good["reasons"]) == (True, [])
-    assert (bad["model"], bad["training data"], bad["clean reported"]) == ("Bad", "NIH", None)
-    assert (bad["sound"], bad["reasons"]) == (False, ["its attack failed"])
-    table = list(csv.DictReader((audits / "leaderboard.csv").open()))
-    assert [float(row["attacked"]) for row in table] == [row["attacked"] for row in (good, bad)]
+    assert leaderboard.list_remarks(board) == []
+    assert on_board(tmp_path) == ["plain", "withdrawn"]
+    row = leaderboard.make_row(leaderboard.Row("withdrawn", read_schema(AuditDocument, path)))
+    assert row["attacked, %"].value is None
 
 
 def test_only_audits_of_one_protocol_and_data_compare(audits: Path, tmp_path: Path) -> None:
@@ -295,19 +288,116 @@ def test_only_audits_of_one_protocol_and_data_compare(audits: Path, tmp_path: Pa
     changes["elsewhere"] = {"data": content["data"] | {"fingerprint": "0", "files": "0"}}
     for name, change in changes.items():
         atomic.write_json(audits / name / "audit.json", content | change)
-    (audits / "broken").mkdir()
-    (audits / "broken" / "audit.json").write_text("{")
     found = leaderboard.gather_audits(audits)
     assert {name for name, *_ in found.entries} == {"good", "bad"}
     why = dict(found.refused)
-    assert set(why) == {"own", "older", "elsewhere", "classes", "broken"}
-    assert "audited by exam-0" in why["older"]
-    assert "not the same images" in why["elsewhere"]
-    assert "other options" in why["own"]
+    assert set(why) == set(changes)
+    words = {"older": "audited by exam-0", "elsewhere": "not the same images", "own": "other options"}
+    for name, text in words.items():
+        assert text in why[name]
     said = run("leaderboard", audits, "--out", tmp_path / "page").stdout
     assert "not compared: older" in said
     assert "not compared" in (tmp_path / "page" / "leaderboard.html").read_text().lower()
     assert "no audit.json" in complaint("leaderboard", tmp_path / "page")
+
+
+def test_audits_behind_links_are_found_each_once_and_circles_end(tmp_path: Path) -> None:
+    audit(tmp_path / "elsewhere" / "fair")
+    audit(tmp_path / "elsewhere" / "deep" / "down")
+    audit(tmp_path / "audits" / "own")
+    links = {"a link": "../elsewhere/fair", "another link": "../elsewhere/fair", "deep": "../elsewhere/deep"}
+    for name, target in (links | {"a circle": ".", "before": "own", "nowhere": "../gone"}).items():
+        (tmp_path / "audits" / name).symlink_to(target)
+    assert sorted(on_board(tmp_path / "audits")) == ["a link", "deep/down", "own"]
+    (tmp_path / "board").symlink_to("audits")
+    assert sorted(on_board(tmp_path / "board")) == ["a link", "deep/down", "own"]
+
+
+def test_folders_that_may_not_be_read_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    audit(tmp_path / "open")
+    audit(tmp_path / "shut" / "inside")
+    real = os.scandir
+
+    def scandir(path: str) -> Any:
+        if Path(path).name == "shut":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert on_board(tmp_path) == ["open"]
+    assert leaderboard.gather_audits(tmp_path).refused == (("shut", "this folder cannot be read: permission denied"),)
+
+
+def test_unknown_images_are_nobodys(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        audit(tmp_path / name, data=None)
+    assert "unknown images" in complaint("leaderboard", tmp_path)
+    audit(tmp_path / "known")
+    assert on_board(tmp_path) == ["known"]
+    why = "unknown images: no checksum of them in its audit.json"
+    assert dict(leaderboard.gather_audits(tmp_path).refused) == dict.fromkeys(("one", "two"), why)
+
+
+def test_a_place_that_is_no_folder_or_cannot_be_written_to_is_called_what_it_is(tmp_path: Path) -> None:
+    path, file = audit(tmp_path / "audits" / "one") / "audit.json", tmp_path / "file"
+    advice = "Give the folder that contains the folders of audits."
+    assert f"{tmp_path / 'nowhere'}: no such folder. {advice}" in complaint("leaderboard", tmp_path / "nowhere")
+    assert f"{path}: this is a file. {advice}" in complaint("leaderboard", path)
+    file.write_text("mine")
+    said = complaint("leaderboard", tmp_path / "audits", "--out", file)
+    assert f"{file}/leaderboard.html: cannot be written: a file is where a folder should be" in said
+    assert file.read_text() == "mine"
+
+
+CLEAN = {"accuracy": {"value": 0.9, "ci": [0.8, 1.0]}, "n": 40}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"classes": []}, "no classes in it"),
+        ({"clean": {}}, "no clean accuracy in it"),
+        ({"clean": CLEAN | {"accuracy": {"value": 0.9, "ci": [0.8, 95]}}}, "a clean accuracy of 95, which is no share"),
+        ({"clean": CLEAN | {"accuracy": {"value": float("nan")}}}, "no clean accuracy in it"),
+        ({"attacks": [{"attack": "pgd", "accuracy": {"value": 2}}]}, "a pgd accuracy of 2, which is no share"),
+        ({"attacks": [{"attack": "pgd", "epsilon": "x"}]}, "attacks.0.epsilon: Input should be a valid number"),
+    ],
+)
+def test_damaged_audits_are_named_with_the_reason(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    audit(tmp_path / "whole")
+    path = audit(tmp_path / "damaged", **changes) / "audit.json"
+    if changes.get("clean"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))  # NaN as it is
+    assert on_board(tmp_path) == ["whole"]
+    ((name, why),) = leaderboard.gather_audits(tmp_path).refused
+    assert name == "damaged"
+    assert why.startswith(f"{path}: damaged: {words}")
+    assert why.endswith(("; audit the model again, into a new folder", atomic.REMAKE))
+    assert f"{path}: damaged: {words}" in complaint("compare", tmp_path / "whole", tmp_path / "damaged")
+
+
+def test_audits_of_one_name_are_told_apart_in_the_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for place, sha256 in (("ada", "1"), ("bo", "2")):
+        audit(tmp_path / place / "good", model={"name": "good", "sha256": sha256})
+    audit(tmp_path / "other")
+    rows = leaderboard.terminal_table(leaderboard.gather_audits(tmp_path)).rows
+    assert {row[0].text for row in rows} == {"good (ada/good)", "good (bo/good)", "other"}
+    monkeypatch.setenv("COLUMNS", "200")
+    said = run("leaderboard", tmp_path).stdout
+    assert all(name in said for name in ("good (ada/good)", "good (bo/good)"))
+    assert "same figures" not in said + (tmp_path / "leaderboard.html").read_text()
+
+
+def test_a_copied_audit_is_said_to_be_one(tmp_path: Path) -> None:
+    for name, more in {"one": {}, "two": {}, "worse": {"clean": CLEAN | {"accuracy": {"value": 0.85}}}}.items():
+        audit(tmp_path / name, model={"name": name, "sha256": "1"}, **more)
+    for name in ("unknown", "nor this"):
+        audit(tmp_path / name)
+    line = "one and two: the same model with the same figures, so 2 rows are one audit"
+    assert leaderboard.list_remarks(leaderboard.gather_audits(tmp_path)) == [line]
+    assert line in run("leaderboard", tmp_path).stdout
+    assert f"<p>{line}.</p>" in (tmp_path / "leaderboard.html").read_text()
+    assert json.loads(run("leaderboard", tmp_path, "--json").stdout)["copies"] == [["one", "two"]]
 
 
 @pytest.mark.slow
