@@ -14,11 +14,10 @@ from sklearn import metrics as sk
 from torch import Tensor, nn
 
 from small_networks import write_onnx
-from test_audit_command import few_steps
+from test_audit_command import _short, few_steps  # noqa: F401
 from test_audit_tables import table
 from trustcxr import statistics
-from trustcxr.audit import audit_data as audited_
-from trustcxr.audit import compare, multilabel
+from trustcxr.audit import audit_data, compare, multilabel
 from trustcxr.audit import run_audit as audits
 from trustcxr.data import load_dataset
 from trustcxr.data.lung_masks import soften
@@ -34,11 +33,8 @@ from trustcxr.storage.schemas import AuditDocument
 NAMES = ("Common", "Even", "Rare")
 THRESHOLDS = (0.7, 0.5, 0.2)
 PATIENTS = 90
-
-
-@pytest.fixture(autouse=True)
-def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    few_steps(monkeypatch)
+Audited = tuple[AuditDocument, Path]
+Masked = tuple[AuditDocument, Path, Path]
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +67,7 @@ def audited(known: pd.DataFrame, out: Path, change: Callable[[Any], Any] = np.as
 
 
 @pytest.fixture(scope="module")
-def whole(known: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> tuple[AuditDocument, Path]:
+def whole(known: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Audited:
     out = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
         few_steps(patch)
@@ -80,12 +76,9 @@ def whole(known: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> tupl
 
 def by_finding(rows: pd.DataFrame) -> list[tuple[Any, Any, Any]]:
     """Of each finding what is true of the images of which it is known, the scores, and what these say of it."""
-    found = []
-    for name, threshold in zip(NAMES, THRESHOLDS, strict=True):
-        there = rows[rows[name] != ""]
-        scores = there[f"{name} score"].to_numpy()
-        found.append((there[name].astype(int).to_numpy(), scores, scores >= threshold))
-    return found
+    parts = [(rows[rows[name] != ""], name) for name in NAMES]
+    pairs = [(part[name].astype(int).to_numpy(), part[f"{name} score"].to_numpy()) for part, name in parts]
+    return [(truth, scores, scores >= at) for (truth, scores), at in zip(pairs, THRESHOLDS, strict=True)]
 
 
 def constant(rows: pd.DataFrame) -> float:
@@ -93,9 +86,7 @@ def constant(rows: pd.DataFrame) -> float:
     return float(sum(c.max() for c in counts) / sum(c.sum() for c in counts))
 
 
-def test_every_figure_is_the_mean_of_those_of_the_findings(
-    known: pd.DataFrame, whole: tuple[AuditDocument, Path]
-) -> None:
+def test_every_figure_is_the_mean_of_those_of_the_findings(known: pd.DataFrame, whole: Audited) -> None:
     clean, parts = whole[0].clean, by_finding(known)
     areas = [sk.roc_auc_score(truth, scores) for truth, scores, _ in parts]
     assert clean.auroc_macro.value == pytest.approx(np.mean(areas))
@@ -121,62 +112,52 @@ def test_every_figure_is_the_mean_of_those_of_the_findings(
     right = sum(int((truth == said).sum()) for truth, _, said in parts)
     assert clean.accuracy.value == pytest.approx(right / (clean.n or 0)), "a share of all decisions"
     assert np.sum(clean.confusion) == clean.n
-
-
-def test_calibration_is_that_of_the_probability_as_it_is_stated(
-    known: pd.DataFrame, whole: tuple[AuditDocument, Path]
-) -> None:
     errors = []
-    for truth, scores, _ in by_finding(known):
-        sure, right = np.maximum(scores, 1 - scores), (scores >= 0.5) == truth
+    for truth, scores, _ in parts:
+        sure, hits = np.maximum(scores, 1 - scores), (scores >= 0.5) == truth
         bins = np.clip(np.ceil(15 * sure), 1, 15)
-        errors.append(sum(abs((sure - right)[bins == k].sum()) for k in np.unique(bins)) / len(truth))
-    assert whole[0].clean.ece_plug_in == pytest.approx(np.mean(errors))
-    assert (whole[0].clean.ece.value or 0) < np.mean(errors), "without what chance alone makes of it"
+        errors.append(sum(abs((sure - hits)[bins == k].sum()) for k in np.unique(bins)) / len(truth))
+    assert clean.ece_plug_in == pytest.approx(np.mean(errors)), "of the probability as it is stated"
+    assert (clean.ece.value or 0) < np.mean(errors), "without what chance alone makes of it"
 
 
 @pytest.mark.slow
-def test_the_interval_of_the_mean_is_over_patients(known: pd.DataFrame, whole: tuple[AuditDocument, Path]) -> None:
+def test_the_interval_of_the_mean_is_over_patients(known: pd.DataFrame, whole: Audited) -> None:
     random, found = np.random.default_rng(1), []
-    radiographs = [rows for _, rows in known.groupby("patient")]
+    images = [rows for _, rows in known.groupby("patient")]
     for _ in range(300):
-        drawn = pd.concat([radiographs[k] for k in random.integers(len(radiographs), size=len(radiographs))])
+        drawn = pd.concat([images[k] for k in random.integers(PATIENTS, size=PATIENTS)])
         found.append(np.mean([sk.roc_auc_score(truth, scores) for truth, scores, _ in by_finding(drawn)]))
     assert whole[0].clean.groups == PATIENTS
     assert whole[0].clean.auroc_macro.interval == pytest.approx(np.quantile(found, [0.025, 0.975]), abs=0.02)
 
 
-def test_the_constant_answer_is_the_best_one_to_each_finding(
-    known: pd.DataFrame, whole: tuple[AuditDocument, Path]
-) -> None:
+def test_the_constant_answer_is_the_best_one_to_each_finding(known: pd.DataFrame, whole: Audited) -> None:
     document, out = whole
     expected = constant(known)
     assert document.clean.constant_answer == pytest.approx(expected)
     assert expected > 0.7
-    said = f"always giving the commoner answer to each finding would score {format_percent(expected)}"
     page = " ".join(audit_html.render(document).split())
-    assert said in "\n".join(describe_audit(document))
-    assert said in page
+    said = f"always giving the commoner answer to each finding would score {format_percent(expected)}"
+    for text in ("\n".join(describe_audit(document)), page):
+        assert said in text
     assert "Every other figure is the mean over 3 findings" in page
     entry = leaderboard.to_json(leaderboard.gather_audits(out))["rows"][0]  # type: ignore[index]
     assert entry["AUROC"] == document.clean.auroc_macro.value
 
 
 def test_who_does_no_better_than_that_is_told_so(known: pd.DataFrame, tmp_path: Path) -> None:
-    document = audited(known, tmp_path, lambda row: row[[0, 1, 1]])
+    document, bound = audited(known, tmp_path, lambda row: row[[0, 1, 1]]), constant(known)
     low, high = document.clean.accuracy.interval or (0, 0)
-    assert 0.5 < low < constant(known), "more than the commoner state of all decisions, less than one answer to each"
-    (alarm,) = [alarm for alarm in document.alarms if alarm.kind == run_figures.CONSTANT]
-    assert f"the commoner answer to each finding has {constant(known):.1%}" in alarm.text
-    reasons = "; ".join(document.verdict.reasons)
-    assert "constant" not in reasons, "it ranks images of the findings"
-    assert "chance" not in reasons
+    assert 0.5 < low < bound, "more than the commoner state of all decisions, less than one answer to each"
     assert high > low
+    (alarm,) = [alarm for alarm in document.alarms if alarm.kind == run_figures.CONSTANT]
+    assert f"the commoner answer to each finding has {bound:.1%}" in alarm.text
+    reasons = "; ".join(document.verdict.reasons)
+    assert not [word for word in ("constant", "chance") if word in reasons], "it ranks images of the findings"
 
 
-def test_groups_of_images_have_the_mean_within_the_group(
-    known: pd.DataFrame, whole: tuple[AuditDocument, Path]
-) -> None:
+def test_groups_of_images_have_the_mean_within_the_group(known: pd.DataFrame, whole: Audited) -> None:
     (division,) = [division for division in whole[0].subgroups if division.column == "sex"]
     assert {group.name for group in division.groups} == {"F", "M"}
     for group in division.groups:
@@ -194,31 +175,27 @@ def test_groups_of_images_have_the_mean_within_the_group(
 def decisions(parts: dict[str, tuple[list[float], list[int]]]) -> pd.DataFrame:
     """Clean decisions on findings: their margins and what is true, an image and patient each."""
     rows = [
-        {"finding": name, "sample_id": f"{n}#{name}", "group": str(n), "label": label, "margin": margin}
+        (name, f"{n}#{name}", str(n), label, np.array([0.0, margin]))
         for name, (margins, labels) in parts.items()
         for n, (margin, label) in enumerate(zip(margins, labels, strict=True))
     ]
-    found = pd.DataFrame(rows)
-    return found.assign(logits=[np.array([0.0, margin]) for margin in found["margin"]], attack="clean", threshold=0.5)
+    columns = ["finding", "sample_id", "group", "label", "logits"]
+    return pd.DataFrame(rows, columns=columns).assign(attack="clean", threshold=0.5)
 
 
-def test_a_finding_that_all_images_of_a_group_have_or_none_is_left_out_of_its_means() -> None:
+def test_a_finding_that_all_images_of_a_group_or_resample_have_or_none_is_left_out_of_its_means() -> None:
+    def areas(rows: pd.DataFrame) -> np.ndarray:
+        return metrics.macro_auroc(rows, statistics.Bootstrap.over(rows["group"], resamples=300), 2)
+
     rows = decisions({"a": ([1, 2, 3, 0], [0, 0, 1, 1]), "b": ([-1, -1, -1, -1], [0, 0, 0, 0])})
-    bootstrap = statistics.Bootstrap.over(rows["group"], resamples=200)
-    areas = metrics.macro_auroc(rows, bootstrap, 2)
-    assert areas[0] == sk.roc_auc_score([0, 0, 1, 1], [1, 2, 3, 0])
+    assert areas(rows)[0] == sk.roc_auc_score([0, 0, 1, 1], [1, 2, 3, 0])
     assert len(metrics.has_both_labels(rows)) == 1
     assert metrics.constant_answer(rows) == 6 / 8
-    alone = rows[rows["finding"] == "b"]
-    assert np.isnan(metrics.macro_auroc(alone, statistics.Bootstrap.over(alone["group"], resamples=5), 2)).all()
-
-
-def test_a_resample_without_a_rare_finding_still_says_something_of_the_mean() -> None:
+    assert np.isnan(areas(rows[rows["finding"] == "b"])).all()
     rare = {f"f{n}": ([float(k == n) for k in range(40)], [int(k == n) for k in range(40)]) for n in range(12)}
-    rows = decisions(rare)
-    areas = metrics.macro_auroc(rows, statistics.Bootstrap.over(rows["group"], resamples=300), 2)
-    assert np.isfinite(areas).all(), "of twelve findings of one image each hardly any resample has them all"
-    assert areas[0] == 1
+    found = areas(decisions(rare))
+    assert np.isfinite(found).all(), "of twelve findings of one image each hardly any resample has them all"
+    assert found[0] == 1
 
 
 class TwoMeans(nn.Module):
@@ -229,35 +206,30 @@ class TwoMeans(nn.Module):
         return torch.sigmoid(torch.stack([40 * (images.mean((1, 2, 3)) - 0.35), 40 * (0.35 - middle)], dim=1))
 
 
-LABELS = {"COVID-19": "Ill|Severe", "Non-COVID": "Ill", "Normal": "Normal"}
-
-
 @pytest.fixture(scope="module")
-def masked(tmp_path_factory: pytest.TempPathFactory) -> tuple[AuditDocument, Path, Path]:
+def masked(tmp_path_factory: pytest.TempPathFactory) -> Masked:
     """The audit of a network of two findings on images with lung masks, its folder, and the images."""
     root = tmp_path_factory.mktemp("masked")
     radiographs = write_files.write(root / "phantom", {"Train": 1, "Val": 1, "Test": 8}, size=32)
     write_onnx(TwoMeans(), root / "net.onnx", 32)
     output = "{kind: sigmoid, classes: [Ill, Severe], thresholds: [0.6, 0.4]}"
     (root / "model.yaml").write_text(f"source: net.onnx\ninput: {{size: 32}}\noutput: {output}\n")
+    labels = {"COVID-19": "Ill|Severe", "Non-COVID": "Ill", "Normal": "Normal"}
     with pytest.MonkeyPatch.context() as patch:
         few_steps(patch)
-        document = audits.audit(root / "model.yaml", radiographs, root / "audit", labels=LABELS)
+        document = audits.audit(root / "model.yaml", radiographs, root / "audit", labels=labels)
     return document, root / "audit", radiographs
 
 
-def test_findings_are_asked_of_images_without_their_lungs(masked: tuple[AuditDocument, Path, Path]) -> None:
-    document, _, radiographs = masked
-    data = load_dataset(radiographs, "Test", 32)
+def test_findings_are_asked_of_images_without_their_lungs(masked: Masked) -> None:
+    document, _, images = masked
+    data = load_dataset(images, "Test", 32)
     assert set(document.shortcuts) == set(VIEWS)
-    black = torch.from_numpy(
-        np.where(np.array(data.masks("lung"))[:, None] > 0, 0, np.array(data.images) / 255)
-    ).float()
+    black = np.where(np.array(data.masks("lung"))[:, None] > 0, 0, np.array(data.images) / 255)
     with torch.no_grad():
-        said = TwoMeans()(black).numpy()
+        said = TwoMeans()(torch.from_numpy(black).float()).numpy()
     classes = data.table["class"].to_numpy()
-    truth = np.stack([classes != "Normal", classes == "COVID-19"], axis=1)
-    right = (said >= np.array([0.6, 0.4])) == truth
+    right = (said >= np.array([0.6, 0.4])) == np.stack([classes != "Normal", classes == "COVID-19"], axis=1)
     found = document.shortcuts["lungs_blacked_out"]
     assert (found.n, found.accuracy.value) == (2 * len(data), pytest.approx(right.mean()))
     assert found.constant_answer == pytest.approx(2 / 3), "ill: two of three images; severe: one of three"
@@ -265,43 +237,36 @@ def test_findings_are_asked_of_images_without_their_lungs(masked: tuple[AuditDoc
     assert '<th scope="col">Image' in audit_html.render(document)
 
 
-def test_the_image_behind_has_the_finding_where_the_lungs_have_it_not(masked: tuple[AuditDocument, Path, Path]) -> None:
+def test_the_image_behind_has_the_finding_where_the_lungs_have_it_not(masked: Masked) -> None:
     """Beside the lungs it shows an image with the other answer, not just one of another class of the data."""
     document, out, radiographs = masked
     data, table = load_dataset(radiographs, "Test", 32), atomic.read_table(out / "predictions.parquet")
-    images = np.array(data.images)[:, 0] / 255
+    images, order = np.array(data.images)[:, 0] / 255, np.arange(len(data))
     outside = soften(torch.tensor(np.array(data.masks("lung"))).float()[:, None])[:, 0].numpy() == 0
     for name, has in (("Ill", ("COVID-19", "Non-COVID")), ("Severe", ("COVID-19",))):
         truth = data.table["class"].isin(has).to_numpy()
-        one = audited_.OneFinding(data, np.arange(len(data)), truth.astype(float))
-        views = {
-            key: view for (key, *_), _, view in generate_views(one, np.arange(len(data)), torch.tensor(images[:, None]))
-        }
+        one = audit_data.OneFinding(data, order, truth.astype(float))
+        views = {key: view for (key, *_), _, view in generate_views(one, order, torch.tensor(images[:, None]))}
         for place, view in enumerate(views["lungs_on_another_image"][:, 0].numpy()):
             away = [np.abs(view - other)[outside[place]].sum() for other in images]
             assert truth[int(np.argmin(away))] != truth[place], name
         rows = table[(table["attack"] == "lungs_on_another_image") & (table["finding"] == name)]
-        assert dict(zip(rows["image"], rows["label"] == 1, strict=True)) == dict(
-            zip(data.sample_ids, truth, strict=True)
-        )
+        labels = dict(zip(rows["image"], rows["label"] == 1, strict=True))
+        assert labels == dict(zip(data.sample_ids, truth, strict=True))
     assert document.shortcuts["lungs_on_another_image"].n == 2 * len(data)
 
 
-def test_the_worst_case_counts_no_view_as_an_attack(masked: tuple[AuditDocument, Path, Path]) -> None:
+def test_the_worst_case_counts_no_view_as_an_attack(masked: Masked) -> None:
     rows = atomic.read_table(masked[1] / "predictions.parquet")
-    without = rows[~rows["attack"].isin(VIEWS)]
     for name in ("Ill", "Severe"):
-        one, other = (multilabel.worst_scores(part[part["finding"] == name]) for part in (rows, without))
-        worst = one["attack"] == "worst-case"
-        assert worst.any()
-        assert np.array_equal(
-            np.stack(one["logits"][worst]), np.stack(other["logits"][other["attack"] == "worst-case"])
-        )
+        own = rows[rows["finding"] == name]
+        scores = [multilabel.worst_scores(part) for part in (own, own[~own["attack"].isin(VIEWS)])]
+        one, other = (np.stack(part["logits"][part["attack"] == "worst-case"]) for part in scores)
+        assert len(one)
+        assert np.array_equal(one, other)
 
 
-def test_two_models_compare_finding_by_finding(
-    known: pd.DataFrame, whole: tuple[AuditDocument, Path], tmp_path: Path
-) -> None:
+def test_two_models_compare_finding_by_finding(known: pd.DataFrame, whole: Audited, tmp_path: Path) -> None:
     audited(known, tmp_path, lambda row: np.array([row[0], 1 - row[1], row[2]]))
     pair = compare.compare(whole[1] / "audit", tmp_path / "audit", resamples=200)
     rows = {row.measure: row for row in pair.rows}
@@ -315,11 +280,10 @@ def test_two_models_compare_finding_by_finding(
     assert [row.p_corrected for row in pair.rows] == pytest.approx(statistics.holm(values))
 
 
-def test_the_worst_case_compares_finding_by_finding_too(masked: tuple[AuditDocument, Path, Path]) -> None:
+def test_the_worst_case_compares_finding_by_finding_too(masked: Masked) -> None:
     document, out, _ = masked
     rows = {row.measure: row for row in compare.compare(out, out, resamples=50).rows}
-    table = atomic.read_table(out / "predictions.parquet")
-    at = table[(table["attack"] == "worst-case") & (table["epsilon"] == 0.02)]
+    at = atomic.read_table(out / "predictions.parquet").query("attack == 'worst-case' and epsilon == 0.02")
     effort = next(row.effort for row in document.attacks if row.attack == "worst-case")
     worst = f"worst-case-{effort.steps}/{effort.queries} accuracy @0.02"
     for name in ("Ill", "Severe"):
@@ -329,15 +293,3 @@ def test_the_worst_case_compares_finding_by_finding_too(masked: tuple[AuditDocum
         assert (rows[f"{worst}, {name}"].n, rows[worst].n) == (24, 48)
     assert not any(name.startswith(("fgsm", "pgd", "lungs")) and "," in name for name in rows)
     assert document.protocol == "exam-1"
-
-
-def test_an_audit_of_another_version_is_made_again(
-    known: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(audited_, "AUDIT_VERSION", 0)
-        audited(known, tmp_path)
-    audited(known, tmp_path)
-    assert "already examined" not in capsys.readouterr().err
-    audited(known, tmp_path)
-    assert "already examined" in capsys.readouterr().err
