@@ -97,9 +97,7 @@ def test_a_batch_that_fails_ends_the_others_at_their_next_pass(two_cores: None) 
     assert torch.get_num_threads() == 2
 
 
-def test_what_was_done_before_says_nothing_of_the_time_left(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_was_skipped_takes_no_time(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     with Progress("evaluating", 100) as bar:
