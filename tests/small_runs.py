@@ -85,6 +85,23 @@ def made_up(monkeypatch: pytest.MonkeyPatch, rows: list[tuple[float, ...]]) -> N
     monkeypatch.setattr(monitor, "validate", lambda *_: dict(zip(names, next(left), strict=False)))
 
 
+def rise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Validation figures that rise, so that the last epoch is the one that is kept."""
+    made_up(monkeypatch, [(0.4 + 0.01 * epoch,) * 3 for epoch in range(50)])
+
+
+def spied_weights(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Tensor]]:
+    """The weights of each epoch that training keeps as the best so far."""
+    kept: list[dict[str, Tensor]] = []
+
+    def save(model: torch.nn.Module, path: Path) -> None:
+        kept.append({name: value.clone() for name, value in model.state_dict().items()})
+        save_weights(model, path)
+
+    monkeypatch.setattr(monitor, "save_weights", save)
+    return kept
+
+
 class PowerCut(Exception):
     """The machine goes off."""
 

@@ -1,4 +1,4 @@
-"""Each defence through whole runs: judged as it should be, the same after a cut, counted honestly."""
+"""Each defence through whole runs: judged as it should be, counted honestly; and its options as they are typed."""
 
 from pathlib import Path
 from typing import Any
@@ -7,75 +7,28 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from small_runs import PowerCut, cut_at, made_up, recipe, same, weights
+from small_runs import made_up, recipe, rise, same, spied_weights, weights
 from trustcxr import defences, registry
 from trustcxr.data.loader import to_pixels
 from trustcxr.defences import adversarial
 from trustcxr.errors import UserError
 from trustcxr.evaluation.trained_run import load_run
-from trustcxr.models import factory
-from trustcxr.models.factory import save_weights
+from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.recipes.training_recipe import DefenceRecipe
+from trustcxr.runs import run_folder
 from trustcxr.storage import atomic
-from trustcxr.training import fit_run, monitor
+from trustcxr.training import fit_run
 from trustcxr.training import step as fitting
 from trustcxr.training.step import TrainingStep
 
-DEFENCE_OPTIONS = {name: entry.options for name, entry in registry.DEFENCES.items()}
-
 STABILITY_ATTACK = ["fgsm", "fgsm-rs", "n-fgsm", "free", "pgd", "trades"]
 CHANGED = ["mixup", "cutout", "gaussian"]
-OPTIONS: dict[str, dict[str, Any]] = {
-    "fgsm": {"ramp": 0.5, "clean_weight": 0.5, "attack_precision": "bf16"},
-    "fgsm-rs": {"ramp": 0.8, "clean_weight": 0.3},
-    "n-fgsm": {"ramp": 0.5},
-    "free": {"ramp": 0.5, "replays": 2},
-    "pgd": {"steps": 2},
-    "trades": {"steps": 1, "beta": 3.0},
-    "cutout": {"size": 0.4},
-}
-
-
-@pytest.fixture
-def rising(monkeypatch: pytest.MonkeyPatch) -> None:
-    made_up(monkeypatch, [(0.4 + 0.01 * i, 0.4 + 0.01 * i, 0.4 + 0.01 * i) for i in range(50)])
-
-
-def defence(name: str) -> dict[str, Any]:
-    return {"name": name} | OPTIONS.get(name, {})
-
-
-@pytest.mark.sample("fgsm-0.9", "trades-0.9")
-@pytest.mark.slow
-@pytest.mark.usefixtures("rising")
-@pytest.mark.parametrize("ema_decay", [pytest.param(0.0, marks=pytest.mark.slow), 0.9])
-@pytest.mark.parametrize("name", [*STABILITY_ATTACK, *CHANGED])
-def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(
-    name: str, ema_decay: float, radiographs: tuple[Any, Any], tmp_path: Path
-) -> None:
-    run = recipe(defence(name), ema_decay=ema_decay)
-    per_epoch = 6 if name == "free" else 3
-    fit_run.fit(run, *radiographs, tmp_path / "whole")
-    with pytest.MonkeyPatch.context() as patch:
-        cut_at(patch, per_epoch + 1)
-        with pytest.raises(PowerCut):
-            fit_run.fit(run, *radiographs, tmp_path / "parts")
-    torch.rand(7)
-    with pytest.MonkeyPatch.context() as patch:
-        done = cut_at(patch, -1)
-        summary = fit_run.fit(run, *radiographs, tmp_path / "parts")
-    assert done == list(range(per_epoch, 2 * per_epoch)), "the first epoch is not trained again"
-    assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
-    assert (summary.epochs, summary.steps) == (2, 2 * per_epoch)
-    assert load_run(tmp_path / "parts").recipe == run
-    saved = weights(tmp_path / "whole")
-    assert saved.keys() == factory.build("test_resnet", classes=3).state_dict().keys(), "no twin, no perturbation"
 
 
 @pytest.mark.sample("fgsm", "trades")
 @pytest.mark.parametrize("name", [*STABILITY_ATTACK, *CHANGED])
 def test_a_defence_is_judged_by_what_it_trains_for(name: str, radiographs: tuple[Any, Any], tmp_path: Path) -> None:
-    summary = fit_run.fit(recipe(defence(name), epochs=1), *radiographs, tmp_path)
+    summary = fit_run.fit(recipe(name, epochs=1), *radiographs, tmp_path)
     history = atomic.read_table(tmp_path / "history.csv")
     assert ("val_pgd_accuracy" in history) == (name in STABILITY_ATTACK)
     assert summary.monitor == ("val_pgd_accuracy" if name in STABILITY_ATTACK else "val_accuracy")
@@ -87,19 +40,15 @@ def test_a_defence_is_judged_by_what_it_trains_for(name: str, radiographs: tuple
 def test_catastrophic_overfitting_is_noticed_whatever_the_attack(
     name: str, radiographs: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Trap 8: the epoch before it is kept, and the run says so."""
-    kept: list[dict[str, Tensor]] = []
-    real = save_weights
-
-    def spy(model: nn.Module, path: Path) -> None:
-        kept.append({k: v.clone() for k, v in model.state_dict().items()})
-        real(model, path)
-
-    monkeypatch.setattr(monitor, "save_weights", spy)
+    """Trap 8: FGSM accuracy stays while PGD accuracy falls to nothing: the epoch before is kept, the run says so."""
+    kept = spied_weights(monkeypatch)
     made_up(monkeypatch, [(0.7, 0.55, 0.5), (0.7, 0.6, 0.55), (0.75, 0.9, 0.02), (0.8, 0.95, 0.0)])
     summary = fit_run.fit(recipe({"name": name}, epochs=6, batch_size=24), *radiographs, tmp_path)
     assert (summary.stopped, summary.epochs, summary.best_epoch) == ("overfitting", 3, 1)
-    assert "catastrophic overfitting at epoch 3" in summary.alarm
+    for part in ("catastrophic overfitting at epoch 3", "from 55.0% to 2.0%", "90.0%", "epoch 2 are kept"):
+        assert part in summary.alarm
+    assert "\n" not in summary.alarm
+    assert load_run(tmp_path).training.alarm == summary.alarm
     assert same(weights(tmp_path), kept[1])
 
 
@@ -126,12 +75,13 @@ def test_free_shows_each_batch_so_many_times_and_counts_them(
     assert history["learning_rate"].iloc[-1] < 1e-4, "the schedule ends with the last replay"
 
 
-@pytest.mark.sample("standard", "fgsm", "trades")
+@pytest.mark.sample(*(f"{what}-{name}" for what in ("pixels", "weights") for name in ("standard", "fgsm", "trades")))
 @pytest.mark.parametrize("name", ["standard", *STABILITY_ATTACK, *CHANGED])
-def test_a_pixel_that_is_no_number_stops_the_run_with_the_last_good_weights(
-    name: str, radiographs: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("what", ["pixels", "weights"])
+def test_what_is_no_number_stops_the_run_with_the_last_good_weights(
+    what: str, name: str, radiographs: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls = iter(range(100))
+    calls, real = iter(range(100)), TrainingStep.training_step
 
     def broken(images: Tensor) -> Tensor:
         pixels = to_pixels(images)
@@ -139,40 +89,32 @@ def test_a_pixel_that_is_no_number_stops_the_run_with_the_last_good_weights(
             pixels[1, 0, 3, 3] = torch.nan
         return pixels
 
-    monkeypatch.setattr(fitting, "to_pixels", broken)
-    made_up(monkeypatch, [(0.5, 0.5, 0.5)] * 3)
-    run = recipe({"name": name} | ({"replays": 1} if name == "free" else {}), epochs=3)
-    summary = fit_run.fit(run, *radiographs, tmp_path)
-    assert summary.stopped == "numbers: a pixel is not a number at step 4"
-    assert (summary.epochs, summary.best_epoch, summary.steps) == (1, 0, 4)
-    assert all(bool(torch.isfinite(value).all()) for value in weights(tmp_path).values())
-
-
-@pytest.mark.sample("fgsm", "trades")
-@pytest.mark.parametrize("name", [*STABILITY_ATTACK, *CHANGED])
-def test_weights_that_are_no_numbers_stop_the_run(
-    name: str, radiographs: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = TrainingStep.training_step
-
     def spoil(self: TrainingStep, batch: Any, number: int) -> Tensor:
         if self.global_step == 4:
             with torch.no_grad():
                 self.model.net.fc.weight.fill_(torch.nan)
         return real(self, batch, number)
 
-    monkeypatch.setattr(TrainingStep, "training_step", spoil)
+    if what == "pixels":
+        monkeypatch.setattr(fitting, "to_pixels", broken)
+    else:
+        monkeypatch.setattr(TrainingStep, "training_step", spoil)
     made_up(monkeypatch, [(0.5, 0.5, 0.5)] * 3)
     run = recipe({"name": name} | ({"replays": 1} if name == "free" else {}), epochs=3)
     summary = fit_run.fit(run, *radiographs, tmp_path)
-    # An attack that looks at the logits meets them first; else the loss does. Either stops the run at that step.
-    said = ("numbers: the loss is nan at step 4", "numbers: the model returns NaN or infinity for 16 of 16 images")
-    assert summary.stopped.startswith(said)
+    # An attack that looks at the logits meets the weights first; else the loss does. Either stops the run at that step.
+    no_weights = ("the loss is nan at step 4", "the model returns NaN or infinity for 16 of 16 images")
+    said = ("a pixel is not a number at step 4",) if what == "pixels" else no_weights
+    assert summary.stopped.startswith(tuple(f"numbers: {words}" for words in said))
+    assert (summary.epochs, summary.best_epoch, summary.steps) == (1, 0, 4)
     assert all(bool(torch.isfinite(value).all()) for value in weights(tmp_path).values())
+    load_run(tmp_path)
 
 
-@pytest.mark.usefixtures("rising")
-def test_adamw_decouples_the_decay(radiographs: tuple[Any, Any], tmp_path: Path) -> None:
+def test_adamw_decouples_the_decay(
+    radiographs: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rise(monkeypatch)
     for kind in ("adam", "adamw"):
         fit_run.fit(recipe(optimiser=kind, epochs=1), *radiographs, tmp_path / kind)
         fit_run.fit(recipe(optimiser=kind, epochs=1, weight_decay=0.5), *radiographs, tmp_path / f"{kind} decay")
@@ -181,38 +123,32 @@ def test_adamw_decouples_the_decay(radiographs: tuple[Any, Any], tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("content", "complaint"),
+    ("content", "training", "complaint"),
     [
-        ({"name": "mixup", "epsilon": 0.03}, "defence mixup does not use epsilon; it takes alpha"),
-        ({"name": "standard", "ramp": 0.5}, "defence standard does not use ramp; it takes no options"),
-        ({"name": "fgsm", "steps": 7}, "defence fgsm does not use steps"),
-        ({"name": "trades", "clean_weight": 0.5}, "defence trades does not use clean_weight"),
-        ({"name": "trades", "beta": -1}, "key 'defence.beta'"),
-        ({"name": "cutout", "size": 1.5}, "key 'defence.size'"),
-        ({"name": "fgsm", "attack_precision": "fp8"}, "key 'defence.attack_precision'"),
+        ({"name": "mixup", "epsilon": 0.03}, {}, "defence mixup does not use epsilon; it takes alpha"),
+        ({"name": "standard", "ramp": 0.5}, {}, "defence standard does not use ramp; it takes no options"),
+        ({"name": "fgsm", "steps": 7}, {}, "defence fgsm does not use steps"),
+        ({"name": "trades", "clean_weight": 0.5}, {}, "defence trades does not use clean_weight"),
+        ({"name": "trades", "beta": -1}, {}, "key 'defence.beta'"),
+        ({"name": "cutout", "size": 1.5}, {}, "key 'defence.size'"),
+        ({"name": "fgsm", "attack_precision": "fp8"}, {}, "key 'defence.attack_precision'"),
+        *(
+            ({"name": bounds}, training, complaint)
+            for bounds in ("ibp", "crown-ibp")  # where bounds are trained there is no answer
+            for training, complaint in (
+                ({"guidance": 0.3, "guidance_on": "gradients"}, "asks for bounds alone; set defence.clean_weight too"),
+                ({"background": "emptied"}, "background: emptied shows images"),
+                ({"background": "gate-emptied"}, "background: gate-emptied shows images"),
+            )
+        ),
     ],
 )
-def test_a_recipe_refuses_what_a_defence_does_not_use(content: dict[str, Any], complaint: str) -> None:
-    with pytest.raises(UserError) as problem:
-        recipe(content)
-    assert complaint in str(problem.value)
-    assert "\n" not in str(problem.value)
-
-
-@pytest.mark.parametrize("defence", ["ibp", "crown-ibp"])
-@pytest.mark.parametrize(
-    ("training", "complaint"),
-    [
-        ({"guidance": 0.3, "guidance_on": "gradients"}, "asks for bounds alone; set defence.clean_weight too"),
-        ({"background": "emptied"}, "background: emptied shows images"),
-        ({"background": "gate-emptied"}, "background: gate-emptied shows images"),
-    ],
-)
-def test_what_needs_an_answer_is_refused_where_bounds_are_trained(
-    defence: str, training: dict[str, Any], complaint: str
+def test_a_recipe_refuses_what_a_defence_does_not_use(
+    content: dict[str, Any], training: dict[str, Any], complaint: str
 ) -> None:
-    with pytest.raises(UserError, match=complaint) as problem:
-        recipe(defence, **training)
+    with pytest.raises(UserError) as problem:
+        recipe(content, **training)
+    assert complaint in str(problem.value)
     assert "\n" not in str(problem.value)
 
 
@@ -226,7 +162,39 @@ def test_images_shown_beside_bounds_can_be_guided(radiographs: tuple[Any, Any], 
 
 def test_a_key_that_is_as_it_is_by_default_is_no_mistake() -> None:
     """run.yaml holds every key."""
-    for name in DEFENCE_OPTIONS:
+    for name in registry.DEFENCES:
         run = recipe({"name": name})
         assert DefenceRecipe.model_validate(run.defence.model_dump()) == run.defence
         assert run.defence.attacks == (name in STABILITY_ATTACK or run.defence.certifies)
+
+
+def typed(*options: str) -> RunRecipe:
+    defence = {"name": "trades", "epsilon": 0.02, "ramp": 0.0, "clean_weight": 0.0}
+    network: dict[str, Any] = {"model": "resnet18", "weights": "none", "size": 64, "seed": 0}
+    return run_folder.recipe(**network, defence=defence, training={}, options=options)
+
+
+def test_any_key_can_be_typed() -> None:
+    run = typed("defence.beta=3", "training.augment.flip=0.5", "model.normalisation=group", "training.balanced=true")
+    assert (run.defence.beta, run.training.augment.flip, run.model.normalisation) == (3.0, 0.5, "group")
+    assert (run.training.balanced, run.training.augment.rotation) == (True, 10.0)
+    assert typed("seed=3", "defence.epsilon=0.01").defence.epsilon == 0.01
+
+
+@pytest.mark.parametrize(
+    ("option", "complaint"),
+    [
+        ("defence.bta=3", "unknown key 'defence.bta': did you mean beta"),
+        ("defence.beta", "write KEY=VALUE"),
+        ("defence.beta=[", "not readable as YAML"),
+        ("defence.beta.more=3", None),
+        ("seed.more=3", "'seed' holds a value, not keys"),
+        ("defence=fgsm", "key 'defence'"),
+        ("training.balanced_by=source", "balanced_by: source does nothing without training.balanced"),
+    ],
+)
+def test_what_is_typed_wrong_is_one_line(option: str, complaint: str | None) -> None:
+    with pytest.raises(UserError) as problem:
+        typed(option)
+    assert (complaint or "defence.beta") in str(problem.value)
+    assert "\n" not in str(problem.value)
