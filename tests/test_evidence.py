@@ -3,7 +3,7 @@
 import threading
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from small_runs import recipe
 from trustcxr import explain, models
 from trustcxr.data import lesion_edits, load_dataset, phantom
 from trustcxr.data.phantom.render_image import render
@@ -22,6 +23,7 @@ from trustcxr.defences.guidance import Pass
 from trustcxr.errors import UserError
 from trustcxr.evaluation import predictions, trained_models
 from trustcxr.evaluation.trained_run import Run, load_run
+from trustcxr.explain import predict
 from trustcxr.explain.base import to_saliency
 from trustcxr.explain.cam import evidence_map, signed_evidence
 from trustcxr.models import evidence_networks
@@ -30,6 +32,7 @@ from trustcxr.models.evidence_networks import EvidenceNet
 from trustcxr.recipes.evaluation_recipe import AttackRecipe
 from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.recipes.training_recipe import Fill
+from trustcxr.report.terminal import describe_answer
 from trustcxr.training import fit_run, step
 
 SIZE = 64
@@ -37,11 +40,14 @@ SIZE = 64
 
 @pytest.fixture
 def images() -> Tensor:
-    return torch.rand(3, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    return torch.rand(3, 1, SIZE, SIZE, generator=_seeded())
+
+
+def _seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
 def _model(name: str) -> models.Classifier:
-    torch.manual_seed(0)
     return models.build(name, classes=3).eval()
 
 
@@ -51,7 +57,9 @@ def test_the_evidence_sums_to_the_logits(name: str, images: Tensor) -> None:
     model.cam_layer.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
     logits = model(images)
     found = evidence_networks.evidence_per_class(model, seen[0])
-    assert found.shape == (3, 3, SIZE // evidence_networks.STRIDE, SIZE // evidence_networks.STRIDE)
+    cells = SIZE // evidence_networks.STRIDE
+    assert found.shape == (3, 3, cells, cells)
+    assert explain.methods.cells(model, images, "evidence") == (cells, cells)
     assert torch.allclose(found.sum((2, 3)), logits, atol=1e-6)
     assert found.sum(1).abs().max() < 1e-6, "what is said for all classes alike is left out"
 
@@ -59,9 +67,8 @@ def test_the_evidence_sums_to_the_logits(name: str, images: Tensor) -> None:
 @pytest.mark.parametrize("field", evidence_networks.FIELDS)
 def test_a_cell_sees_its_field_and_no_more(field: int) -> None:
     net = EvidenceNet(2, field=field, width=8).double().eval()
-    torch.manual_seed(0)
     for module in net.modules():
-        if isinstance(module, torch.nn.ReLU):  # a path that is shut on this image would make the field look smaller
+        if isinstance(module, nn.ReLU):  # a path that is shut on this image would make the field look smaller
             module.forward = lambda x: x  # type: ignore[method-assign]
     image = torch.rand(1, 1, 96, 96, dtype=torch.float64, requires_grad=True)
     net.forward_features(image)[0, 0, 12, 12].backward()
@@ -78,12 +85,6 @@ def test_the_whole_image_is_seen_by_each_cell_of_the_full_one(name: str) -> None
     assert image.grad[0, 0, -4:, -4:].abs().max() > 0
 
 
-def test_a_norm_over_the_image_is_refused_where_a_cell_sees_but_a_part_of_it() -> None:
-    with pytest.raises(UserError, match="group would let each cell of evidence-33 see the whole image"):
-        models.build("evidence-33", classes=3, normalisation="group")
-    assert models.build("evidence-full", classes=3, normalisation="group")
-
-
 def test_names_are_read_in_any_case_and_others_refused() -> None:
     assert models.architecture("Evidence-33x96") == "evidence-33x96"
     assert not evidence_networks.is_evidence_network("evidence-32")
@@ -96,22 +97,22 @@ def test_names_are_read_in_any_case_and_others_refused() -> None:
     assert models.build("evidence-33x2", classes=3)(torch.rand(1, 1, SIZE, SIZE)).shape == (1, 3)
     with pytest.raises(UserError, match="weights: none"):
         models.build("evidence-33", classes=3, weights="imagenet")
+    with pytest.raises(UserError, match="group would let each cell of evidence-33 see the whole image"):
+        models.build("evidence-33", classes=3, normalisation="group")
+    assert models.build("evidence-full", classes=3, normalisation="group")
 
 
 @pytest.mark.parametrize("name", ["evidence-33x16", "evidence-resnet10tx16", "evidence-17+evidence-25"])
 def test_the_control_of_evidence_is_what_its_head_reads(name: str, images: Tensor) -> None:
     model, read = _model(name), []
     nets = getattr(model.net, "nets", [model.net])
-    hooks = [net.head.register_forward_pre_hook(lambda _module, given: read.append(given[0])) for net in nets]
+    for net in nets:
+        net.head.register_forward_pre_hook(lambda _module, given: read.append(given[0]))
     model(images)
-    for hook in hooks:
-        hook.remove()
-    expected = to_saliency(torch.cat(read, 1).clamp(min=0).sum(1), SIZE, SIZE)
+    expected = to_saliency(torch.cat(read[: len(nets)], 1).clamp(min=0).sum(1), SIZE, SIZE)
     shown = [explain.method("evidence-features")(model, images, target) for target in (0, 2)]
     assert torch.allclose(shown[0], expected, atol=1e-6)
     assert torch.equal(*shown), "it does not ask for a class"
-    with pytest.raises(UserError, match="evidence networks"):
-        explain.method("evidence-features")(models.build("resnet10t", classes=3).eval(), images, 0)
 
 
 def _known(count: int = 12) -> LesionBatch:
@@ -123,9 +124,13 @@ def _known(count: int = 12) -> LesionBatch:
     return LesionBatch(pixels, torch.arange(count) % 3, lung, lesion)
 
 
+def _changed(known: LesionBatch, share: float, seed: int = 0, **options: Any) -> LesionBatch:
+    return counterfactual_loss.counterfactual(known, healthy=2, share=share, generator=_seeded(seed), **options)
+
+
 def test_a_removed_lesion_makes_a_image_healthy_and_its_control_does_not() -> None:
     known = _known(24)
-    after = counterfactual_loss.counterfactual(known, healthy=2, share=0.5, generator=torch.Generator().manual_seed(0))
+    after = _changed(known, 0.5)
     ill = known.labels == 0
     gone = ill & (after.labels == 2)
     assert int(gone.sum()) == 4
@@ -139,16 +144,12 @@ def test_a_removed_lesion_makes_a_image_healthy_and_its_control_does_not() -> No
 
 def test_removed_lesions_are_filled_in_each_way_in_turn() -> None:
     known, fills = _known(24), tuple(lesion_edits.TRAINING_FILLS)
-    random = torch.Generator().manual_seed(0)
-    known = replace(known, pixels=known.pixels + 0.05 * torch.rand(known.pixels.shape, generator=random))
-    after = counterfactual_loss.counterfactual(
-        known, healthy=2, share=0.5, generator=torch.Generator().manual_seed(0), fills=fills
-    )
+    known = replace(known, pixels=known.pixels + 0.05 * torch.rand(known.pixels.shape))
+    after = _changed(known, 0.5, fills=fills)
     gone = ((known.labels == 0) & (after.labels == 2)).nonzero()[:, 0]
     images = known.images(gone)
-    by_fill = [
-        lesion_edits.fill_region(images.images, images.lesion, images.lung, images.lesion, fill=fill) for fill in fills
-    ]
+    given = (images.images, images.lesion, images.lung, images.lesion)
+    by_fill = [lesion_edits.fill_region(*given, fill=fill) for fill in fills]
     which = [[torch.equal(filled[row], after.pixels[image]) for filled in by_fill] for row, image in enumerate(gone)]
     assert all(sum(one) == 1 for one in which), "each by one of them"
     assert {one.index(True) for one in which} == {0, 1, 2}
@@ -174,16 +175,11 @@ def test_a_step_makes_counterfactual_images_as_the_recipe_says_and_attacks_the_o
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     known, asked, radii, real = _known(24), {}, [], counterfactual_loss.counterfactual
-
-    def counterfactual(known: LesionBatch, **options: object) -> LesionBatch:
-        asked.update(options)
-        return real(known, **options)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(counterfactual_loss, "counterfactual", counterfactual)
+    monkeypatch.setattr(counterfactual_loss, "counterfactual", lambda batch, **o: asked.update(o) or real(batch, **o))
     edits = {"share": 0.5, "epsilon": 0.0, "fills": ["mirror", "grey"]}
-    recipe = _recipe(counterfactuals=edits, defence={"name": "fgsm"})
+    run = _recipe("fgsm", counterfactuals=edits)
     masks = {"lungs": known.lung[:, 0].numpy(), "lesions": known.lesion[:, 0].numpy()}
-    module = step.TrainingStep(_model("evidence-17x8"), recipe, classes=3, steps_per_epoch=4, healthy=2, **masks)
+    module = step.TrainingStep(_model("evidence-17x8"), run, classes=3, steps_per_epoch=4, healthy=2, **masks)
     defence = module.defence
     module.defence = lambda *batch, **options: radii.append(options["epsilon"]) or defence(*batch, **options)
     module.on_train_epoch_start()
@@ -195,8 +191,8 @@ def test_a_step_makes_counterfactual_images_as_the_recipe_says_and_attacks_the_o
 
 
 def test_a_replayed_batch_has_the_same_counterfactual_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    known, recipe = _known(24), _recipe(counterfactuals={"share": 0.5}, defence={"name": "free", "replays": 2})
-    module = step.TrainingStep(_model("evidence-17x8"), recipe, classes=3, steps_per_epoch=4, healthy=2)
+    known, run = _known(24), _recipe({"name": "free", "replays": 2}, counterfactuals={"share": 0.5})
+    module = step.TrainingStep(_model("evidence-17x8"), run, classes=3, steps_per_epoch=4, healthy=2)
     pixels = []
     for number in (0, 1, 2):
         monkeypatch.setattr(step.TrainingStep, "global_step", number)
@@ -207,10 +203,10 @@ def test_a_replayed_batch_has_the_same_counterfactual_images(monkeypatch: pytest
 
 def test_a_transplanted_lesion_makes_a_healthy_image_ill() -> None:
     known = _known(24)
-    after = counterfactual_loss.counterfactual(known, healthy=2, share=0.25, generator=torch.Generator().manual_seed(0))
+    after = _changed(known, 0.25)
     ill_now = (known.labels == 2) & (after.labels == 0)
     assert int(ill_now.sum()) == 2
-    assert torch.equal(after.lesion[ill_now].flatten(1).any(1), torch.ones(2, dtype=torch.bool))
+    assert after.lesion[ill_now].flatten(1).any(1).all()
     assert float(after.pixels[ill_now].flatten(1).amax()) > 0.75
     others = known.labels == 1
     assert torch.equal(after.pixels[others], known.pixels[others])
@@ -223,8 +219,7 @@ def test_a_patch_taught_as_healthy_is_lung_of_both_images() -> None:
     known.lung[2::6, :, :, 8:18] = 0  # some healthy images have narrower lungs, and wall where lesions lie
     known.pixels[2::6, :, :, 8:18] = 0.9
     for seed in range(8):
-        random = torch.Generator().manual_seed(seed)
-        after = counterfactual_loss.counterfactual(known, healthy=2, share=0.5, generator=random)
+        after = _changed(known, 0.5, seed)
         well = (after.labels == 2) & (known.labels == 2)
         assert (after.pixels - known.pixels)[well].max() < 0.1, seed
 
@@ -234,39 +229,34 @@ def test_a_image_without_lungs_stays_as_it_is() -> None:
     known = _known(24)
     known.lung[[0, 2]] = 0
     for seed in range(4):
-        after = counterfactual_loss.counterfactual(
-            known, healthy=2, share=1.0, generator=torch.Generator().manual_seed(seed)
-        )
+        after = _changed(known, 1.0, seed)
         assert after.edited[[0, 2]].tolist() == [False, False]
         assert after.labels[[0, 2]].tolist() == [0, 2]
         assert torch.equal(after.lesion[[0, 2]], known.lesion[[0, 2]])
         assert after.labels[3::3].tolist() == [2] * 7, "the others' lesions are gone"
 
 
-def _evidence(found: Tensor) -> Pass:
-    return Pass(found, torch.zeros(len(found), 3), "evidence")
+def _guidance(evidence: Tensor, known: LesionBatch, lesion: int = 1, lung: int = 1) -> Tensor:
+    """The loss of some evidence, the masks times 0 or 1."""
+    batch = LesionBatch(known.pixels, known.labels, lung * known.lung, lesion * known.lesion)
+    return guidance.guidance(Pass(evidence, torch.zeros(len(evidence), 3), "evidence"), batch)
 
 
 def test_evidence_on_the_lesion_costs_less_than_evidence_elsewhere() -> None:
     known = _known(3)
     cells = SIZE // evidence_networks.STRIDE
     on, off = torch.full((3, 4, cells, cells), -6.0), torch.full((3, 4, cells, cells), -6.0)
-    on[:, 3] = off[:, 3] = 20 * torch.nn.functional.adaptive_avg_pool2d(known.lung, cells)[:, 0] - 10
+    on[:, 3] = off[:, 3] = 20 * F.adaptive_avg_pool2d(known.lung, cells)[:, 0] - 10
     on[0, 0, 4:6, 3:5] = 6.0
     off[0, 0, 9:11, 10:12] = 6.0
-    costs = [float(guidance.guidance(_evidence(found), known)) for found in (on, off)]
+    costs = [float(_guidance(found, known)) for found in (on, off)]
     assert costs[0] < costs[1] - 0.01
-    lung = float(
-        guidance.guidance(_evidence(on), LesionBatch(known.pixels, known.labels, known.lung, 0 * known.lesion))
-    )
-    assert costs[0] == pytest.approx(lung, abs=1e-3), "all of the energy is inside"
+    assert costs[0] == pytest.approx(float(_guidance(on, known, lesion=0)), abs=1e-3), "all of the energy is inside"
 
 
 def test_images_without_masks_are_unguided() -> None:
-    known = _known(3)
-    nothing = LesionBatch(known.pixels, known.labels, 0 * known.lung, 0 * known.lesion)
     found = torch.randn(3, 4, 16, 16, requires_grad=True)
-    loss = guidance.guidance(_evidence(found), nothing)
+    loss = _guidance(found, _known(3), lesion=0, lung=0)
     loss.backward()
     assert loss.item() == 0
     assert not found.grad.any()
@@ -287,17 +277,15 @@ def test_only_the_passes_of_training_are_followed() -> None:
     assert none == []
 
 
-def _recipe(name: str = "evidence-17x8", defence: dict[str, object] | None = None, **training: object) -> RunRecipe:
-    model, asked = {"name": name, "weights": "none"}, {"epochs": 1, "batch_size": 12} | training
-    content = {"model": model, "defence": defence or {"name": "standard"}, "training": asked, "data": {"size": 32}}
-    return RunRecipe.model_validate(content)
+def _recipe(defence: str | dict[str, Any] = "standard", **training: object) -> RunRecipe:
+    return recipe(defence, model={"name": "evidence-17x8"}, **{"epochs": 1, "batch_size": 12} | training)
 
 
 def test_what_lesion_masks_are_used_for_stands_in_the_name() -> None:
-    recipe = _recipe(guidance=1.0, counterfactuals={"share": 0.3}, background="emptied", defence={"name": "fgsm"})
-    assert recipe.name == "evidence-17x8-emptied-guided-counterfactual-fgsm-s0"
+    run = _recipe("fgsm", guidance=1.0, counterfactuals={"share": 0.3}, background="emptied")
+    assert run.name == "evidence-17x8-emptied-guided-counterfactual-fgsm-s0"
     assert _recipe().name == "evidence-17x8-standard-s0"
-    assert recipe.needs_lungs
+    assert run.needs_lungs
 
 
 @pytest.mark.slow
@@ -306,16 +294,15 @@ def test_guidance_moves_the_evidence_onto_the_lesion_through_the_products_own_tr
     train, val = (load_dataset(tmp_path / "images", split=split, size=32) for split in ("Train", "Val"))
     inside = {}
     for name, keys in {"plain": {}, "guided": {"guidance": 4.0, "counterfactuals": {"share": 0.3}}}.items():
-        recipe = _recipe(epochs=4, learning_rate=1e-2, background="emptied", defence={"name": "fgsm"}, **keys)
-        fit_run.fit(recipe, train, val, tmp_path / name)
+        run = _recipe("fgsm", epochs=4, learning_rate=1e-2, background="emptied", **keys)
+        fit_run.fit(run, train, val, tmp_path / name)
         model = load_run(tmp_path / name).model
         ill = np.flatnonzero(train.masks("infection").any((1, 2)))
         pixels = torch.from_numpy(train.batch(ill)).float() / 255
         with torch.no_grad():
             own = model.net.forward_features(model.normalise(pixels))  # type: ignore[operator]
         own = own[torch.arange(len(ill)), torch.from_numpy(train.labels[ill])].clamp(min=0)
-        mask = torch.from_numpy(np.array(train.masks("infection")[ill])).float()[:, None]
-        mask = torch.nn.functional.adaptive_avg_pool2d(mask, 8)[:, 0]
+        mask = F.adaptive_avg_pool2d(torch.from_numpy(np.array(train.masks("infection")[ill])).float(), 8)
         inside[name] = float(((own * mask).sum((1, 2)) / own.sum((1, 2)).clamp(min=1e-9)).mean())
     assert inside["guided"] > 1.5 * inside["plain"]
 
@@ -333,21 +320,17 @@ def test_the_map_is_the_answers_own_arithmetic(name: str, images: Tensor) -> Non
 
 
 def test_a_network_whose_answer_is_no_sum_of_evidence_has_no_such_map(images: Tensor) -> None:
+    model = _model("resnet10t")
     with pytest.raises(UserError, match="evidence-33"):
-        evidence_map(models.build("resnet10t", classes=3), images)
-
-
-def test_the_map_has_as_many_cells_as_the_evidence(images: Tensor) -> None:
-    model = models.build("evidence-33", classes=3).eval()
-    assert explain.methods.cells(model, images, "evidence") == tuple(signed_evidence(model, images).shape[1:])
-    two = models.build("evidence-17x8+evidence-17x8", classes=3).eval()
-    assert explain.methods.cells(two, images, "evidence") == tuple(signed_evidence(two, images).shape[1:])
+        evidence_map(model, images)
     with pytest.raises(UserError, match="of evidence networks"):
-        explain.methods.cells(models.build("resnet10t", classes=3), images, "evidence")
+        explain.methods.cells(model, images, "evidence")
+    with pytest.raises(UserError, match="evidence networks"):
+        explain.method("evidence-features")(model, images, 0)
 
 
 def test_another_thread_may_use_the_model_meanwhile(images: Tensor) -> None:
-    model = models.build("evidence-17x8", classes=3).eval()
+    model = _model("evidence-17x8")
     wanted = evidence_map(model, images[:1], 0)
 
     def meanwhile(*_: object) -> None:
@@ -374,11 +357,9 @@ def test_a_smooth_activation_stands_in_for_every_relu_of_the_full_network(
 @pytest.mark.parametrize("kind", ["evidence-17x8", "behind a gate"])
 def test_no_mask_reaches_a_network_at_test(kind: str, tmp_path: Path) -> None:
     phantom.write(tmp_path, {"Test": 4}, size=SIZE, seed=0)
-    torch.manual_seed(0)
     network = models.build("evidence-17x8", classes=3)
     model = Classifier(network.net, mean=0.5, std=0.25, lung_gate=kind == "behind a gate").eval()
-    asked = RunRecipe.model_validate({"model": {"name": "evidence-17x8", "weights": "none"}})
-    run = Run(tmp_path, model, ("COVID-19", "Non-COVID", "Normal"), asked)
+    run = Run(tmp_path, model, ("COVID-19", "Non-COVID", "Normal"), _recipe())
 
     def answers() -> pd.DataFrame:
         data = load_dataset(tmp_path, split="Test", size=SIZE)
@@ -391,18 +372,14 @@ def test_no_mask_reaches_a_network_at_test(kind: str, tmp_path: Path) -> None:
         noise = np.random.default_rng(number).integers(0, 2, size=(SIZE, SIZE), dtype=np.uint8)
         Image.fromarray(255 * noise).save(path)
     after = answers()
-    seen = before["attack"].isin(["clean", "pgd"])
-    pd.testing.assert_frame_equal(before[seen], after[seen])
+    unmasked = before["attack"].isin(["clean", "pgd"])
+    pd.testing.assert_frame_equal(before[unmasked], after[unmasked])
     assert not np.array_equal(np.stack(before["logits"]), np.stack(after["logits"])), "with the lungs hidden it differs"
 
 
 def test_predict_shows_the_evidence_of_a_network_that_has_it(tmp_path: Path) -> None:
-    from trustcxr.explain import predict
-    from trustcxr.report.terminal import describe_answer
-
     Image.fromarray(render("COVID-19", 1, 64).image).save(tmp_path / "chest.png")
-    (answer,) = predict.predict(
-        trained_models.resolve(Path("covid-evidence")), [tmp_path / "chest.png"], out=tmp_path / "out", anyway=True
-    )
+    folder = trained_models.resolve(Path("covid-evidence"))
+    (answer,) = predict.predict(folder, [tmp_path / "chest.png"], out=tmp_path / "out", anyway=True)
     assert answer.method == "evidence"
     assert "heatmap (evidence, summed to the answer) of the predicted class" in "\n".join(describe_answer(answer))
