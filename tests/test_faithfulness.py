@@ -63,7 +63,9 @@ def test_a_curve_by_hand() -> None:
     assert strong[2] == pytest.approx(0.5)  # and the whole image is the last point
 
 
-def test_curves_begin_and_end_with_the_blurred_and_the_whole_image(x: Tensor, truth: Tensor) -> None:
+def test_the_true_map_inserts_and_deletes_best_between_the_blurred_and_the_whole_image(
+    x: Tensor, truth: Tensor
+) -> None:
     whole = probability(torch.tensor([0.9, 0.9]))
     shown, hidden = faithfulness.insertion(Spot(), x, truth, 0), faithfulness.deletion(Spot(), x, truth, 0)
     torch.testing.assert_close(shown.probability[:, -1], whole)
@@ -71,10 +73,6 @@ def test_curves_begin_and_end_with_the_blurred_and_the_whole_image(x: Tensor, tr
     torch.testing.assert_close(shown.probability[:, 0], hidden.probability[:, -1])
     assert (shown.probability[:, 0] < 0.5).all()
     assert shown.probability.shape == (2, 21)
-
-
-def test_the_true_map_inserts_and_deletes_best(x: Tensor, truth: Tensor) -> None:
-    shown, hidden = faithfulness.insertion(Spot(), x, truth, 0), faithfulness.deletion(Spot(), x, truth, 0)
     # The square is 1/16 of the image: all of it is there, or gone, at the second step of twenty.
     torch.testing.assert_close(shown.probability[:, 2:], shown.probability[:, -1:].expand(2, 19))
     torch.testing.assert_close(hidden.probability[:, 2:], hidden.probability[:, -1:].expand(2, 19))
@@ -92,13 +90,9 @@ def test_equally_salient_pixels_come_in_no_order_from_top_to_bottom(x: Tensor) -
     assert torch.equal(faithfulness.insertion(Spot(), x, null, 0, steps=2).probability[:, 1], half)
 
 
-# ROAD
-
-
-def test_imputation_is_that_of_the_package(x: Tensor) -> None:
-    generator = torch.Generator().manual_seed(0)
-    images = torch.rand((3, 2, 12, 15), generator=generator)
-    removed = torch.rand((3, 12, 15), generator=generator) < torch.tensor([0.1, 0.6, 0.95])[:, None, None]
+def test_imputation_is_that_of_the_package() -> None:
+    images = torch.rand(3, 2, 12, 15)
+    removed = torch.rand(3, 12, 15) < torch.tensor([0.1, 0.6, 0.95])[:, None, None]
     ours = faithfulness.impute(images, removed, noise=0.0)
     for i in range(3):
         theirs = NoisyLinearImputer(noise=0.0)(images[i], (~removed[i]).float())
@@ -118,18 +112,7 @@ def test_imputed_pixels_carry_noise_and_stay_in_range() -> None:
     assert not torch.equal(noisy, faithfulness.impute(images, removed, noise=0.05, seed=1))
     assert torch.equal(noisy[1:], faithfulness.impute(images[1:], removed[1:], noise=0.05))
     wild = faithfulness.impute(images, removed, noise=2.0)
-    assert wild.min() == 0
-    assert wild.max() == 1
-
-
-class Probability:
-    """The package's target: the probability of a class."""
-
-    def __init__(self, target: int) -> None:
-        self.target = target
-
-    def __call__(self, logits: Tensor) -> Tensor:
-        return logits.softmax(dim=0)[self.target]
+    assert (wild.min(), wild.max()) == (0, 1)
 
 
 class Quiet(NoisyLinearImputer):
@@ -140,14 +123,13 @@ class Quiet(NoisyLinearImputer):
 
 
 def test_road_is_the_combined_road_of_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 4, 5, 2), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 10 * 10, 2)).eval()
     with torch.no_grad():
         model[3].weight.mul_(40)
     x, maps = torch.rand(3, 1, 24, 24), torch.rand(3, 24, 24)
     monkeypatch.setattr("pytorch_grad_cam.metrics.road.NoisyLinearImputer", Quiet)
     for kept in ([25, 50, 75], [90]):  # in percent
-        theirs = ROADCombined(percentiles=kept)(x, maps.numpy(), [Probability(1)] * 3, model)
+        theirs = ROADCombined(percentiles=kept)(x, maps.numpy(), [lambda logits: logits.softmax(0)[1]] * 3, model)
         assert np.abs(theirs).max() > 0.01
         ours = faithfulness.road(model, x, maps, 1, shares=tuple(1 - k / 100 for k in kept), noise=0.0)
         np.testing.assert_allclose(ours.numpy(), theirs, atol=1e-3)
@@ -171,12 +153,10 @@ def test_the_model_is_left_as_found_and_bad_input_is_named(test: object, x: Tens
         assert torch.equal(ours, wanted)
     with torch.inference_mode():
         assert torch.equal(test(model, x, truth)[-1], predicted[-1])
-    for target, maps, words in (
-        (2, truth, "target 2 is outside"),
-        (0, truth[:, :8], r"saliency \(2, 8, 32\) does not"),
-    ):
-        with pytest.raises(UserError, match=words):
-            test(model, x, maps, target)
+    with pytest.raises(UserError, match="target 2 is outside"):
+        test(model, x, truth, 2)
+    with pytest.raises(UserError, match=r"saliency \(2, 8, 32\) does not"):
+        test(model, x, truth[:, :8], 0)
 
 
 class Tiny(nn.Module):
@@ -184,14 +164,9 @@ class Tiny(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        torch.manual_seed(0)
-        self.net = nn.ModuleDict(
-            {
-                "first": nn.Sequential(nn.Conv2d(1, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU()),
-                "second": nn.Sequential(nn.Conv2d(8, 16, 3, 2, 1), nn.ReLU()),
-                "head": nn.Linear(16, 3),
-            }
-        )
+        first = nn.Sequential(nn.Conv2d(1, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU())
+        second = nn.Sequential(nn.Conv2d(8, 16, 3, 2, 1), nn.ReLU())
+        self.net = nn.ModuleDict({"first": first, "second": second, "head": nn.Linear(16, 3)})
         self.cam_layer = nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -228,28 +203,19 @@ def test_maps_of_the_model_change_and_a_control_passes_for_what_it_is(images: Te
         assert not stage.null.any()
 
 
-def test_the_class_explained_is_the_trained_models_throughout(images: Tensor) -> None:
-    asked: list[Tensor] = []
+def test_random_weights_keep_the_scale_of_the_signal_and_the_class_is_the_trained_models(images: Tensor) -> None:
+    asked: list[Tensor | None] = []
+    seen: list[dict[str, Tensor]] = []
 
     def spy(model: nn.Module, x: Tensor, target: Tensor | None = None) -> Tensor:
         asked.append(target)
+        seen.append({k: v.detach().clone() for k, v in model.named_parameters()})
         return explain.grad_cam(model, x, target)
 
     model = Tiny().eval()
     list(stages_of(model, images, spy))
     assert len(asked) == 4
     assert all(torch.equal(target, model(images).argmax(dim=1)) for target in asked)
-
-
-def test_random_weights_keep_the_scale_of_the_signal(images: Tensor) -> None:
-    seen: list[dict[str, Tensor]] = []
-
-    def spy(model: nn.Module, x: Tensor, target: Tensor | None = None) -> Tensor:
-        seen.append({k: v.detach().clone() for k, v in model.named_parameters()})
-        return explain.grad_cam(model, x, target)
-
-    model = Tiny()
-    list(stages_of(model, images, spy))
     for name, trained in model.named_parameters():
         drawn = seen[-1][name]
         if name.endswith("weight") and trained.ndim > 1:
