@@ -1,26 +1,30 @@
-"""Could this be an upright frontal chest image? Others are doubted: turned, mirrored, inverted, photographs, hands."""
+"""Could this be an upright frontal chest image, and is it like those of the training? Others are doubted."""
 
+import json
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageDraw, ImageFilter
 from safetensors import safe_open
+from sklearn.datasets import load_sample_image
 
+import served
 from trustcxr.data.checks.check import check_data
 from trustcxr.data.images import chest_network, plausibility
+from trustcxr.data.images.chest_network import fit_components
 from trustcxr.data.images.read import read_image
 from trustcxr.data.phantom.render_image import render
+from trustcxr.errors import UserError
+from trustcxr.evaluation.trained_run import Run, load_run
+from trustcxr.explain import ood, predict
+from trustcxr.explain.ood import OodModel
 
 
 def doubts(pixels: np.ndarray, colour: float = 0.0) -> set[str]:
     return set(plausibility.find_doubts(plausibility.make_thumbnail(pixels)[None], [colour])[0])
-
-
-def photograph(name: str) -> np.ndarray:
-    from sklearn.datasets import load_sample_image
-
-    return load_sample_image(name)
 
 
 def hand(side: int = 300) -> np.ndarray:
@@ -66,7 +70,7 @@ def test_what_is_no_chest_is_doubted() -> None:
 
 def test_a_photograph_is_in_colour_and_no_chest(tmp_path: Path) -> None:
     for name in ("china.jpg", "flower.jpg"):
-        pixels = photograph(name)
+        pixels = load_sample_image(name)
         Image.fromarray(pixels).save(tmp_path / name)
         assert plausibility.measure_colour(tmp_path / name) > plausibility.COLOURED
         grey = np.asarray(Image.fromarray(pixels).convert("L"))
@@ -76,19 +80,14 @@ def test_a_photograph_is_in_colour_and_no_chest(tmp_path: Path) -> None:
 
 
 def test_the_check_finds_something_on_photographs(tmp_path: Path) -> None:
-    random = np.random.default_rng(0)
-    for split in ("Train", "Test"):
-        for name in ("china.jpg", "flower.jpg"):
-            folder = tmp_path / "photos" / split / name[:5]
-            folder.mkdir(parents=True)
-            pixels = photograph(name)
-            for i in range(3):
-                top, left = random.integers(0, 100, 2)
-                Image.fromarray(pixels[top : top + 300, left : left + 400]).save(folder / f"{i}.jpg")
+    for split, name, corner in product(("Train", "Test"), ("china.jpg", "flower.jpg"), (0, 40, 80)):
+        folder = tmp_path / "photos" / split / name[:5]
+        folder.mkdir(parents=True, exist_ok=True)
+        part = load_sample_image(name)[corner : corner + 300, corner : corner + 400]
+        Image.fromarray(part).save(folder / f"{corner}.jpg")
     found = check_data(tmp_path / "photos", probes=False, workers=1)
-    kinds = {f.kind: f for f in found.findings}
-    assert kinds["image_colour"].count == 12
-    assert kinds["image_colour"].severity == "warning"
+    (colour,) = (f for f in found.findings if f.kind == "image_colour")
+    assert (colour.count, colour.severity) == (12, "warning")
     assert "in colour" in found.verdict
 
 
@@ -123,25 +122,131 @@ def test_the_file_of_the_check_says_what_it_was_fitted_on() -> None:
     assert chest_network.FILE.stat().st_size < 150_000
 
 
-def dicom(path: Path, **tags: str) -> Path:
-    pydicom = pytest.importorskip("pydicom")
-    source = pydicom.data.get_testdata_file("CT_small.dcm", download=False)
-    header = pydicom.dcmread(source)
-    for tag, value in tags.items():
-        setattr(header, tag, value)
-    header.save_as(path)
-    return path
-
-
 @pytest.mark.parametrize(
     ("tags", "said"),
     [
-        ({}, "a DICOM file of CT"),
-        ({"Modality": "DX", "BodyPartExamined": "HAND"}, "another body part"),
+        ({"Modality": "CT"}, "a DICOM file of CT"),
+        ({"BodyPartExamined": "HAND"}, "another body part"),
         ({"Modality": "JANE DOE"}, "a DICOM file of another modality"),
-        ({"Modality": "DX", "BodyPartExamined": "CHEST"}, None),
+        ({}, None),
     ],
 )
 def test_a_dicom_file_of_another_kind_is_refused(tmp_path: Path, tags: dict[str, str], said: str | None) -> None:
-    found = plausibility.find_wrong_kind(dicom(tmp_path / "x.dcm", **tags))
+    pytest.importorskip("pydicom")
+    (tmp_path / "x.dcm").write_bytes(served.dicom(**tags))
+    found = plausibility.find_wrong_kind(tmp_path / "x.dcm")
     assert (found is None) if said is None else (found is not None and said in found and "DOE" not in found)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return load_run(served.untrained_run(tmp_path_factory.mktemp("run")), on="cpu")
+
+
+@pytest.fixture(scope="module")
+def known(run: Run, radiographs: tuple) -> OodModel:
+    return ood.fit(run, *radiographs)
+
+
+def pixels(data: object) -> torch.Tensor:
+    return torch.cat(list(ood.batches(data)))  # type: ignore[arg-type]
+
+
+def test_95_percent_of_validation_images_are_accepted_and_pictures_of_other_things_are_not(
+    run: Run, radiographs: tuple, known: OodModel
+) -> None:
+    accepted = (known.score(run, pixels(radiographs[1])) <= known.threshold).double().mean()
+    assert 0.95 <= float(accepted) < 1
+    foreign = {
+        "noise": torch.rand(20, 1, 32, 32),
+        "one grey level": torch.linspace(0, 1, 9)[:, None, None, None].expand(-1, 1, 32, 32),
+        "on its side": pixels(radiographs[1]).rot90(1, (2, 3)),
+    }
+    for name, images in foreign.items():
+        refused = (known.score(run, images) > known.threshold).double().mean()
+        assert float(refused) >= 0.9, name
+
+
+def test_a_image_has_one_score_alone_and_among_others(run: Run, radiographs: tuple, known: OodModel) -> None:
+    images = pixels(radiographs[1])[:6]
+    together = known.score(run, images)
+    alone = torch.cat([known.score(run, image[None]) for image in images])
+    assert together.numpy() == pytest.approx(alone.numpy(), abs=1e-4)
+    assert not run.model.training
+
+
+def test_each_view_sees_what_it_is_for(run: Run, radiographs: tuple, known: OodModel) -> None:
+    brighter = (pixels(radiographs[1]) * 0.5 + 0.4).clamp(0, 1)
+    views = known.views(run, brighter) - known.views(run, pixels(radiographs[1]))
+    assert float(views[:, 1].abs().max()) < 0.5  # the image's own view is of even contrast
+    assert float(views[:, 0].abs().mean()) > 1
+
+
+def test_distances_are_those_of_the_density() -> None:
+    unit = torch.randn(4000, 5, dtype=torch.float64)
+    rows = unit * torch.tensor([3.0, 2.0, 1.0, 0.5, 0.5])
+    found = fit_components(rows, 3)
+    assert float((found.distance(rows) / unit.square().sum(1)).mean()) == pytest.approx(1, abs=0.05)
+    assert found.distance(found.mean[None]).item() == pytest.approx(0, abs=1e-9)
+
+
+def test_it_is_stored_as_tensors_and_belongs_to_its_weights(run: Run, known: OodModel, tmp_path: Path) -> None:
+    folder = served.untrained_run(tmp_path)
+    ood.save(known, folder)
+    (folder / "like-any-other").touch()
+    modes = {(folder / name).stat().st_mode for name in ("ood.safetensors", "like-any-other")}
+    assert len(modes) == 1, "whoever may read the run may read this too"
+    again = ood.load(folder)
+    assert again is not None
+    x = torch.rand(3, 1, 32, 32)
+    assert again.score(run, x).numpy() == pytest.approx(known.score(run, x).numpy())
+    assert again.threshold == known.threshold
+    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes() + b" ")
+    with pytest.raises(UserError, match="other weights"):
+        ood.load(folder)
+    (folder / "ood.safetensors").write_bytes(b"nothing of the kind")
+    with pytest.raises(UserError, match="not readable"):
+        ood.load(folder)
+    (folder / "ood.safetensors").unlink()
+    assert ood.load(folder) is None
+
+
+def test_predict_warns_of_what_is_unlike_and_poor(run: Run, known: OodModel, tmp_path: Path) -> None:
+    ood.save(known, run.folder)
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32), np.uint8)
+    small = np.asarray(Image.fromarray(noise).resize((20, 20)))
+    paths = [tmp_path / f"{name}.png" for name in ("image", "noise", "small")]
+    for path, content in zip(paths, (served.image(3, 64), *map(served.packed, (noise, small))), strict=True):
+        path.write_bytes(content)
+    answers = predict.predict(run.folder, paths, out=tmp_path / "out", anyway=True)
+    radiograph, foreign, tiny = (" | ".join(answer.warnings) for answer in answers)
+    assert "unlike" not in radiograph
+    assert "unlike the images that the network was trained on" in foreign
+    assert "grainy" in foreign
+    assert "fewer than the network's 32" in tiny
+    assert answers[1].rarer_than == 1.0
+    json.dumps([answer.plain() for answer in answers])
+    (run.folder / "ood.safetensors").unlink()
+
+
+@pytest.mark.parametrize(
+    ("image", "said"),
+    [
+        (torch.full((1, 1, 32, 32), 0.5), "hardly any contrast"),
+        ((torch.rand(1, 1, 32, 32) > 0.5).float(), "little between black and white"),
+    ],
+)
+def test_poor_quality_is_said_in_words(known: OodModel, image: torch.Tensor, said: str) -> None:
+    assert any(said in words for words in ood.describe_quality(known, image))
+
+
+def test_two_classes_nearly_as_likely_are_a_border() -> None:
+    assert predict._border({"a": 0.55, "b": 0.40, "c": 0.05}) == "near the decision border: a 55.0%, b 40.0%"
+    assert predict._border({"a": 0.70, "b": 0.25, "c": 0.05}) is None
+
+
+def test_dark_are_the_two_darkest_levels_and_bright_the_three_brightest() -> None:
+    levels = torch.arange(256, dtype=torch.uint8).reshape(256, 1, 1, 1).expand(-1, 1, 8, 8)
+    found = ood.signs(levels.float().div_(255))
+    assert found[:, 2].nonzero().flatten().tolist() == [0, 1]
+    assert found[:, 3].nonzero().flatten().tolist() == [253, 254, 255]

@@ -1,14 +1,18 @@
-"""What page, Markdown and terminal say of a map: above both controls, nothing, or void; and why it has no hit rate."""
+"""What page, Markdown and terminal say of a map: above both controls, nothing, or void; and how it is drawn."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
 
 from study_fixture import make_study
 from trustcxr import report
 from trustcxr.report import formatting, load, terminal
+from trustcxr.report.figures import pictures
 from trustcxr.report.tables import accuracy, saliency
 from trustcxr.storage.schemas import Change, SaliencyDocument
 
@@ -19,41 +23,45 @@ NOTHING = "says nothing of what the network has learnt: infection energy +0.001 
 SURVIVES = "the map survives randomising the network: infection energy is 0.120 with random weights, 0.121 with its own"
 
 
-def leads(value: float) -> list[dict[str, Any]]:
-    ends = [value - 0.05, value + 0.05]
-    return [{"measure": "infection_energy", "baseline": "randomised", "difference": {"value": value, "ci": ends}}]
+def lead(value: float, control: str, half: float) -> dict[str, Any]:
+    ends = [value - half, value + half]
+    return {"measure": "infection_energy", "baseline": control, "difference": {"value": value, "ci": ends}}
 
 
 def said(shows: bool) -> dict[str, Any]:
     energy, found = ["infection_energy"], {"cells": "2 x 2", "verdict": ABOVE if shows else NOTHING}
     found |= {"shows": energy if shows else [], "survives": "" if shows else SURVIVES, "void": [] if shows else energy}
-    found |= {"withheld": WITHHELD, "pointing_ceiling": {"value": 0.089, "ci": [0.08, 0.1]}}
-    found["pointing_ceiling"]["chance"] = 0.132
+    found |= {"withheld": WITHHELD, "pointing_ceiling": {"value": 0.089, "ci": [0.08, 0.1], "chance": 0.132}}
     found["random_network_ssim"] = {"value": 0.41, "ci": [0.4, 0.42]}
-    return found | {"random_weights": {"n": 30, "draws": 3, "leads": leads(0.1 if shows else 0.001)}}
+    leads = [lead(0.1 if shows else 0.001, "randomised", 0.05)]
+    return found | {"random_weights": {"n": 30, "draws": 3, "leads": leads}}
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, Any], dict[str, Any], int], None]) -> Path:
+    """Change the document of each run: change(run, its Grad-CAM, number)."""
+    document = json.loads((folder / "study.json").read_text())
+    for number, run in enumerate(document["runs"]):
+        change(run, run["saliency"]["gradcam"], number)
+        (folder / "runs" / run["run"] / "metrics.json").write_text(json.dumps(run))
+    (folder / "study.json").write_text(json.dumps(document))
+    return folder
 
 
 @pytest.fixture
 def study(tmp_path: Path) -> Path:
     """Two runs: the map of the first shows something, that of the second survives random weights."""
-    folder = make_study(tmp_path / "study", models=("ResNet18",))
-    path = folder / "study.json"
-    document = json.loads(path.read_text())
-    for run, shows in zip(document["runs"], (True, False), strict=True):
-        part = run["saliency"]["gradcam"]
+
+    def change(run: dict[str, Any], part: dict[str, Any], number: int) -> None:
         part["infection_energy"] |= {"randomised": 0.12, "noise": 0.11, "activation": 0.19}
-        part |= said(shows) | {"pointing_hit_rate": {"value": None}}
-        if not shows:
+        part |= said(number == 0) | {"pointing_hit_rate": {"value": None}}
+        if number == 1:
             run["alarms"].append({"kind": "survives_randomisation", "text": f"Grad-CAM: {SURVIVES}"})
-            document["alarms"].append({"run": run["run"]} | run["alarms"][-1])
-        (folder / "runs" / run["run"] / "metrics.json").write_text(json.dumps(run))
-    path.write_text(json.dumps(document))
-    return folder
+
+    return rewrite(make_study(tmp_path / "study", models=("ResNet18",)), change)
 
 
 def row_of(table: Any, number: int, measure: str) -> list[Any]:
-    rows = [row for row in table.rows if row[3].text == measure]
-    return rows[number]
+    return [row for row in table.rows if row[3].text == measure][number]
 
 
 def test_each_map_stands_with_its_cells_and_what_it_shows(study: Path) -> None:
@@ -114,23 +122,15 @@ def test_page_and_markdown_say_it(study: Path) -> None:
     assert SURVIVES[1:] in text
 
 
-def over(value: float, control: str) -> dict[str, Any]:
-    ends = [value - 0.02, value + 0.02]
-    return {"measure": "infection_energy", "baseline": control, "difference": {"value": value, "ci": ends}}
-
-
 @pytest.mark.slow
 def test_every_control_stands_beside_a_map_with_its_paired_difference_everywhere(study: Path) -> None:
-    path = study / "study.json"
-    document = json.loads(path.read_text())
-    for run in document["runs"]:
-        part = run["saliency"]["gradcam"]
+    sharp = lead(-0.041, "brightness_as_sharp", 0.02)
+
+    def change(_run: dict[str, Any], part: dict[str, Any], _number: int) -> None:
         part["infection_energy"]["value"] = 0.3
-        part["beyond"] = [over(-0.041, "brightness_as_sharp")]
-        part["over_baselines"] = [over(0.123, "chance"), over(-0.041, "brightness_as_sharp")]
-        (study / "runs" / run["run"] / "metrics.json").write_text(json.dumps(run))
-    path.write_text(json.dumps(document))
-    found = load.load_report(study)
+        part |= {"beyond": [sharp], "over_baselines": [lead(0.123, "chance", 0.02), sharp]}
+
+    found = load.load_report(rewrite(study, change))
     table = saliency.over_baselines(found.runs)
     assert table.header[4:] == ["Chance", "Brightness in the lungs, as sharp as the map", "n"]
     assert [[cell.note for cell in row[4:6]] for row in table.rows] == [["good", "bad"]] * 2
@@ -152,14 +152,10 @@ def test_a_map_of_one_cell_is_a_dash_with_its_reason_and_never_zero(study: Path)
     why = "no map: what is read has one cell, so that it is the same everywhere; an earlier layer has more"
     flat: dict[str, object] = {"n": 30, "cells": "1 x 1", "null_map_rate": {"value": 1.0, "ci": [0.9, 1.0]}}
     flat |= {"withheld": why, "pointing_hit_rate": {"value": None}}
-    document = json.loads((study / "study.json").read_text())
-    first = document["runs"][0]
-    first["saliency"]["gradcam"] = flat
-    (study / "runs" / first["run"] / "metrics.json").write_text(json.dumps(first))
-    (study / "study.json").write_text(json.dumps(document))
+    rewrite(study, lambda run, part, number: run["saliency"].update(gradcam=part if number else flat))
     runs = load.load_report(study).runs
-    rows = [row for row in saliency.measures(runs).rows if row[2].text == "Grad-CAM" and row[0].text == runs[0].model]
-    mine = [row for row in rows if row[1].text == runs[0].defence]
+    first = [runs[0].model, runs[0].defence, "Grad-CAM"]
+    mine = [row for row in saliency.measures(runs).rows if [cell.text for cell in row[:3]] == first]
     assert [(row[3].text, row[4].text, row[4].small) for row in mine] == [("every measure", "–", why)]
     cells = [cell for row in accuracy.explanations(runs).rows for cell in row]
     assert [cell.text for cell in cells if cell.small == why] == ["–"]
@@ -172,3 +168,60 @@ def test_a_part_of_networks_side_by_side_is_named_by_its_place() -> None:
     assert formatting.part("net.layer4") == "layer4"
     assert formatting.part("net.nets.0.fc + net.nets.1.fc") == "0.fc + 1.fc"
     assert formatting.part("gate") == "gate"
+
+
+GREY = np.full((64, 96), 100, np.uint8)
+BOX = np.zeros_like(GREY)
+BOX[8:24, 12:36] = 1  # near the top, left of the middle
+
+
+def drawn(image: np.ndarray = GREY, **given: Any) -> np.ndarray:
+    found = np.asarray(pictures.picture(image, **given)).astype(float)
+    assert found.shape == (288, 288, 3)
+    return found
+
+
+def like(found: np.ndarray, colour: str) -> np.ndarray:
+    return np.abs(found - 255 * np.array(to_rgb(colour))).max(2) < 40
+
+
+def test_a_image_alone_is_the_image_stretched_to_a_square() -> None:
+    image = np.repeat(np.arange(0, 192, 2, dtype=np.uint8)[None], 64, axis=0)
+    found = drawn(image)
+    assert np.ptp(found, axis=2).max() == 0
+    assert np.ptp(found, axis=0).max() <= 1, "columns stay columns"
+    assert found[0, :, 0] == pytest.approx(np.linspace(-0.33, 190.33, 288), abs=1.5)
+
+
+@pytest.mark.parametrize(("name", "colour"), [("infection", pictures.INFECTION), ("lung", pictures.LUNG)])
+def test_the_outline_runs_along_the_border_of_its_mask(name: str, colour: str) -> None:
+    found = drawn(**{name: BOX})
+    rows, columns = np.nonzero(like(found, colour))
+    assert (rows.min(), rows.max()) == pytest.approx((8 * 4.5, 24 * 4.5), abs=2)
+    assert (columns.min(), columns.max()) == pytest.approx((12 * 3, 36 * 3), abs=2)
+    inside, outside = found[45:100, 45:100], found[150:]
+    assert np.abs(inside - 100).max() <= 1
+    assert np.abs(outside - 100).max() <= 1
+    assert (found.max(2) < 85).sum() > 100, "a dark line beside it, so that it is seen on any image"
+
+
+def test_a_mask_that_ends_with_the_image_has_its_whole_outline() -> None:
+    found = like(drawn(infection=np.ones_like(GREY)), pictures.INFECTION)
+    assert [found[2:-2, place].mean() > 0.9 for place in (0, -1)] == [True, True]
+    assert [found[place, 2:-2].mean() > 0.9 for place in (0, -1)] == [True, True]
+
+
+def test_a_mask_of_nothing_or_of_another_shape_is_left_out() -> None:
+    assert np.array_equal(drawn(infection=np.zeros_like(GREY), lung=np.ones((3, 3), np.uint8)), drawn())
+
+
+def test_a_heatmap_lies_where_its_map_is_high_with_the_borders_of_its_cells() -> None:
+    heat = np.zeros(GREY.shape, np.float32)
+    heat[:32, 48:] = 1
+    found = drawn(saliency=heat)
+    assert found[20:120, 180:].mean() > found[170:, :].mean() + 60, "top right"
+    with_cells = drawn(saliency=heat, cells=(2, 3))
+    rows, columns = np.nonzero(np.abs(with_cells - found).max(2) > 20)
+    assert set(rows[(columns > 110) & (columns < 180)]) <= set(range(142, 147)), "one border between two rows"
+    assert {96, 192} & set(columns) or {95, 191} & set(columns)
+    assert np.abs(with_cells - found)[:, 100:185][:140].max() == 0

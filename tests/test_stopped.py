@@ -4,8 +4,9 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,7 @@ cli.main()
         ("data", "files are written whole or not at all"),
         ("serve", "nothing of any image was kept"),
         ("reader-study", "what the readers saved is kept"),
+        ("data download", f"stopped; {GOES_ON}"),
     ],
 )
 @pytest.mark.parametrize("typer_keeps_it", [True, False])
@@ -54,7 +56,7 @@ def test_what_was_stopped_says_what_is_kept(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli, "app", stopped)
-    monkeypatch.setattr(sys, "argv", ["trustcxr", command, "x"])
+    monkeypatch.setattr(sys, "argv", ["trustcxr", *command.split(), "x"])
     with pytest.raises(SystemExit) as ended:
         cli.main()
     said = capsys.readouterr().err
@@ -64,33 +66,30 @@ def test_what_was_stopped_says_what_is_kept(
     assert text in said
 
 
-def test_a_download_that_is_stopped_goes_on() -> None:
-    assert cli.describe_restart(["data", "download", "covidqu"]).startswith(GOES_ON)
-
-
-def started(*words: str) -> subprocess.Popen[str]:
-    """As from a terminal: what a script starts in the background is deaf to Ctrl-C, and so is all that it starts."""
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([sys.executable, *words], preexec_fn=_hears_ctrl_c, **pipes)  # type: ignore[call-overload]
-
-
-def _hears_ctrl_c() -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+def signalled(number: signal.Signals, ready: Callable[[subprocess.Popen[str]], bool], *words: str) -> str:
+    """What a command says that is sent a signal once it is ready, as from a terminal: in the background it is deaf."""
+    process = subprocess.Popen(
+        [sys.executable, *words],
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        until = time.monotonic() + 300
+        while process.poll() is None and not ready(process) and time.monotonic() < until:
+            time.sleep(0.1)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 130, said
+    return said
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_command_that_is_sent_a_signal_says_one_line(number: signal.Signals) -> None:
-    process = started("-c", WAITS)
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "waits\n"
-        process.send_signal(number)
-        _, said = process.communicate(timeout=120)
-    finally:
-        process.kill()
+    said = signalled(number, lambda process: process.stdout.readline() == "waits\n", "-c", WAITS)
     assert said == f"trustcxr: stopped; {cli.describe_restart(['evaluate'])}\n"
-    assert process.returncode == 130
 
 
 @pytest.mark.sample("2")
@@ -101,20 +100,13 @@ def test_a_training_that_is_sent_a_signal_says_one_line(number: signal.Signals, 
     images, out = write_files.write(tmp_path / "images", {"Train": 16, "Val": 8, "Test": 2}, size=32), tmp_path / "out"
     options = {"model": MODEL, "weights": "none", "size": "32", "epochs": "100000", "patience": "100000"}
     words = [word for name, value in options.items() for word in (f"--{name}", value)]
-    process = started("-m", "trustcxr", "train", "--data", str(images), "--out", str(out), *words)
-    try:
-        until = time.monotonic() + 300
-        while process.poll() is None and not (out / "checkpoint" / "last.ckpt").exists() and time.monotonic() < until:
-            time.sleep(0.1)
-        process.send_signal(number)
-        _, said = process.communicate(timeout=120)
-    finally:
-        process.kill()
+    begun = out / "checkpoint" / "last.ckpt"
+    typed = ("-m", "trustcxr", "train", "--data", str(images), "--out", str(out), *words)
+    said = signalled(number, lambda _: begun.exists(), *typed)
     assert [line for line in said.splitlines() if "stopped" in line] == [
         f"trustcxr: stopped; {GOES_ON}: finished epochs and runs are kept"
     ], said
     assert "Traceback" not in said
-    assert process.returncode == 130
 
 
 def test_the_second_of_two_signals_disturbs_no_end() -> None:
@@ -126,13 +118,9 @@ def test_the_second_of_two_signals_disturbs_no_end() -> None:
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-@pytest.mark.parametrize(
-    "words",
-    [["serve", "run"], ["reader-study", "study"], ["study", "quick", "--engine", "slurm"]],
-    ids=lambda words: words[0],
-)
-def test_servers_and_jobs_of_a_cluster_are_left_to_their_own_way(words: list[str]) -> None:
-    with cli.stop_on_sigterm(words):
+@pytest.mark.parametrize("words", ["serve run", "reader-study study", "study quick --engine slurm"])
+def test_servers_and_jobs_of_a_cluster_are_left_to_their_own_way(words: str) -> None:
+    with cli.stop_on_sigterm(words.split()):
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
@@ -143,16 +131,13 @@ def test_a_signal_that_is_refused_or_taken_stays_so_and_a_thread_takes_none() ->
             signal.raise_signal(signal.SIGTERM)
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    seen: list[object] = []
 
-    def within() -> None:
+    def within() -> object:
         with cli.stop_on_sigterm(["evaluate"]):
-            seen.append(signal.getsignal(signal.SIGTERM))
+            return signal.getsignal(signal.SIGTERM)
 
-    thread = threading.Thread(target=within)
-    thread.start()
-    thread.join()
-    assert seen == [signal.SIG_DFL]
+    with ThreadPoolExecutor() as pool:
+        assert pool.submit(within).result() == signal.SIG_DFL
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
