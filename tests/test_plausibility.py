@@ -80,11 +80,12 @@ def test_a_photograph_is_in_colour_and_no_chest(tmp_path: Path) -> None:
 
 
 def test_the_check_finds_something_on_photographs(tmp_path: Path) -> None:
-    for split, name, corner in product(("Train", "Test"), ("china.jpg", "flower.jpg"), (0, 40, 80)):
-        folder = tmp_path / "photos" / split / name[:5]
-        folder.mkdir(parents=True, exist_ok=True)
-        part = load_sample_image(name)[corner : corner + 300, corner : corner + 400]
-        Image.fromarray(part).save(folder / f"{corner}.jpg")
+    random = np.random.default_rng(0)
+    for split, name, number in product(("Train", "Test"), ("china.jpg", "flower.jpg"), range(3)):
+        path = tmp_path / "photos" / split / name[:5] / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        top, left = random.integers(0, 100, 2)
+        Image.fromarray(load_sample_image(name)[top : top + 300, left : left + 400]).save(path)
     found = check_data(tmp_path / "photos", probes=False, workers=1)
     (colour,) = (f for f in found.findings if f.kind == "image_colour")
     assert (colour.count, colour.severity) == (12, "warning")
