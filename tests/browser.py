@@ -1,11 +1,10 @@
 """Pages in a real browser: Debian's chromium, headless, through Playwright; and axe-core over what it shows.
 
-One chromium for a file of tests: a fixture of its own with `scope="module"` around `chromium()`, never a wider one
-(Playwright's loop would be in the way of tests that start their own).
+One chromium for a file of tests, never for more: Playwright's loop would be in the way of tests that start their own.
 """
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ import pytest
 
 SIZES = {"desktop": (1280, 900), "tablet": (768, 1024), "phone": (400, 800)}  # CSS pixels
 PROGRAM = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)
-_QUIET = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
+QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 
 
 @dataclass
@@ -30,8 +29,10 @@ class Opened:
         """What it asked for of no address that begins with one of `own` (data: and blob: are its own)."""
         return [address for address in self.asked if not address.startswith((*own, "data:", "blob:"))]
 
-
-Open = Callable[..., Any]
+    def problems(self, *own: str) -> list[str]:
+        """What is wrong with the page as it stands: complaints, foreign addresses, barriers, a width to scroll."""
+        wide = [f"{sideways(self.page)} pixels too wide"] if sideways(self.page) else []
+        return self.complaints + self.elsewhere(*own) + violations(self.page) + wide
 
 
 @contextmanager
@@ -41,7 +42,7 @@ def chromium() -> Iterator[Any]:
     if PROGRAM is None:
         pytest.skip("no chromium here: nothing was looked at in a browser")
     with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=PROGRAM, args=list(_QUIET))
+        browser = playwright.chromium.launch(executable_path=PROGRAM, args=QUIET)
         try:
             yield browser
         finally:
@@ -53,16 +54,12 @@ def opened(
     browser: Any, address: str | Path, *, size: str = "desktop", dark: bool = False, scripts: bool = True
 ) -> Iterator[Opened]:
     """A page at one of SIZES, light or dark, in a profile of its own. `scripts` False: as who has them turned off."""
-    width, height = SIZES[size]
-    context = browser.new_context(
-        viewport={"width": width, "height": height},
-        color_scheme="dark" if dark else "light",
-        java_script_enabled=scripts,
-        accept_downloads=True,
-    )
+    viewport, scheme = dict(zip(("width", "height"), SIZES[size], strict=True)), "dark" if dark else "light"
+    context = browser.new_context(viewport=viewport, color_scheme=scheme, java_script_enabled=scripts)
     try:
         found = Opened(context.new_page())
-        found.page.on("console", lambda said: _heard(found, said))
+        loud = {"error", "warning"}
+        found.page.on("console", lambda line: found.complaints.extend([line.text] * (line.type in loud)))
         found.page.on("pageerror", lambda problem: found.complaints.append(str(problem)))
         found.page.on("request", lambda request: found.asked.append(request.url))
         found.page.goto(address.resolve().as_uri() if isinstance(address, Path) else address)
@@ -71,13 +68,8 @@ def opened(
         context.close()
 
 
-def _heard(found: Opened, said: Any) -> None:
-    if said.type in ("error", "warning"):
-        found.complaints.append(said.text)
-
-
-def violations(page: Any, *, impacts: tuple[str, ...] = ("serious", "critical")) -> list[str]:
-    """What axe-core finds on the page as it stands, a line each: rule, impact, and where."""
+def violations(page: Any) -> list[str]:
+    """What axe-core finds serious or critical on the page as it stands, a line each: rule, impact, and where."""
     package = pytest.importorskip("axe_playwright_python", reason="axe-playwright-python is not installed")
     if not page.evaluate("typeof window.axe === 'object'"):
         page.evaluate((Path(package.__file__).parent / "axe.min.js").read_text(encoding="utf-8"))
@@ -85,7 +77,7 @@ def violations(page: Any, *, impacts: tuple[str, ...] = ("serious", "critical"))
     return [
         f"{rule['id']} ({rule['impact']}): {rule['help']}: {'; '.join(str(n['target']) for n in rule['nodes'][:5])}"
         for rule in found
-        if rule["impact"] in impacts
+        if rule["impact"] in ("serious", "critical")
     ]
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
@@ -20,31 +19,36 @@ SECRET, NUMBER = "Beeblebrox^Zaphod", "HHGTTG-42"
 CR, DX = "1.2.840.10008.5.1.4.1.1.1", "1.2.840.10008.5.1.4.1.1.1.1"
 
 
-def chest(path: Path, *, study: str = "", side: int = 96, seed: int = 0, **elements: object) -> Path:
-    """Write a computed radiograph of 12 bits of a synthetic chest; `elements` are set, or taken away where None."""
-    pixels = render("Normal", seed, side).image.astype(np.uint16) * 16
-    image = Dataset()
+def make_image(pixels: np.ndarray, syntax: str = ExplicitVRLittleEndian, **elements: object) -> Dataset:
+    """Return a computed radiograph of at most 12 bits; `elements` are set too, or left out where None."""
+    image, bits = Dataset(), 8 * pixels.dtype.itemsize
     image.file_meta = FileMetaDataset()
-    image.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    image.SOPClassUID = image.file_meta.MediaStorageSOPClassUID = CR
+    image.file_meta.TransferSyntaxUID, image.file_meta.MediaStorageSOPClassUID = syntax, CR
+    image.SOPClassUID = CR
     image.SOPInstanceUID = image.file_meta.MediaStorageSOPInstanceUID = generate_uid()
-    image.StudyInstanceUID, image.SeriesInstanceUID = study or generate_uid(), generate_uid()
-    image.PatientName, image.PatientID, image.PatientBirthDate, image.PatientSex = SECRET, NUMBER, "19520311", "M"
-    image.StudyDate, image.StudyTime, image.StudyID, image.AccessionNumber = "20240102", "101500", "7", "A-77"
-    image.ReferringPhysicianName, image.Modality, image.BodyPartExamined = "Marvin", "CR", "CHEST"
-    image.SeriesNumber, image.InstanceNumber, image.ViewPosition = 1, 1, "PA"
-    image.Manufacturer, image.InstitutionName = "a maker of scanners", "Betelgeuse General"
-    image.PatientOrientation = ["L", "F"]
-    image.Rows, image.Columns = pixels.shape
-    image.SamplesPerPixel, image.PhotometricInterpretation, image.PixelRepresentation = 1, "MONOCHROME2", 0
-    image.BitsAllocated, image.BitsStored, image.HighBit = 16, 12, 11
-    image.PixelData = pixels.tobytes()
-    for name, value in elements.items():
-        if value is None:
-            delattr(image, name)
-        else:
+    header = {
+        "PatientName": SECRET, "PatientID": NUMBER, "Modality": "CR", "PhotometricInterpretation": "MONOCHROME2",
+        "Rows": len(pixels), "Columns": pixels.shape[1], "SamplesPerPixel": 1, "BitsAllocated": bits,
+        "BitsStored": min(12, bits), "HighBit": min(12, bits) - 1, "PixelData": pixels.tobytes(),
+        "PixelRepresentation": int(pixels.dtype.kind == "i"),
+    }  # fmt: skip
+    for name, value in (header | elements).items():
+        if value is not None:
             setattr(image, name, value)
+    return image
+
+
+def chest(path: Path, *, study: str = "", side: int = 96, seed: int = 0, **elements: object) -> Path:
+    """Write a computed radiograph of a synthetic chest, with all that a hospital says of it."""
+    hospital = {
+        "StudyInstanceUID": study or generate_uid(), "SeriesInstanceUID": generate_uid(), "StudyDate": "20240102",
+        "StudyTime": "101500", "StudyID": "7", "AccessionNumber": "A-77", "ReferringPhysicianName": "Marvin",
+        "PatientBirthDate": "19520311", "PatientSex": "M", "BodyPartExamined": "CHEST", "ViewPosition": "PA",
+        "SeriesNumber": 1, "InstanceNumber": 1, "PatientOrientation": ["L", "F"],
+        "Manufacturer": "a maker of scanners", "InstitutionName": "Betelgeuse General",
+    }  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
+    image = make_image(render("Normal", seed, side).image.astype(np.uint16) * 16, **hospital | elements)
     image.save_as(path, enforce_file_format=True)
     return path
 
@@ -71,7 +75,3 @@ def complaints(path: Path) -> list[str]:
         pytest.skip("dciodvfy is not here: Debian's dicom3tools has it")
     said = subprocess.run(["dciodvfy", path], capture_output=True, text=True, timeout=60, check=False)
     return [line for line in (said.stdout + said.stderr).splitlines() if line.startswith("Error")]
-
-
-def picture_of(heatmap: Dataset) -> Image.Image:
-    return Image.fromarray(heatmap.pixel_array)
