@@ -9,32 +9,33 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from test_cli import run
 
 ROOT = Path(__file__).parents[1]
-FENCE = re.compile(r"^```(?P<head>[^\n`]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"^```([^\n`]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-@dataclass(frozen=True)
-class Block:
+class Block(NamedTuple):
     """One block: its language (empty where none is said), the file that it is, and its text."""
 
     language: str
     file: str
     text: str
 
+    @property
+    def runs(self) -> bool:
+        return bool(self.file) or self.language in ("sh", "python")
+
 
 def blocks(page: Path) -> list[Block]:
     """Every block of a page, in order."""
-    found = []
-    for match in FENCE.finditer(page.read_text(encoding="utf-8")):
-        words = match["head"].split() or [""]
-        title = re.search(r'title="([^"]+)"', match["head"])
-        found.append(Block(words[0], title[1] if title else "", match["text"]))
-    return found
+    return [
+        Block(next(iter(head.split()), ""), "".join(re.findall(r'title="([^"]+)"', head)), text)
+        for head, text in FENCE.findall(page.read_text(encoding="utf-8"))
+    ]
 
 
 def commands(text: str) -> Iterator[list[str]]:
@@ -44,22 +45,17 @@ def commands(text: str) -> Iterator[list[str]]:
             yield words
 
 
-def carry_out(page: Path) -> int:
-    """Run a page's blocks in the folder that one is in; how many did something."""
-    done = 0
-    for block in blocks(page):
+def carry_out(page: Path) -> None:
+    """Run a page's blocks in the folder that one is in."""
+    for block in filter(lambda block: block.runs, blocks(page)):
         if block.file:
             Path(block.file).parent.mkdir(parents=True, exist_ok=True)
             Path(block.file).write_text(block.text, encoding="utf-8")
         elif block.language == "python":
-            _python([sys.executable, "-c", block.text])
-        elif block.language == "sh":
+            run_python([sys.executable, "-c", block.text])
+        else:
             for words in commands(block.text):
                 _command(words)
-        else:
-            continue
-        done += 1
-    return done
 
 
 def _command(words: list[str]) -> None:
@@ -69,15 +65,13 @@ def _command(words: list[str]) -> None:
         printed = run(*words[1:]).stdout
     else:
         assert words[0] == "python", f"only trustcxr and python are run: {words}"
-        printed = _python([sys.executable, *words[1:]])
+        printed = run_python([sys.executable, *words[1:]])
     if into:
         Path(into).write_text(printed, encoding="utf-8")
 
 
-def _python(command: list[str]) -> str:
-    path = os.pathsep.join([str(ROOT / "src"), "."])
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=500, env=os.environ | {"PYTHONPATH": path}
-    )
+def run_python(command: list[str]) -> str:
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), "."])}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=500, env=env)
     assert done.returncode == 0, done.stderr
     return done.stdout

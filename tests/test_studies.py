@@ -1,6 +1,8 @@
-"""Studies: pages and figures are those of their CSV files, and so is every number of every document."""
+"""Studies and the README: pages and figures are those of their CSV files, and so is every number of every document."""
 
+import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +13,8 @@ from studies import build
 from trustcxr.recipes.study_recipe import load_study
 
 ROOT = Path(__file__).parents[1]
-STUDIES = ROOT / "studies"
+STUDIES, ZOO = ROOT / "studies", ROOT / "src/trustcxr/zoo"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted(STUDIES.rglob("README.md"))]
 # Settings, not results: the level of intervals, the limits of a verdict and of an entry check.
 SETTINGS = {"95", "90", "80", "50", "5"}
@@ -30,18 +33,9 @@ def written_forms(value: object) -> set[str]:
     return {f"{scale * number:.{digits}f}".replace("-0.000", "0.000") for scale in (1, 100) for digits in range(5)}
 
 
-@pytest.fixture(scope="module")
-def rows() -> list[list[set[str]]]:
-    """Every row of every CSV file of the studies, each cell in all its forms."""
-    files = list(STUDIES.glob("*/*.csv"))
-    assert len(files) > 10
-    tables = [pd.read_csv(path, dtype=str).fillna("") for path in files]
-    return [[written_forms(cell) for cell in row if cell] for table in tables for row in table.itertuples(index=False)]
-
-
 def claims(text: str) -> Iterator[tuple[str, ...]]:
     """Yield the numbers of a text with their intervals, and those in percent, outside its code and its made tables."""
-    text = re.sub(r"^\| `covid-.*$", "", text, flags=re.M)  # the trained models: test_readme.py
+    text = re.sub(r"^\| `covid-.*$", "", text, flags=re.M)  # the trained models: see below
     text = re.sub(r"^```.*?^```$|<!-- table .*?<!-- end -->|`[^`\n]*`", "", text, flags=re.M | re.S)
     for value, low, high in INTERVAL.findall(text):
         yield value.lstrip("+"), low.lstrip("+"), high.lstrip("+")
@@ -52,31 +46,27 @@ def claims(text: str) -> Iterator[tuple[str, ...]]:
 
 def unknown_claims(text: str, rows: list[list[set[str]]]) -> list[tuple[str, ...]]:
     """Return the claims of a document that no row of a CSV file holds."""
-    return [
-        claim for claim in claims(text) if not any(all(any(n in cell for cell in row) for n in claim) for row in rows)
-    ]
+
+    def is_known(claim: tuple[str, ...]) -> bool:
+        return any(all(any(n in cell for cell in row) for n in claim) for row in rows)
+
+    return [claim for claim in claims(text) if not is_known(claim)]
 
 
-def test_every_number_of_a_document_is_in_a_csv_file_of_a_study(rows: list[list[set[str]]]) -> None:
+def test_every_number_of_a_document_is_in_a_csv_file_of_a_study() -> None:
+    files = list(STUDIES.glob("*/*.csv"))
+    assert len(files) > 10
+    tables = [pd.read_csv(path, dtype=str).fillna("") for path in files]
+    rows = [[written_forms(cell) for cell in row if cell] for table in tables for row in table.itertuples(index=False)]
     texts = {page: page.read_text(encoding="utf-8") for page in DOCUMENTS}
     assert sum(len(list(claims(text))) for text in texts.values()) > 15
     wrong = {page.relative_to(ROOT).as_posix(): unknown_claims(text, rows) for page, text in texts.items()}
     assert {page: found for page, found in wrong.items() if found} == {}
-
-
-def test_a_number_that_nobody_measured_is_found(rows: list[list[set[str]]]) -> None:
     assert unknown_claims("It has 67.5 % [63.4, 71.4], and 95 % of nothing.", rows) == []
     assert unknown_claims("It has 67.5 % [63.4, 71.5] and 12.3456 %.", rows) == [("67.5", "63.4", "71.5"), ("12.3456",)]
 
 
-@pytest.mark.parametrize("study", build.study_names())
-def test_page_and_figure_are_those_of_the_csv_files(study: str) -> None:
-    assert build.is_current(study), "run: python -m studies.build"
-
-
 def test_a_changed_csv_file_makes_a_page_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import shutil
-
     shutil.copytree(STUDIES / "folds", tmp_path / "folds")
     monkeypatch.setattr(build, "STUDIES", tmp_path)
     assert build.is_current("folds")
@@ -89,7 +79,8 @@ def test_a_changed_csv_file_makes_a_page_old(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("study", build.study_names())
-def test_a_study_is_small_and_says_what_it_does_not_show(study: str) -> None:
+def test_a_study_is_that_of_its_csv_files_small_and_says_what_it_does_not_show(study: str) -> None:
+    assert build.is_current(study), "run: python -m studies.build"
     folder = STUDIES / study
     page = (folder / "README.md").read_text(encoding="utf-8")
     assert len(page.splitlines()) <= 60
@@ -112,11 +103,38 @@ def test_a_printed_table_becomes_the_csv_file_of_the_same_table() -> None:
 
 
 def test_the_studies_have_little_code_and_stand_in_the_list() -> None:
-    code = list(STUDIES.rglob("*.py"))
-    assert sum(len(path.read_text().splitlines()) for path in code) <= 1500
+    assert sum(len(path.read_text().splitlines()) for path in STUDIES.rglob("*.py")) <= 1500
     index = (STUDIES / "README.md").read_text(encoding="utf-8")
     assert [name for name in build.study_names() if f"({name}/README.md)" not in index] == []
     openings = pd.read_csv(STUDIES / "test-openings.csv").query("images != 'ct-mini'")
     for page in STUDIES.rglob("README.md"):
         for count in re.findall(r"opened (?:\[)?(\d+) times", page.read_text(encoding="utf-8")):
             assert int(count) == len(openings), page
+
+
+def test_the_readme_is_short_and_each_finding_links_a_study_that_has_its_numbers() -> None:
+    assert len(README.splitlines()) <= 130
+    assert len(README.split()) <= 1300
+    section = README.split("## What was found\n")[1].split("\n## ")[0]
+    findings = re.split(r"\n- ", "\n" + section)[1:]
+    assert len(findings) == 6
+    for text in findings:
+        study = ROOT / re.findall(r"\]\((studies/[^)/]+)/README.md\)", text)[0]
+        held = " ".join(path.read_text(encoding="utf-8") for path in [*study.glob("*.csv"), study / "README.md"])
+        cells = {float(value) for value in re.findall(r"(?<![\w.])-?\d*\.\d+", held)}
+        forms = {f"{scale * cell:.{digits}f}" for cell in cells for scale in (1, 100) for digits in (1, 3)}
+        numbers = set(re.findall(r"\d+\.\d+", re.sub(r"at 0\.02", "", text)))
+        assert numbers, text
+        assert numbers <= forms, numbers - forms
+
+
+def test_the_table_of_trained_models_has_the_figures_of_their_audits() -> None:
+    rows = [line.strip("|").split("|") for line in README.splitlines() if "| `covid-" in line]
+    assert {row[0].strip("` ") for row in rows} == {path.stem for path in ZOO.glob("*.json")}
+    for row in rows:
+        audit = json.loads((ZOO / f"{row[0].strip('` ')}.json").read_text())["audit"]
+        shares = {(figure["attack"], round(figure["epsilon"], 9)): figure["accuracy"] for figure in audit["figures"]}
+        for cell, key in zip(row[2:], (("clean", 0), ("worst-case", 0.02), ("certified", 0.02)), strict=False):
+            share = shares.get(key)
+            expected = [f"{100 * number:.1f}" for number in (share["value"], *share["ci"])] if share else []
+            assert re.findall(r"\d+(?:\.\d+)?", cell) == expected, (row[0], key)
