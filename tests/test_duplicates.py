@@ -3,11 +3,14 @@
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from benchmarks.speed.duplicates import CHANGES, Pixels, pictures, read, recalls
 from PIL import Image
 
+from trustcxr.data import read_manifest
 from trustcxr.data.checks import duplicates
+from trustcxr.data.checks.scan import _without_borders, scan
 from trustcxr.data.phantom import render_image
 from trustcxr.data.phantom.render_image import render
 
@@ -17,9 +20,9 @@ def synthetic() -> list[Pixels]:
     return [render(render_image.CLASSES[i % 3], i, 192).image for i in range(36)]
 
 
-def search(radiographs: list[Pixels]) -> set[tuple[int, int]]:
-    found = duplicates.find_duplicates([str(i) for i in range(len(radiographs))], *pictures(radiographs))
-    return set(zip(found["first"], found["second"], strict=True))
+def found_among(radiographs: list[Pixels], digests: list[str | None] | None = None) -> pd.DataFrame:
+    names = [str(i) for i in range(len(radiographs))] if digests is None else digests
+    return duplicates.find_duplicates(names, *pictures(radiographs))
 
 
 @pytest.mark.sample("mirrored", "moved by 3 pixels")
@@ -41,15 +44,9 @@ def test_copies_are_found_among_all_the_real_images(covidqu: Path) -> None:
 
 
 def test_what_was_done_to_a_copy_is_said(synthetic: list[Pixels]) -> None:
-    radiograph = synthetic[0]
-    radiographs = [
-        *synthetic,
-        radiograph[:, ::-1],
-        255 - synthetic[1],
-        255 - synthetic[2][:, ::-1],
-        np.pad(synthetic[3], 9),
-    ]
-    found = duplicates.find_duplicates([str(i) for i in range(len(radiographs))], *pictures(radiographs))
+    first, second, third, fourth = synthetic[:4]
+    copies = [first[:, ::-1], 255 - second, 255 - third[:, ::-1], np.pad(fourth, 9)]
+    found = found_among([*synthetic, *copies])
     turned = {(r.first, r.second): (r.mirrored, r.inverted) for r in found.itertuples()}
     assert turned == {(0, 36): (True, False), (1, 37): (False, True), (2, 38): (True, True), (3, 39): (False, False)}
     assert not found["exact"].any()
@@ -57,26 +54,21 @@ def test_what_was_done_to_a_copy_is_said(synthetic: list[Pixels]) -> None:
 
 def test_the_very_same_pixels_are_exact_and_paired_with_the_first(synthetic: list[Pixels]) -> None:
     radiographs = [*synthetic[:5], synthetic[2], synthetic[2]]
-    digests: list[str | None] = ["a", "b", "c", "d", None, "c", "c"]
-    found = duplicates.find_duplicates(digests, *pictures(radiographs))
+    found = found_among(radiographs, ["a", "b", "c", "d", None, "c", "c"])
     assert found[["first", "second"]].to_numpy().tolist() == [[2, 5], [2, 6]]
     assert found["exact"].all()
 
 
-@pytest.mark.parametrize("count", [0, 1, 2])
-def test_few_images_or_none(count: int, synthetic: list[Pixels]) -> None:
+def test_few_images_none_and_blank_ones_are_no_error(synthetic: list[Pixels]) -> None:
     thumbs, trimmed = pictures(synthetic[:2])
-    found = duplicates.find_duplicates([str(i) for i in range(count)], thumbs[:count], trimmed[:count])
-    assert len(found) == 0
-    assert {"first", "second", "exact", "mirrored", "inverted", "correlation"} <= set(found.columns)
-
-
-def test_two_images_alone_are_told_to_be_one(synthetic: list[Pixels]) -> None:
-    assert search([synthetic[0], synthetic[0][:, ::-1]]) == {(0, 1)}
-
-
-def test_blank_images_are_no_error() -> None:
-    assert len(search([np.full((64, 64), level, np.uint8) for level in (0, 9, 255)])) <= 3
+    for count in (0, 1, 2):
+        found = duplicates.find_duplicates([str(i) for i in range(count)], thumbs[:count], trimmed[:count])
+        assert len(found) == 0
+        assert {"first", "second", "exact", "mirrored", "inverted", "correlation"} <= set(found.columns)
+    found = found_among([synthetic[0], synthetic[0][:, ::-1]])
+    assert found[["first", "second"]].to_numpy().tolist() == [[0, 1]], "two alone that are one"
+    blank = found_among([np.full((64, 64), level, np.uint8) for level in (0, 9, 255)])
+    assert len(set(zip(blank["first"], blank["second"], strict=True))) <= 3
 
 
 def test_hundreds_of_images_that_are_all_alike_hang_together_in_bounded_work() -> None:
@@ -106,42 +98,20 @@ def test_work_does_not_grow_with_the_square(monkeypatch: pytest.MonkeyPatch) -> 
     assert looked_at[1] < 6 * looked_at[0]
 
 
-def test_equalised_is_the_same_at_any_gamma_and_turned_over_when_inverted() -> None:
-    radiograph = np.random.default_rng(0).integers(0, 128, (1, 64, 64)).astype(np.uint8)
-    level = duplicates.equalise(radiograph)
-    assert np.allclose(level, duplicates.equalise(radiograph * 2))
-    assert np.allclose(level, -duplicates.equalise(255 - radiograph), atol=1e-6)
-    assert abs(level.mean()) < 1e-4
-
-
-def test_alignment_finds_the_map_that_a_image_was_moved_by(synthetic: list[Pixels]) -> None:
-    thumbs, _ = pictures(synthetic[:8])
-    still = duplicates.equalise(thumbs)
-    moved, _ = duplicates.warp(still, np.tile(np.float32([0.97, 0.02, 0.05, -0.02, 1.03, -0.04]), (8, 1)))
-    assert np.median(duplicates.correlate(still, moved)) > 0.97
-    assert np.median(duplicates.correlate(still, np.roll(still, 1, axis=0))) < 0.8
-
-
 def test_even_borders_are_taken_off_and_nothing_else() -> None:
-    from trustcxr.data.checks.scan import _without_borders
-
     radiograph = np.random.default_rng(0).integers(0, 255, (90, 80)).astype(np.uint8)
     assert np.array_equal(_without_borders(np.pad(radiograph, ((3, 9), (0, 20)), constant_values=200)), radiograph)
     assert np.array_equal(_without_borders(radiograph), radiograph)
-    blank = np.zeros((64, 64), np.uint8)
-    assert _without_borders(blank).shape == (64, 64)
+    assert _without_borders(np.zeros((64, 64), np.uint8)).shape == (64, 64)
 
 
 def test_pictures_are_what_the_audit_reads(tmp_path: Path, synthetic: list[Pixels]) -> None:
-    from trustcxr.data.checks.scan import scan
-    from trustcxr.data.layouts import read_manifest
-
-    for i, radiograph in enumerate(synthetic[:6]):
-        path = tmp_path / "a" / f"{i}.png"
-        path.parent.mkdir(exist_ok=True)
-        Image.fromarray(np.pad(radiograph, 7)).save(path)
+    padded = [np.pad(radiograph, 7) for radiograph in synthetic[:6]]
+    (tmp_path / "a").mkdir()
+    for i, radiograph in enumerate(padded):
+        Image.fromarray(radiograph).save(tmp_path / "a" / f"{i}.png")
     read_back = scan(read_manifest(tmp_path), workers=1)
-    thumbs, trimmed = pictures([np.pad(radiograph, 7) for radiograph in synthetic[:6]])
+    thumbs, trimmed = pictures(padded)
     assert np.array_equal(read_back.thumbs, thumbs)
     assert np.array_equal(read_back.trimmed, trimmed)
     assert not np.array_equal(thumbs, trimmed)

@@ -19,16 +19,10 @@ color = pytest.importorskip("skimage.color", reason="scikit-image is not install
 
 # Machado, Oliveira and Fernandes 2009, severity 1, on linear RGB: what the colour-blind see.
 SEEN = {
-    "by all cones": np.eye(3),
-    "without long": np.array(
-        [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
-    ),
-    "without medium": np.array(
-        [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]
-    ),
-    "without short": np.array(
-        [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]]
-    ),
+    "by all cones": "1 0 0 0 1 0 0 0 1",
+    "without long": "0.152286 1.052583 -0.204868 0.114503 0.786281 0.099216 -0.003882 -0.048116 1.051998",
+    "without medium": "0.367322 0.860646 -0.227968 0.280085 0.672501 0.047413 -0.011820 0.042940 0.968881",
+    "without short": "1.255528 -0.076749 -0.178779 -0.078411 0.930809 0.147602 0.004733 0.691367 0.303900",
 }
 TOLD_APART = 9.0  # CIEDE2000: 2 can just be seen side by side
 SETS = {
@@ -39,15 +33,22 @@ SETS = {
 }
 
 
+def _parts(colour: str) -> np.ndarray:
+    return np.array([int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)])
+
+
+def _hex(parts: np.ndarray) -> str:
+    return "#" + "".join(f"{round(255 * part):02x}" for part in np.clip(parts, 0, 1))
+
+
 def _linear(colour: str) -> np.ndarray:
-    parts = np.array([int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)])
+    parts = _parts(colour)
     return np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
 
 
-def _seen(colour: str, matrix: np.ndarray) -> str:
-    linear = np.clip(matrix @ _linear(colour), 0, 1)
-    parts = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
-    return "#" + "".join(f"{round(255 * part):02x}" for part in parts)
+def _seen(colour: str, matrix: str) -> str:
+    linear = np.clip(np.array(matrix.split(), float).reshape(3, 3) @ _linear(colour), 0, 1)
+    return _hex(np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055))
 
 
 def _contrast(one: str, other: str) -> float:
@@ -57,35 +58,24 @@ def _contrast(one: str, other: str) -> float:
 
 def on_dark(colour: str) -> str:
     """What a browser makes of single_page._ON_DARK, which is in CSS, clipped to what a screen can show."""
-    light, a, b = lab(colour)
-    rgb = np.clip(color.lab2rgb([100 - 0.94 * light, a, b]), 0, 1)
-    return "#" + "".join(f"{round(255 * part):02x}" for part in rgb)
-
-
-def lab(colour: str) -> np.ndarray:
-    return color.rgb2lab([int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)])
+    light, a, b = color.rgb2lab(_parts(colour))
+    return _hex(color.lab2rgb([100 - 0.94 * light, a, b]))
 
 
 @pytest.mark.parametrize("chosen", SETS)
-def test_colours_are_told_apart_without_any_kind_of_cone_on_white_and_on_dark(chosen: str) -> None:
-    for page, colours in (("white", SETS[chosen]), ("dark", {n: on_dark(c) for n, c in SETS[chosen].items()})):
+def test_colours_are_told_apart_without_any_kind_of_cone_and_stand_out_from_the_page(chosen: str) -> None:
+    for page, colours in (("#ffffff", SETS[chosen]), ("#10161d", {n: on_dark(c) for n, c in SETS[chosen].items()})):
         for who, matrix in SEEN.items():
             for (one, x), (other, y) in itertools.combinations(colours.items(), 2):
-                far = color.deltaE_ciede2000(lab(_seen(x, matrix)), lab(_seen(y, matrix)))
+                far = color.deltaE_ciede2000(*(color.rgb2lab(_parts(_seen(c, matrix))) for c in (x, y)))
                 assert far >= TOLD_APART, f"{one} and {other} on {page}, seen {who}: {far:.1f}"
-
-
-@pytest.mark.parametrize("chosen", SETS)
-def test_colours_stand_out_from_the_page(chosen: str) -> None:
-    for name, colour in SETS[chosen].items():
-        assert _contrast(colour, "#ffffff") >= 3, name
-        assert _contrast(on_dark(colour), "#10161d") >= 3, name
+        assert [name for name, colour in colours.items() if _contrast(colour, page) < 3] == [], page
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    names = ("ResNet18", "tf_efficientnet_lite0-with-a-long-name-that-ends-in-a", "tf_efficientnet_lite0-with-a-long-b")
-    return make_study(tmp_path_factory.mktemp("study"), models=names[:2], images=30, panels=1, resamples=20, epochs=3)
+    names = ("ResNet18", "tf_efficientnet_lite0-with-a-long-name-that-ends-in-a")
+    return make_study(tmp_path_factory.mktemp("study"), models=names, images=30, panels=1, resamples=20, epochs=3)
 
 
 def test_titles_are_whole_and_marks_say_their_values(study: Path) -> None:
@@ -116,9 +106,7 @@ def test_what_is_no_format_or_width_is_refused_in_a_line(study: Path, tmp_path: 
 @pytest.mark.sample("single-89")
 @pytest.mark.slow
 @pytest.mark.parametrize(("width", "millimetres"), [("single", 89), ("double", 183)])
-def test_figures_are_vector_as_wide_as_asked_and_can_be_read(
-    study: Path, tmp_path: Path, width: str, millimetres: int
-) -> None:
+def test_figures_are_vector_legible_and_of_the_width(study: Path, tmp_path: Path, width: str, millimetres: int) -> None:
     said = run("report", study, "--figures", tmp_path, "--format", "svg", "--width", width).stdout.split("\n")
     drawn = {Path(line).stem: Path(line) for line in said if line.endswith(".svg")}
     assert {"accuracy", "epsilon-ResNet18", "localisation", "heatmaps"} <= set(drawn)

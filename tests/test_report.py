@@ -31,8 +31,7 @@ class Page(HTMLParser):
         self.tables: dict[str, list[list[list[float]]]] = {}
         self.ids: list[str] = []
         self.open: list[str] = []
-        self.text = ""
-        self._label = ""
+        self.source, self.text, self._label = text, "", ""
         self.feed(text)
         self.close()
 
@@ -68,26 +67,33 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = make_study(tmp_path_factory.mktemp("study"))
-    report.write(path)
-    return path
+    return make_study(tmp_path_factory.mktemp("study"))
 
 
 @pytest.fixture(scope="module")
-def text(study: Path) -> str:
-    return (study / "report.html").read_text(encoding="utf-8")
+def page(study: Path) -> Page:
+    return rendered(study)
 
 
-@pytest.fixture(scope="module")
-def page(text: str) -> Page:
-    return Page(text)
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """A study of one network, standard and by FGSM, that a test may change."""
+    return make_study(tmp_path / "s", models=("ResNet18",), panels=0, images=30, resamples=20)
 
 
 def _document(study: Path) -> dict[str, Any]:
     return json.loads((study / "study.json").read_text())
 
 
-def test_page_is_self_contained(text: str, page: Page) -> None:
+def rendered(study: Path, document: dict[str, Any] | None = None) -> Page:
+    """The page of a study, whose study.json has this content from now on."""
+    if document is not None:
+        (study / "study.json").write_text(json.dumps(document))
+    return Page(report.write(study).read_text(encoding="utf-8"))
+
+
+def test_page_is_self_contained(page: Page) -> None:
+    text = page.source
     assert len(text.encode()) < 5_000_000
     assert not re.search(r"(https?|ftp|wss?|file):", text, re.I)
     for tag, attributes in page.tags:
@@ -109,11 +115,11 @@ def test_page_is_self_contained(text: str, page: Page) -> None:
     assert "<metadata" not in text
 
 
-def test_page_is_well_formed_and_described(text: str, page: Page) -> None:
+def test_page_is_well_formed_and_described(page: Page) -> None:
     assert not page.open
     assert len(page.ids) == len(set(page.ids)), "an id stands twice"
     anchors = [str(a["href"])[1:] for t, a in page.tags if t in ("a", "use") and str(a.get("href")).startswith("#")]
-    anchors += re.findall(r"url\(#([^)]+)\)", text)
+    anchors += re.findall(r"url\(#([^)]+)\)", page.source)
     assert anchors
     assert set(anchors) <= set(page.ids)
     scopes = [a.get("scope") for t, a in page.tags if t == "th"]
@@ -126,34 +132,28 @@ def test_page_is_well_formed_and_described(text: str, page: Page) -> None:
     assert page.text.index("Research software") < page.text.rindex("Summary\n")
 
 
-def test_leaderboard_has_the_numbers_of_study_json(study: Path, page: Page) -> None:
-    header, *rows = page.tables["Leaderboard"]
-    assert len(header) == 10
-    shown = {tuple(v for cell in row for v in cell) for row in rows}
-    expected = set()
-    for run in _document(study)["runs"]:
+def test_tables_have_the_numbers_of_study_json(study: Path, page: Page) -> None:
+    document, tables = _document(study), page.tables
+    runs, expected = document["runs"], set()
+    for run in runs:
         clean = run["clean"]
         attacked = {a["attack"]: a["accuracy"]["value"] for a in run["attacks"] if a["epsilon"] == 0.02}
         others = [clean[name]["value"] for name in ("balanced_accuracy", "f1_macro", "auroc_macro", "ece")]
         expected.add((clean["accuracy"]["value"], attacked["fgsm"], attacked["pgd"], *others, float(clean["n"])))
-    assert shown == expected
-    best = _document(study)["runs"][0]["clean"]
-    low, high = best["accuracy"]["ci"]
+    header, *rows = tables["Leaderboard"]
+    assert len(header) == 10
+    assert {tuple(v for cell in row for v in cell) for row in rows} == expected
+    low, high = runs[0]["clean"]["accuracy"]["ci"]
     assert f"{100 * low:.1f} to {100 * high:.1f}" in page.text
-
-
-def test_other_tables_have_the_numbers_of_study_json(study: Path, page: Page) -> None:
-    document = _document(study)
-    differences = [row[5][0] for row in page.tables["Standard against robust"][1:]]
+    differences = [row[5][0] for row in tables["Standard against robust"][1:]]
     assert differences == [c["difference"]["value"] for c in document["comparisons"]]
-    energies = sorted(row[3][0] for row in page.tables["Explanations"][1:])
-    assert energies == sorted(r["saliency"]["gradcam"]["infection_energy"]["value"] for r in document["runs"])
-    sweep = sorted(v for row in page.tables["Accuracy at each epsilon"][1:] for cell in row[3:-1] for v in cell)
-    assert sweep == sorted(a["accuracy"]["value"] for r in document["runs"] for a in r["attacks"])
-    counts = [[v for cell in row for v in cell] for row in page.tables["Images per split and class"][1:]]
-    assert counts[0] == [600, 600, 600, 1800, 400]
-    training = [row[2][0] for row in page.tables["Training"][1:]]
-    assert training == [3_374_275] * 4
+    energies = sorted(row[3][0] for row in tables["Explanations"][1:])
+    assert energies == sorted(r["saliency"]["gradcam"]["infection_energy"]["value"] for r in runs)
+    sweep = sorted(v for row in tables["Accuracy at each epsilon"][1:] for cell in row[3:-1] for v in cell)
+    assert sweep == sorted(a["accuracy"]["value"] for r in runs for a in r["attacks"])
+    counts = [v for cell in tables["Images per split and class"][1] for v in cell]
+    assert counts == [600, 600, 600, 1800, 400]
+    assert [row[2][0] for row in tables["Training"][1:]] == [3_374_275] * 4
 
 
 def test_confusion_under_attack_is_counted_from_the_predictions(study: Path) -> None:
@@ -166,14 +166,14 @@ def test_confusion_under_attack_is_counted_from_the_predictions(study: Path) -> 
 
 
 @pytest.mark.slow
-def test_page_is_the_same_each_time(study: Path, text: str) -> None:
-    assert report.write(study).read_text(encoding="utf-8") == text
+def test_page_is_the_same_each_time(study: Path, page: Page) -> None:
+    assert rendered(study).source == page.source
     assert not list(study.glob(".report*"))
 
 
 def test_missing_parts_leave_dashes_not_crashes(tmp_path: Path) -> None:
     bare = make_study(tmp_path / "bare", attacks=(), saliency=False, panels=0, models=("ResNet18",))
-    words_shown = Page(report.write(bare).read_text()).text
+    words_shown = rendered(bare).text
     assert "nothing is known about robustness" in words_shown
     assert "No explanations were measured" in words_shown
     assert "failing gradients in 2 runs: the verdict of each gives the reason" in words_shown
@@ -182,7 +182,7 @@ def test_missing_parts_leave_dashes_not_crashes(tmp_path: Path) -> None:
     assert "nan" not in words_shown.split()
     for file in (*bare.glob("runs/*/history.csv"), *bare.glob("runs/*/predictions.parquet")):
         file.unlink()
-    assert "No training history was found" in Page(report.write(bare).read_text()).text
+    assert "No training history was found" in rendered(bare).text
 
 
 @pytest.mark.parametrize(
@@ -197,61 +197,47 @@ def test_missing_parts_leave_dashes_not_crashes(tmp_path: Path) -> None:
     ],
 )
 def test_any_gap_in_study_json_is_survived(tmp_path: Path, document: dict[str, Any]) -> None:
-    (tmp_path / "study.json").write_text(json.dumps(document))
-    shown = Page(report.write(tmp_path).read_text())
-    assert "Provenance" in shown.text
+    assert "Provenance" in rendered(tmp_path, document).text
     report.print_study(StudyDocument.model_validate(document))
 
 
-def test_broken_files_are_named_on_the_page(tmp_path: Path) -> None:
-    path = make_study(tmp_path / "s", models=("ResNet18",), images=30, resamples=20)
-    home = path / "runs" / "resnet18-fgsm-s0"
+def test_broken_files_are_named_on_the_page(small: Path) -> None:
     for name in ("history.csv", "predictions.parquet", "example_maps.npz"):
-        (home / name).write_bytes(b"\x00broken")
-    np.savez(path / "runs" / "resnet18-standard-s0" / "example_maps.npz", image=np.array([{"code": 1}], dtype=object))
-    shown = Page(report.write(path).read_text()).text
-    for name in ("predictions.parquet", "example_maps.npz"):
-        assert f"resnet18-fgsm-s0/{name} could not be read" in shown
-    assert "resnet18-standard-s0/example_maps.npz could not be read" in shown, "a pickle must not be loaded"
+        (small / "runs" / "resnet18-fgsm-s0" / name).write_bytes(b"\x00broken")
+    pickled = np.array([{"code": 1}], dtype=object)  # must not be loaded
+    np.savez(small / "runs" / "resnet18-standard-s0" / "example_maps.npz", image=pickled)
+    shown = rendered(small).text
+    for name in ("fgsm-s0/predictions.parquet", "fgsm-s0/example_maps.npz", "standard-s0/example_maps.npz"):
+        assert f"resnet18-{name} could not be read" in shown
     assert "No heatmaps were saved" in shown
 
 
-def test_a_damaged_study_is_one_line(tmp_path: Path) -> None:
-    path = make_study(tmp_path / "s", models=("ResNet18",), panels=0, images=30, resamples=20)
-    document = _document(path)
+def test_a_missing_or_damaged_study_is_one_line(small: Path) -> None:
+    document = _document(small)
     document["runs"][0]["attacks"][0]["steps"] = ["many"]
-    (path / "study.json").write_text(json.dumps(document))
     with pytest.raises(UserError, match=r"study\.json: damaged: runs\.0\.attacks\.0\.steps: "):
-        report.write(path)
+        rendered(small, document)
+    for spoil in (lambda path: path.write_text("{"), Path.unlink):
+        spoil(small / "study.json")
+        with pytest.raises(UserError, match=r"study\.json") as problem:
+            report.write(small)
+        assert "\n" not in str(problem.value)
 
 
 def test_values_are_escaped(tmp_path: Path) -> None:
     classes = ("<b>bold</b>", '$x_1$ & "q"', "<img src=x onerror=alert(1)>")
     path = make_study(tmp_path / "s", models=("<script>alert(1)</script>",), classes=classes)
     document = _document(path)
-    document["title"] = "</title><script>alert(2)</script>"
+    document |= {"title": "</title><script>alert(2)</script>", "alarms": [{"kind": "<i>", "text": "<u>u</u>"}]}
     document["recipe"]["name"] = "</pre><script>"
-    document["alarms"] = [{"kind": "<i>", "text": "<u>u</u>"}]
     document["runs"][0]["alarms"] = [{"kind": "</style>", "text": "<u>v</u>"}]
-    (path / "study.json").write_text(json.dumps(document))
-    text = report.write(path).read_text()
-    shown = Page(text)
+    shown = rendered(path, document)
     assert {tag for tag, _ in shown.tags}.isdisjoint({"u", "pre script"})
     assert [tag for tag, _ in shown.tags].count("script") == 1, "the page's own"
-    assert "<b>bold" not in text
+    assert "<b>bold" not in shown.source
     assert not any(a.get("src") == "x" or "onerror" in a for _, a in shown.tags)
-    assert "<b>bold</b>" in shown.text
-    assert '$x_1$ & "q"' in shown.text
-    assert "<script>alert(1)</script>" in shown.text
-
-
-def test_missing_study_is_one_line(tmp_path: Path) -> None:
-    for content in (None, "{"):
-        if content:
-            (tmp_path / "study.json").write_text(content)
-        with pytest.raises(UserError, match=r"study\.json") as problem:
-            report.write(tmp_path)
-        assert "\n" not in str(problem.value)
+    for value in ("<b>bold</b>", '$x_1$ & "q"', "<script>alert(1)</script>"):
+        assert value in shown.text
 
 
 def test_recorded_alarms_are_shown_once(study: Path, page: Page) -> None:
@@ -268,32 +254,23 @@ def test_recorded_alarms_are_shown_once(study: Path, page: Page) -> None:
     assert [g.lines for g in groups if g.kind == "new"] == [["said by the study alone"]]
 
 
-def test_failed_runs_and_seeds_are_told(tmp_path: Path) -> None:
-    path = make_study(tmp_path / "s", models=("ResNet18",), panels=0, images=30, resamples=20)
-    document = _document(path)
+def test_failed_runs_seeds_and_shortcuts_are_told(small: Path) -> None:
+    assert accuracy.shortcuts(load.load_report(small).runs) is None
+    document = _document(small)
     document["failures"] = [{"run": "vgg16-fgsm-s0", "reason": "train: out of memory"}]
     document["runs"].append(document["runs"][0] | {"seed": 1, "run": "resnet18-standard-s1"})
     document["runs"][1]["background"] = "swap"
-    (path / "study.json").write_text(json.dumps(document))
-    shown = Page(report.write(path).read_text()).text
-    assert "vgg16-fgsm-s0: train: out of memory" in shown
-    assert "ResNet18 · standard (seed 1)" in shown
-    assert "ResNet18 · fgsm (background swap)" in shown
-
-
-def test_shortcuts_are_shown_when_present(tmp_path: Path) -> None:
-    path = make_study(tmp_path / "s", models=("ResNet18",), panels=0, images=30, resamples=20)
-    document = _document(path)
     document["runs"][0]["shortcuts"] = {
         "lungs_blacked_out": {"accuracy": {"value": 0.57, "ci": [0.53, 0.61]}, "n": 90},
         "border_only": {"accuracy": {"value": 0.4}},
     }
-    (path / "study.json").write_text(json.dumps(document))
-    shown = Page(report.write(path).read_text())
+    shown = rendered(small, document)
+    assert "vgg16-fgsm-s0: train: out of memory" in shown.text
+    assert "ResNet18 · standard (seed 1)" in shown.text
+    assert "ResNet18 · fgsm (background swap)" in shown.text
     rows = [row for row in shown.tables["Shortcuts"][1:] if row[3]]
     assert [row[3:5] for row in rows] == [[[0.57], [0.4]]]
     assert "53.0 to 61.0" in shown.text
-    assert accuracy.shortcuts(load.load_report(make_study(tmp_path / "t", models=("a",), panels=0)).runs) is None
 
 
 def test_overlay_is_fixed_and_leaves_unlit_pixels_grey() -> None:
@@ -318,34 +295,27 @@ def test_the_terminal_shows_each_run_with_its_alarms_and_cuts_nothing(
         assert f"{100 * run['clean']['accuracy']['value']:.1f}" in shown
 
 
-def test_of_one_run_there_is_no_leaderboard_and_the_legend_has_the_lines_drawn(tmp_path: Path) -> None:
+@pytest.mark.parametrize("column", ["", ",val_certified_accuracy"], ids=["no column", "an empty column"])
+def test_of_one_run_there_is_no_leaderboard_and_the_legend_has_the_lines_drawn(column: str, tmp_path: Path) -> None:
     path = make_study(tmp_path / "s", models=("ResNet18",), defences=("standard",), panels=0, images=30, resamples=20)
-    page = report.write(path).read_text()
-    assert "Leaderboard" not in page
-    assert "Standard against robust" not in page
+    (file,) = path.glob("runs/*/history.csv")
+    header, *rows = file.read_text().splitlines()
+    file.write_text("\n".join([header + column, *(row + column[:1] for row in rows)]) + "\n")
+    page = rendered(path).source
+    absent = ("Leaderboard", "Standard against robust", "validation, certified")
+    assert [words for words in absent if words in page] == [], "no such line is drawn, and nothing is compared"
     assert "validation, PGD" in page
-    assert "validation, certified" not in page, "no such line is drawn"
 
 
-def test_the_page_is_folded_by_question_and_its_first_part_answers(text: str, page: Page) -> None:
+def test_the_page_is_folded_by_question_and_its_first_part_answers(page: Page) -> None:
+    text = page.source
     first, *questions = text.split('<details class="question"')
     assert len(questions) == 7
     assert not re.search(r'<details class="question"[^>]* open', text)
-    for heading in ("Compared", "Doubtful", "Unperturbed", "Under attack", "Where they look"):
-        assert f"<dt>{heading}</dt>" in first
+    headings = ("Compared", "Doubtful", "Unperturbed", "Under attack", "Where they look")
+    assert [heading for heading in headings if f"<dt>{heading}</dt>" not in first] == []
     assert "6 runs" not in first
     assert "4 runs of 2 networks, on 90 images of the split “Test”." in first
     assert first.index("alarm brief") < first.index("most accurate"), "before anything that flatters"
     listed = re.findall(r'<li><a href="#([a-z]+)"', first)
     assert listed == ["summary", *re.findall(r'(?:<details class="question"|<section) id="([a-z]+)"', text)[1:]]
-
-
-def test_the_legend_of_the_training_curves_has_no_empty_column(tmp_path: Path) -> None:
-    path = make_study(tmp_path / "s", models=("ResNet18",), defences=("standard",), panels=0, images=30, resamples=20)
-    (file,) = path.glob("runs/*/history.csv")
-    rows = [line.split(",") for line in file.read_text().splitlines()]
-    rows = [[*row, "val_certified_accuracy" if number == 0 else ""] for number, row in enumerate(rows)]
-    file.write_text("\n".join(",".join(row) for row in rows) + "\n")
-    page = report.write(path).read_text()
-    assert "validation, PGD" in page
-    assert "validation, certified" not in page

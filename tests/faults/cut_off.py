@@ -11,6 +11,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import random
 import re
 import resource
 import signal
@@ -18,8 +19,9 @@ import sys
 import tempfile
 import time
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -81,14 +83,16 @@ def killed(journal: Journal) -> None:
             if name == "unlink" and Path(os.fsdecode(place)).name.startswith("."):
                 return real(*given, **options)  # a temporary file, or a note of who holds a folder
             again = "again" if options or os.path.lexists(place) else "first"
-            if journal.is_new(f"before {again} {name}", place):
-                os.kill(os.getpid(), signal.SIGKILL)
+            kill_if_new(f"before {again} {name}", place)
             done = real(*given, **options)
-            if journal.is_new(f"after {again} {name}", place):
-                os.kill(os.getpid(), signal.SIGKILL)
+            kill_if_new(f"after {again} {name}", place)
             return done
 
         setattr(os, name, at)
+
+    def kill_if_new(what: str, place: object) -> None:
+        if journal.is_new(what, place):
+            os.kill(os.getpid(), signal.SIGKILL)
 
     copies = ("sendfile",) if Path("/proc/self/fd").is_dir() else ()  # how shutil copies a file there
     for name in ("replace", "rename", "unlink", *copies):
@@ -199,18 +203,6 @@ class Starts:
         there.close()
         return Start(process, here)
 
-    def until_done(self, words: list[str], cut: Cut, journal: Journal, *, most: int = 1000) -> Iterator["Ended | None"]:
-        """How every start ended that was cut off; the last one is not, and ends with 0."""
-        for _ in range(most):
-            before = len(journal.places())
-            ended = self.start(words, cut, journal).ended()
-            if len(journal.places()) == before:
-                assert ended is not None, "killed, and not by the journal"
-                assert ended.code == 0, ended.text
-                return
-            yield ended
-        raise AssertionError(f"no end after {most} starts")
-
 
 class Start:
     """A process under way."""
@@ -220,12 +212,17 @@ class Start:
 
     def ended(self) -> Ended | None:
         """How it ended; None where it was killed."""
-        try:
-            found: Ended | None = self.answer.recv()
-        except EOFError:
-            found = None
+        found: Ended | None = None
+        with suppress(EOFError):
+            found = self.answer.recv()
         self.process.join()
         return found
+
+    def succeeds(self) -> None:
+        """Wait until it has ended, with 0."""
+        ended = self.ended()
+        assert ended is not None
+        assert ended.code == 0, ended.text
 
     def killed_after(self, seconds: float) -> bool:
         """Kill it some seconds from now; False where it had ended by itself before."""
@@ -237,35 +234,40 @@ class Start:
         return True
 
 
-def _carry_out(
-    words: list[str], environment: dict[str, str], cut: Cut | None, journal: Journal | None, answer: Connection
-) -> None:
+def _carry_out(words: list[str], environment: dict[str, str], cut: Any, journal: Any, answer: Connection) -> None:
     import torch
 
     gc.freeze()  # else the first collection copies every page of what was imported: 0.3 s
     os.environ.update(environment)
     tempfile.tempdir = None  # looked up again
     torch.set_num_threads(1)
-    if cut is not None and journal is not None:
+    if cut is not None:
         cut(journal)
     answer.send(call(words, 10 * LIMIT))  # on a machine that does much else, too
 
 
-def uncut(words: list[str], place: Path, temporary: Path) -> dict[str, str]:
-    """What a command that writes to out in `place` writes where nothing cuts it off."""
-    ended = Starts(place, temporary).start(words).ended()
-    assert ended is not None
-    assert ended.code == 0, ended.text
-    return bits(place / "out")
+def uncut(words: list[str], place: Path, temporary: Path, folder: str = "out") -> dict[str, str]:
+    """What a command that writes to `place` has in that folder of it where nothing cuts it off."""
+    Starts(place, temporary).start(words).succeeds()
+    return bits(place / folder)
 
 
-def everywhere(cut: Cut, words: list[str], base: Path, place: Path, temporary: Path, only: str = "") -> list[str]:
+def everywhere(
+    cut: Cut, words: list[str], base: Path, place: Path, temporary: Path, only: str = "", refusal: str = ""
+) -> list[str]:
     """Cut a command that writes to `place` off at each place that matches, once; where that was.
 
-    Whatever is left each time can be read.
+    Whatever is left each time can be read, and no file that was there before is gone. `refusal`: what it then says.
     """
     starts, journal = Starts(place, temporary), Journal(base / f"{place.name}.journal", place, only)
-    for ended in starts.until_done(words, cut, journal):
+    before = [place / name for name in bits(place)]
+    for _ in range(1000):
+        passed = len(journal.places())
+        ended = starts.start(words, cut, journal).ended()
+        if len(journal.places()) == passed:
+            assert ended is not None, "killed, and not by the journal"
+            assert ended.code == 0, ended.text
+            break
         at = journal.places()[-1]
         if cut is killed:
             assert ended is None, at
@@ -273,11 +275,42 @@ def everywhere(cut: Cut, words: list[str], base: Path, place: Path, temporary: P
             assert ended is not None, at
             assert (ended.code, ended.traceback, ended.hang) == (2, False, False), f"{at}: {ended.text}"
             assert 1 <= ended.lines <= LINES, f"{at}: {ended.text}"
+            assert re.search(refusal, " ".join(ended.text.split())), f"{at}: {ended.text}"
             assert left_over(place) == [], at
         assert broken(place) == [], at
+        assert all(path.is_file() for path in before), at
+    else:
+        raise AssertionError("no end")
     assert left_over(place) == []
     assert list(temporary.iterdir()) == []
     return journal.places()
+
+
+def killed_at_random(
+    words: Callable[[Path], list[str]], base: Path, temporary: Path, whole: dict[str, str], kills: int, steps: set[str],
+    shares: tuple[float, float],
+) -> Counter[str]:  # fmt: skip
+    """Kill commands at random until so many were killed, in every step; each ends as `whole`. Kills by step of a study.
+
+    The first is not killed: how long it takes on this machine, now, is that of which `shares` are how long kills wait.
+    """
+    draw, found, number, seconds = random.Random(14), Counter[str](), 0, 0.0
+    while sum(found.values()) < kills or not steps <= set(found):
+        number += 1
+        starts = Starts(base / str(number), temporary)
+        while True:
+            journal = Journal(base / f"{number}-{sum(found.values())}.steps", starts.base)
+            began = time.monotonic()
+            start = starts.start(words(starts.base), noted, journal)
+            if not start.killed_after(draw.uniform(*shares) * seconds if seconds else 600):
+                break
+            found[(journal.places() or ["read"])[-1]] += 1
+            assert broken(starts.base) == []
+        seconds = seconds or time.monotonic() - began
+        assert bits(starts.base / "out") == whole
+        assert left_over(starts.base) == []
+        assert number < 10 * kills
+    return found
 
 
 def bits(folder: Path) -> dict[str, str]:
@@ -286,10 +319,9 @@ def bits(folder: Path) -> dict[str, str]:
     for path in sorted(folder.rglob("*")):
         if path.is_file() and not path.name.startswith(".") and path.name != "timings.json":
             content = path.read_bytes()
-            if path.suffix == ".json":
-                content = json.dumps(_timeless(json.loads(content))).encode()
-            if path.suffix == ".yaml":
-                content = json.dumps(_timeless(yaml.safe_load(content))).encode()
+            if path.suffix in (".json", ".yaml"):
+                load = json.loads if path.suffix == ".json" else yaml.safe_load
+                content = json.dumps(_timeless(load(content))).encode()
             if path.name == "history.csv":
                 content = b"\n".join(line.rpartition(b",")[0] for line in content.splitlines())
             if path.suffix in (".html", ".md"):
@@ -323,25 +355,19 @@ def _is_whole(path: Path) -> bool:
 
     read: dict[str, Callable[[Path], object]] = {
         ".json": lambda path: json.loads(path.read_text()),
-        ".yaml": lambda path: yaml.safe_load(path.read_text()) is not None or _fail(),
+        ".yaml": lambda path: yaml.safe_load(path.read_text()) is not None,
         ".parquet": pd.read_parquet,
         ".csv": pd.read_csv,
         ".safetensors": load_file,
-        ".ckpt": lambda path: zipfile.ZipFile(path).testzip() is None or _fail(),
-        ".npz": lambda path: zipfile.ZipFile(path).testzip() is None or _fail(),
+        ".ckpt": lambda path: zipfile.ZipFile(path).testzip() is None,
+        ".npz": lambda path: zipfile.ZipFile(path).testzip() is None,
         ".png": lambda path: Image.open(path).load(),
-        ".html": lambda path: path.read_text().rstrip().endswith("</html>") or _fail(),
+        ".html": lambda path: path.read_text().rstrip().endswith("</html>"),
     }
     try:
-        if not path.name.startswith(".") and path.suffix in read:
-            read[path.suffix](path)
+        return path.name.startswith(".") or read.get(path.suffix, bool)(path) is not False
     except Exception:
         return False
-    return True
-
-
-def _fail() -> None:
-    raise ValueError("cut off")
 
 
 @contextmanager

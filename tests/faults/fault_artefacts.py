@@ -21,27 +21,21 @@ RECIPE = {
     "evaluation": {"attacks": [{"name": "fgsm"}, {"name": "pgd", "steps": 2}], "bootstrap": 100},
     "explanation": {"methods": ["gradcam@-2"], "corruptions": ["jpeg"], "sample": 0, "panels": 1},
 }
-Main = Callable[..., int]
 
 
 class Artefacts:
     """Gives the path of each thing that a command line names; damaged things are made when first asked for."""
 
-    def __init__(self, base: Path, main: Main) -> None:
+    def __init__(self, base: Path, main: Callable[..., None]) -> None:
         """`main`: runs a command line with code 0, or the artefacts cannot be made."""
         self.base, self._count, self._main = base, 0, main
-        (base / "here").mkdir(parents=True, exist_ok=True)
-        os.chdir(base / "here")  # an empty --out is the folder that one is in
-        os.environ["TRUSTCXR_CACHE"] = str(base / "cache")
+        (base / "closed").mkdir(mode=0o500)
         self.images, self.run, self.study = base / "images", base / "run", base / "study"
         (base / "tiny.yaml").write_text(yaml.safe_dump(RECIPE))
-        if (base / "ready").is_file():
-            return
         main("data", "phantom", self.images, "--per-class", 12, "--size", 64)
         main("train", "--data", self.images, *SMALL, "--out", self.run)
         main("evaluate", self.run, "--data", self.images, "--attack", "fgsm")
         shutil.copy(next(self.images.rglob("Test/COVID-19/images/*.png")), base / "image.png")
-        (base / "ready").touch()
 
     def fresh(self, kind: str, damage: str = "") -> Path:
         """A copy of the run or the study of its own, damaged as `damage` says ("file:how")."""
@@ -88,33 +82,29 @@ class Artefacts:
 
 
 def damage_file(path: Path, how: str) -> None:
-    """One file of a run or study: gone, empty, cut, noise, text, a folder, unknown, no permission, wrong or huge."""
+    """Damage one file of a run or study, or take it away."""
     content = path.read_bytes() if path.is_file() else b""
     path.unlink(missing_ok=True)
-    match how:
-        case "empty":
-            path.write_bytes(b"")
-        case "cut":
-            path.write_bytes(content[: len(content) // 2])
-        case "noise":
-            path.write_bytes(np.random.default_rng(0).bytes(2000))
-        case "text":
-            path.write_text("this is not it\n")
-        case "list":
-            path.write_text("[1, 2, 3]\n")
-        case "folder":
-            path.mkdir()
-        case "loop":
-            path.symlink_to(path.name)
-        case "closed":
-            path.write_bytes(content)
-            path.chmod(0)
-        case "fifo":
-            os.mkfifo(path)
-        case "flipped":
-            changed = bytearray(content)
-            changed[len(changed) * 3 // 4] ^= 0x40
-            path.write_bytes(bytes(changed))
+    DAMAGE[how](path, content)
+
+
+def _close(path: Path, content: bytes = b"x") -> None:
+    path.write_bytes(content)
+    path.chmod(0)
+
+
+DAMAGE: dict[str, Callable[[Path, bytes], object]] = {
+    "gone": lambda path, content: None,
+    "empty": lambda path, content: path.write_bytes(b""),
+    "cut": lambda path, content: path.write_bytes(content[: len(content) // 2]),
+    "noise": lambda path, content: path.write_bytes(np.random.default_rng(0).bytes(2000)),
+    "text": lambda path, content: path.write_text("this is not it\n"),
+    "list": lambda path, content: path.write_text("[1, 2, 3]\n"),
+    "folder": lambda path, content: path.mkdir(),
+    "loop": lambda path, content: path.symlink_to(path.name),
+    "closed": _close,
+    "fifo": lambda path, content: os.mkfifo(path),
+}
 
 
 def _class_folders(place: Path, names: tuple[str, ...] = ("a", "b"), count: int = 4, side: int = 40) -> None:
@@ -127,24 +117,15 @@ def _class_folders(place: Path, names: tuple[str, ...] = ("a", "b"), count: int 
                 Image.fromarray(random.integers(0, 255, (side, side), np.uint8)).save(folder / f"{i}.png")
 
 
-def _with(add: Callable[[Path], None]) -> Callable[[Path, Path], None]:
-    def make(place: Path, _images: Path) -> None:
-        _class_folders(place)
-        add(place / "Train" / "a" / "odd.png")
-
-    return make
-
-
-def _closed(path: Path) -> None:
-    path.write_bytes(b"x")
-    path.chmod(0)
+def _with(add: Callable[[Path], object]) -> Callable[[Path, Path], object]:
+    return lambda place, _: (_class_folders(place), add(place / "Train" / "a" / "odd.png"))
 
 
 def _closed_folder(path: Path) -> None:
-    path = path.parent.parent / "c"
-    path.mkdir()
-    (path / "1.png").write_bytes(b"x")
-    path.chmod(0)
+    folder = path.parent.parent / "c"
+    folder.mkdir()
+    (folder / "1.png").write_bytes(b"x")
+    folder.chmod(0)
 
 
 def _socket(path: Path) -> None:
@@ -158,15 +139,11 @@ def _socket(path: Path) -> None:
 
 
 def _not_utf8(path: Path) -> None:
-    _save(_RANDOM.integers(0, 255, (40, 40), np.uint8))(path)
+    NOISE(path)
     os.rename(os.fsencode(path), os.fsencode(path.parent) + b"/caf\xe9.png")
 
 
-def _control_characters(path: Path) -> None:
-    _save(_RANDOM.integers(0, 255, (40, 40), np.uint8))(path.with_name("line\nbreak\x1b[31m.png"))
-
-
-def _list(text: str | bytes) -> Callable[[Path, Path], None]:
+def _list(text: str | bytes) -> Callable[[Path, Path], object]:
     def make(place: Path, radiographs: Path) -> None:
         images = [str(p) for p in sorted(radiographs.rglob("Lung Segmentation Data/*/*/images/*.png"))]
         filled = text if isinstance(text, bytes) else text.format(*images).encode()
@@ -175,16 +152,8 @@ def _list(text: str | bytes) -> Callable[[Path, Path], None]:
     return make
 
 
-def _one(names: tuple[str, ...], **options: int) -> Callable[[Path, Path], None]:
-    return lambda place, _: _class_folders(place, names, **options)
-
-
-def _without_class(split: str) -> Callable[[Path, Path], None]:
-    def make(place: Path, _images: Path) -> None:
-        _class_folders(place)
-        shutil.rmtree(place / split / "b")
-
-    return make
+def _without_class(split: str) -> Callable[[Path, Path], object]:
+    return lambda place, _: (_class_folders(place), shutil.rmtree(place / split / "b"))
 
 
 def _mask_fifo(place: Path, radiographs: Path) -> None:
@@ -194,25 +163,31 @@ def _mask_fifo(place: Path, radiographs: Path) -> None:
     os.mkfifo(mask)
 
 
-DATA: dict[str, Callable[[Path, Path], None]] = {
+def _save(pixels: np.ndarray, **options: str) -> Callable[[Path], object]:
+    return lambda path: Image.fromarray(pixels).save(path, format=options.get("form", "PNG"))
+
+
+_RANDOM = np.random.default_rng(3)
+NOISE = _save(_RANDOM.integers(0, 255, (40, 40), np.uint8))
+DATA: dict[str, Callable[[Path, Path], object]] = {
     "empty": lambda place, _: None,
-    "text": lambda place, _: (place / "notes.txt").write_text("sun") and None,
-    "fifo": _with(lambda path: os.mkfifo(path)),
+    "text": lambda place, _: (place / "notes.txt").write_text("sun"),
+    "fifo": _with(os.mkfifo),
     "device": _with(lambda path: path.symlink_to("/dev/zero")),
     "socket": _with(_socket),
     "loop": _with(lambda path: path.symlink_to(path.name)),
     "dangling": _with(lambda path: path.symlink_to("gone.png")),
-    "closed": _with(_closed),
+    "closed": _with(_close),
     "closed-folder": _with(_closed_folder),
-    "folder-as-image": _with(lambda path: path.mkdir()),
+    "folder-as-image": _with(Path.mkdir),
     "loop-folder": _with(lambda path: (path.parent.parent / "c").symlink_to("c")),
     "not-utf8": _with(_not_utf8),
-    "control": _with(_control_characters),
-    "truncated": _with(lambda path: path.write_bytes((path.parent / "0.png").read_bytes()[:60]) and None),
+    "control": _with(lambda path: NOISE(path.with_name("line\nbreak\x1b[31m.png"))),
+    "truncated": _with(lambda path: path.write_bytes((path.parent / "0.png").read_bytes()[:60])),
     "mask-fifo": _mask_fifo,
-    "one-class": _one(("a",)),
-    "one-image": _one(("a", "b"), count=1),
-    "tiny-images": _one(("a", "b"), side=1),
+    "one-class": lambda place, _: _class_folders(place, ("a",)),
+    "one-image": lambda place, _: _class_folders(place, count=1),
+    "tiny-images": lambda place, _: _class_folders(place, side=1),
     "missing-in-train": _without_class("Train"),
     "missing-in-val": _without_class("Val"),
     "missing-in-test": _without_class("Test"),
@@ -220,9 +195,7 @@ DATA: dict[str, Callable[[Path, Path], None]] = {
     "list-folder": lambda place, _: (place / "list.csv").mkdir(),
     "list-empty": _list(b""),
     "list-header": _list("path,class,split\n"),
-    "list-semicolon": _list(
-        "path;class;split\n{0};a;Train\n{1};b;Train\n{2};a;Val\n{3};b;Val\n{4};a;Test\n{5};b;Test\n"
-    ),
+    "list-semicolon": _list("path;class;split\n{0};a;Train\n{1};b;Train\n{2};a;Val\n{3};b;Val\n{4};a;Test\n{5};b;Test"),
     "list-columns": _list("picture,finding text\n{0},a\n{1},b\n"),
     "list-no-class": _list("path,class\n{0},\n{1},\n"),
     "list-gone": _list("path,class\ngone.png,a\nlost.png,b\n"),
@@ -237,31 +210,25 @@ DATA: dict[str, Callable[[Path, Path], None]] = {
 }
 
 
-def _save(pixels: np.ndarray, **options: str) -> Callable[[Path], None]:
-    return lambda path: Image.fromarray(pixels).save(path, format=options.get("form", "PNG"))
-
-
-_RANDOM = np.random.default_rng(3)
-IMAGES: dict[str, Callable[[Path], None]] = {
-    "empty.png": lambda path: path.touch(),
-    "noise.png": lambda path: path.write_bytes(np.random.default_rng(1).bytes(4000)) and None,
-    "text.png": lambda path: path.write_text("not an image") and None,
+IMAGES: dict[str, Callable[[Path], object]] = {
+    "empty.png": Path.touch,
+    "noise.png": lambda path: path.write_bytes(np.random.default_rng(1).bytes(4000)),
+    "text.png": lambda path: path.write_text("not an image"),
     "black.png": _save(np.zeros((64, 64), np.uint8)),
     "one.png": _save(np.zeros((1, 1), np.uint8)),
     "line.png": _save(np.zeros((1, 3000), np.uint8)),
     "colour.png": _save(_RANDOM.integers(0, 255, (64, 64, 3), np.uint8)),
-    "fifo.png": lambda path: os.mkfifo(path),
+    "fifo.png": os.mkfifo,
     "socket.png": _socket,
     "zero.png": lambda path: path.symlink_to("/dev/zero"),
     "loop.png": lambda path: path.symlink_to(path.name),
     "dangling.png": lambda path: path.symlink_to("gone.png"),
-    "folder.png": lambda path: path.mkdir(),
-    "closed.png": _closed,
-    "dicm.dcm": lambda path: path.write_bytes(bytes(128) + b"DICM" + bytes(300)) and None,
-    "claims.png": lambda path: (
-        path.write_bytes(b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x0f\x42\x40\x00\x0f\x42\x40\x08\x00\x00\x00\x00")
-        and None
+    "folder.png": Path.mkdir,
+    "closed.png": _close,
+    "dicm.dcm": lambda path: path.write_bytes(bytes(128) + b"DICM" + bytes(300)),
+    "claims.png": lambda path: path.write_bytes(  # a million pixels a side
+        b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x0f\x42\x40\x00\x0f\x42\x40\x08\x00\x00\x00\x00"
     ),
     "gif.gif": _save(np.zeros((20, 20), np.uint8), form="GIF"),
-    "long" + "g" * 240 + ".png": _save(_RANDOM.integers(0, 255, (40, 40), np.uint8)),
+    "long" + "g" * 240 + ".png": NOISE,
 }

@@ -1,94 +1,76 @@
-"""A study that is killed, or meets a full disk, anywhere: the same command goes on and ends with the same bits."""
+"""A study or an audit that is killed, or meets a full disk, anywhere: the same command goes on to the same bits."""
 
 import os
-import random
-import time
-from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import cut_off as off
 import pytest
 import yaml
-from cut_off import Cut, Journal, Starts, bits, broken, elsewhere, everywhere, killed, left_over
+from cut_off import Cut, bits, broken, elsewhere, everywhere, killed, left_over
 from fault_artefacts import RECIPE
 
+from foreign_models import CLASSES, MEAN, SIDE, STD, exported, small
 from trustcxr.data.phantom import write_files
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and limits are POSIX's")
-KILLS = 60
-# One in each step: training, testing and explaining the first run, training the second.
-SOME_COMMITS = (
-    r"^after first replace .*(standard.*(training\.json|predictions\.parquet|saliency\.parquet)|fgsm.*last\.ckpt)"
-)
+STUDY = ("study", "{base}/tiny.yaml", "--data", "{base}/images", "--out", "{place}/out")
+AUDIT = ("audit", "{base}/m.yaml", "--data", "{base}/images", "--out", "{place}/out", "--trust-code")
+# How often each is killed; where the quick test kills: once in each step of a study (training, testing and explaining
+# the first run, training the second), and after the rows of a batch of an audit.
+KILLS = {STUDY: 60, AUDIT: 20}
+COMMITS_OF_STUDY = r"(standard.*(training\.json|predictions\.parquet|saliency\.parquet)|fgsm.*last\.ckpt)"
+SOME_COMMITS = {STUDY: COMMITS_OF_STUDY, AUDIT: r"\.parts/\w+/0+\.parquet"}
 # Every place but those of the second run that the first has too: of that its checkpoints, training and figures.
-ALL_KINDS = r"^(?!.*-fgsm-)|-fgsm-.*(last\.ckpt|training\.json|predictions\.parquet|metrics\.json)"
+ALL_KINDS = {STUDY: r"^(?!.*-fgsm-)|-fgsm-.*(last\.ckpt|training\.json|predictions\.parquet|metrics\.json)", AUDIT: ""}
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images and a recipe: two networks of two epochs each, in seconds."""
+@dataclass(frozen=True)
+class Work:
+    """A command, what it works on, and what it writes that nothing cuts off."""
+
+    command: tuple[str, ...]
+    base: Path
+
+    def words(self, place: Path) -> list[str]:
+        return [word.format(base=self.base, place=place) for word in self.command]
+
+    def whole(self) -> dict[str, str]:
+        place = self.base / "whole"
+        return bits(place / "out") if place.is_dir() else off.uncut(self.words(place), place, self.base / "temporary")
+
+
+@pytest.fixture(scope="module", params=[STUDY, AUDIT], ids=["study", "audit"])
+def work(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Work:
+    """A study of two networks of two epochs each, or an audit in several batches of somebody else's network."""
     base = tmp_path_factory.mktemp("cut-off")
-    write_files.write(base / "images", {"Train": 8, "Val": 4, "Test": 4}, size=48)
-    (base / "tiny.yaml").write_text(yaml.safe_dump(RECIPE | {"training": {"epochs": 2, "batch_size": 8}}))
-    return base
-
-
-@pytest.fixture(scope="module")
-def whole(base: Path) -> dict[str, str]:
-    """What the study writes that nothing cuts off."""
-    return off.uncut(study(base, base / "whole"), base / "whole", base / "temporary")
+    if request.param is STUDY:
+        write_files.write(base / "images", {"Train": 8, "Val": 4, "Test": 4}, size=48)
+        (base / "tiny.yaml").write_text(yaml.safe_dump(RECIPE | {"training": {"epochs": 2, "batch_size": 8}}))
+    else:
+        write_files.write(base / "images", {"Train": 4, "Val": 4, "Test": 12}, size=SIDE)
+        exported(small(), base / "m.pt2")
+        pixels = {"size": SIDE, "channels": 3, "mean": list(MEAN), "std": list(STD)}
+        model = {"source": "m.pt2", "input": pixels, "output": {"kind": "logits", "classes": list(CLASSES)}}
+        (base / "m.yaml").write_text(yaml.safe_dump(model))
+    return Work(request.param, base)
 
 
 @pytest.fixture
-def other(base: Path) -> Iterator[Path]:
-    """A folder on another file system than the images and, where a test does not say otherwise, the results."""
-    with elsewhere(base) as other:
-        if other is None:
-            pytest.skip("this machine has one file system only")
-        yield other
-
-
-def study(base: Path, place: Path) -> list[str]:
-    return ["study", str(base / "tiny.yaml"), "--data", str(base / "images"), "--out", str(place / "out")]
-
-
-def cut_off_everywhere(cut: Cut, base: Path, place: Path, temporary: Path, only: str = "") -> list[str]:
-    """Cut the study off at each place that matches, once; where that was."""
-    return everywhere(cut, study(base, place), base, place, temporary, only)
-
-
-def killed_at_random(base: Path, place: Path, temporary: Path, kills: int, whole: dict[str, str]) -> Counter[str]:
-    """Kill studies at random until so many were killed, in every step; each ends as one that was not. Kills by step."""
-    draw, found, number, seconds = random.Random(14), Counter[str](), 0, 0.0
-    while sum(found.values()) < kills or not {"train", "test", "explain"} <= set(found):
-        number += 1
-        starts = Starts(place / str(number), temporary)
-        while True:
-            steps = Journal(base / f"{place.name}-{number}-{sum(found.values())}.steps", starts.base)
-            began = time.monotonic()
-            start = starts.start(study(base, starts.base), off.noted, steps)
-            # The first is not killed: how long it takes on this machine, now, is how long kills may wait. Half of it
-            # gets anywhere, after what was killed before, and a study is killed often before it ends.
-            if not start.killed_after(draw.uniform(0.05, 0.5) * seconds if seconds else 600):
-                break
-            found[(steps.places() or ["read"])[-1]] += 1
-            assert broken(starts.base) == []
-        seconds = seconds or time.monotonic() - began
-        assert bits(starts.base / "out") == whole
-        assert left_over(starts.base) == []
-        assert number < 10 * kills
-    return found
+def other(work: Work) -> Iterator[Path]:
+    """A folder on another file system than the images, or on the same where this machine has one only."""
+    with elsewhere(work.base) as other:
+        yield other or work.base / "temporary"
 
 
 @pytest.mark.slow
-def test_killed_at_some_commits_the_study_ends_with_the_same_bits(
-    whole: dict[str, str], base: Path, tmp_path: Path
-) -> None:
-    with elsewhere(base) as other:
-        temporary = other or base / "temporary"
-        assert len(cut_off_everywhere(killed, base, tmp_path, temporary, SOME_COMMITS)) == 4
-    assert bits(tmp_path / "out") == whole
+def test_killed_at_some_commits_it_ends_with_the_same_bits(work: Work, tmp_path: Path, other: Path) -> None:
+    only = f"^after first replace .*{SOME_COMMITS[work.command]}"
+    places = everywhere(killed, work.words(tmp_path), work.base, tmp_path, other, only)
+    assert len(places) == (4 if work.command is STUDY else 1)
+    assert bits(tmp_path / "out") == (whole := work.whole())
+    assert work.command is STUDY or whole.keys() > {"audit.json", "one_vs_rest.parquet", "report.html"}
 
 
 def test_what_is_half_written_is_seen(tmp_path: Path) -> None:
@@ -100,26 +82,28 @@ def test_what_is_half_written_is_seen(tmp_path: Path) -> None:
 
 
 @pytest.mark.full
-def test_killed_at_every_commit_the_study_ends_with_the_same_bits(
-    whole: dict[str, str], base: Path, tmp_path: Path, other: Path
-) -> None:
-    assert len(cut_off_everywhere(killed, base, tmp_path, other, ALL_KINDS)) >= KILLS
-    assert bits(tmp_path / "out") == whole
+def test_killed_at_every_commit_it_ends_with_the_same_bits(work: Work, tmp_path: Path, other: Path) -> None:
+    places = everywhere(killed, work.words(tmp_path), work.base, tmp_path, other, ALL_KINDS[work.command])
+    assert len(places) >= KILLS[work.command]
+    assert bits(tmp_path / "out") == work.whole()
 
 
 @pytest.mark.full
-def test_killed_at_random_moments_studies_end_with_the_same_bits(
-    whole: dict[str, str], base: Path, tmp_path: Path, other: Path
-) -> None:
+def test_killed_at_random_moments_it_ends_with_the_same_bits(work: Work, tmp_path: Path, other: Path) -> None:
     """With the results on the other file system, so that both ways round are tried."""
-    assert sum(killed_at_random(base, other, tmp_path, KILLS // 2, whole).values()) >= KILLS // 2
+    # Of a study half the time at most: it is killed often before it ends. Of an audit half would get nowhere.
+    kills, steps, shares = KILLS[AUDIT], set(), (0.1, 1.0)
+    if work.command is STUDY:
+        kills, steps, shares = KILLS[STUDY] // 2, {"train", "test", "explain"}, (0.05, 0.5)
+    off.killed_at_random(work.words, other / "random", tmp_path, work.whole(), kills, steps, shares)
 
 
 @pytest.mark.full
+@pytest.mark.parametrize("work", [STUDY], indirect=True, ids=["study"])
 @pytest.mark.parametrize("cut", [off.full, off.fills])
-def test_a_disk_that_fills_at_every_file_costs_nothing(
-    cut: Cut, whole: dict[str, str], base: Path, tmp_path: Path
-) -> None:
-    places = cut_off_everywhere(cut, base, tmp_path / "place", tmp_path / "temporary", ALL_KINDS)
-    assert len(places) >= KILLS // 2
-    assert bits(tmp_path / "place" / "out") == whole
+def test_a_disk_that_fills_at_every_file_costs_nothing(cut: Cut, work: Work, tmp_path: Path) -> None:
+    """Of disks that fill at every file of an audit see test_full_disk.py."""
+    place = tmp_path / "place"
+    places = everywhere(cut, work.words(place), work.base, place, tmp_path / "temporary", ALL_KINDS[STUDY])
+    assert len(places) >= KILLS[STUDY] // 2
+    assert bits(place / "out") == work.whole()

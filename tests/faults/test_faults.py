@@ -3,7 +3,6 @@
 import hashlib
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from fault_artefacts import Artefacts
@@ -16,18 +15,18 @@ SAMPLE = 40
 
 def sample() -> list[Case]:
     """Some cases, the same every day; those that need a whole study are left to the whole list."""
-    quick = [c for c in cases() if "{study" not in (text := " ".join(c.words)) and "study {base}" not in text]
+    quick = [case for case in cases() if "{study" not in (text := " ".join(case)) and "study {base}" not in text]
     return sorted(quick, key=lambda case: hashlib.blake2b(repr(case).encode()).digest())[:SAMPLE]
 
 
 @pytest.fixture(scope="module")
 def artefacts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Artefacts]:
-    here, cache = Path.cwd(), os.environ.get("TRUSTCXR_CACHE")
-    yield Artefacts(tmp_path_factory.mktemp("faults"), main)
-    os.chdir(here)
-    os.environ.pop("TRUSTCXR_CACHE", None)
-    if cache is not None:
-        os.environ["TRUSTCXR_CACHE"] = cache
+    base = tmp_path_factory.mktemp("faults")
+    (base / "here").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(base / "here")  # an empty --out is the folder that one is in
+        patch.setenv("TRUSTCXR_CACHE", str(base / "cache"))
+        yield Artefacts(base, main)
 
 
 def told(wrong: list[tuple[Case, object]]) -> str:

@@ -1,20 +1,18 @@
 """A disk that fills, under every command that writes: one line, what was there stays whole, the same command ends."""
 
 import os
-import re
 import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
-import numpy as np
 import pytest
-from cut_off import Journal, Starts, bits, broken, fills, left_over
+from cut_off import Starts, bits, everywhere, fills, uncut
 from fault_artefacts import SMALL
-from fault_runner import LINES
-from PIL import Image
 
+from test_audit_command import CLASSES, write_greys
 from trustcxr.data.phantom import write_files
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and limits are POSIX's")
@@ -37,6 +35,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "data phantom": ("data", "phantom", "{place}/out", "--per-class", "1", "--size", "32"),
     "data corruptions": ("data", "corruptions", "{place}/out.png", "--size", "32"),
     "data check": ("data", "check", "{greys}", "--no-probes", "--html", "{place}/o.html", "--clean", "{place}/o.csv"),
+    "data check as Parquet": ("data", "check", "{greys}", "--no-probes", "--clean", "{place}/o.parquet"),
 }
 WRITE_NOTHING = {"compare"}
 
@@ -61,23 +60,18 @@ class Things:
         return to
 
     def make(self, *words: object) -> None:
-        ended = self.starts.start([str(word) for word in words]).ended()
-        assert ended is not None
-        assert ended.code == 0, ended.text
+        self.starts.start([str(word) for word in words]).succeeds()
 
 
-def greys(root: Path) -> None:
-    """Three classes of four noisy images, and two tables of scores for them."""
-    random, names = np.random.default_rng(0), ("dark", "grey", "bright")
-    rows = ["image,dark,grey,bright"]
-    for place, name in enumerate(names):
-        (root / "greys" / name).mkdir(parents=True)
-        for number in range(4):
-            pixels = random.normal(80 + 40 * place, 20, (32, 32)).clip(0, 255).astype(np.uint8)
-            Image.fromarray(pixels).save(root / "greys" / name / f"{name}{number}.png")
-            rows.append(f"{name}{number}.png," + ",".join("0.8" if k == place else "0.1" for k in range(3)))
-    for name, rest in (("a", rows[1:]), ("b", [*rows[1:-1], rows[-1].replace("0.1,0.1,0.8", "0.8,0.1,0.1")])):
-        (root / f"{name}.csv").write_text("\n".join([rows[0], *rest]))
+def scores(root: Path) -> None:
+    """Two tables of scores of grey images: right of all, and of all but the last."""
+    rows = [
+        f"{name}{number}.png," + ",".join("0.8" if name == answer else "0.1" for answer in CLASSES)
+        for name, number in product(CLASSES, range(12))
+    ]
+    last = rows[-1].replace("0.1,0.1,0.8", "0.8,0.1,0.1")
+    for name, lines in (("a", rows), ("b", [*rows[:-1], last])):
+        (root / f"{name}.csv").write_text("\n".join(["image," + ",".join(CLASSES), *lines]))
         (root / f"{name}.yaml").write_text(SCORES.format(name))
 
 
@@ -87,7 +81,8 @@ def cheap(tmp_path_factory: pytest.TempPathFactory) -> Things:
     base = tmp_path_factory.mktemp("full-disk")
     things = Things(base, Starts(base, base / "temporary"))
     write_files.write(base / "images", {"Train": 8, "Val": 4, "Test": 4}, size=48)
-    greys(base)
+    write_greys(base / "greys")
+    scores(base)
     for name in ("a", "b"):
         things.make("audit", base / f"{name}.yaml", "--data", base / "greys", "--out", base / "audits" / name)
     return things
@@ -107,26 +102,12 @@ def things(cheap: Things) -> Things:
 def refused_everywhere(things: Things, name: str, tmp_path: Path) -> list[str]:
     """Let the disk refuse at each place once; where that was. In the end all is as where it never refused."""
     place = things.place(tmp_path / "place")
-    ended = Starts(place, tmp_path / "temporary").start(things.words(name, place)).ended()
-    assert ended is not None
-    assert ended.code == 0, ended.text
-    whole = bits(place)
+    whole = uncut(things.words(name, place), place, tmp_path / "temporary", ".")
     shutil.rmtree(place)
-    things.place(place)
-    starts, journal = Starts(place, tmp_path / "temporary"), Journal(tmp_path / "journal", place, NOT_DECODED)
-    before = bits(place)
-    for ended in starts.until_done(things.words(name, place), fills, journal):
-        at = journal.places()[-1]
-        assert ended is not None, at
-        assert (ended.code, ended.traceback, ended.hang) == (2, False, False), f"{at}: {ended.text}"
-        assert 1 <= ended.lines <= LINES, f"{at}: {ended.text}"
-        assert re.search(REFUSED, " ".join(ended.text.split())), f"{at}: {ended.text}"
-        assert left_over(place) == [], at
-        assert broken(place) == [], at
-        assert before.keys() <= bits(place).keys(), at
+    words = things.words(name, things.place(place))
+    places = everywhere(fills, words, tmp_path, place, tmp_path / "temporary", NOT_DECODED, REFUSED)
     assert bits(place) == whole
-    assert list((tmp_path / "temporary").iterdir()) == []
-    return journal.places()
+    return places
 
 
 @pytest.mark.slow

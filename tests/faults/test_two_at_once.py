@@ -12,6 +12,7 @@ import yaml
 from cut_off import Journal, Starts, bits, waiting_at, waits
 from fault_artefacts import RECIPE, SMALL
 
+from test_engines import HOLD
 from trustcxr.data.phantom import write_files
 from trustcxr.errors import UserError
 from trustcxr.study import demo
@@ -44,9 +45,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_files.write(base / "images", {"Train": 8, "Val": 4, "Test": 4}, size=48)
     (base / "tiny.yaml").write_text(yaml.safe_dump(RECIPE))
     words = [word.format(base=base, place=base) for word in OLD["train"]]
-    ended = Starts(base, base / "temporary").start(words).ended()
-    assert ended is not None
-    assert ended.code == 0, ended.text
+    Starts(base, base / "temporary").start(words).succeeds()
     return base
 
 
@@ -73,9 +72,7 @@ def test_the_second_says_who_is_at_work_and_leaves(pair: str, base: Path, tmp_pa
             assert (refused.code, refused.lines) == (2, 1), refused.text
             assert f"{place / held}: in use by process {at_work.process.pid} on " in refused.text
             journal.path.touch()
-        ended = at_work.ended()
-        assert ended is not None
-        assert ended.code == 0, ended.text
+        at_work.succeeds()
         ends.append(bits(place / held))
     assert ends[0] == ends[1]
 
@@ -83,16 +80,13 @@ def test_the_second_says_who_is_at_work_and_leaves(pair: str, base: Path, tmp_pa
 def test_a_second_demo_leaves_what_the_first_is_drawing(tmp_path: Path) -> None:
     drawing = tmp_path / ".phantom-unfinished"
     drawing.mkdir()
-    hold = "import sys, pathlib; from trustcxr.storage.locks import folder_lock\n"
-    hold += "with folder_lock(pathlib.Path(sys.argv[1])): print(1, flush=True); input()"
-    first = subprocess.Popen(
-        [sys.executable, "-c", hold, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    first = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     try:
         assert first.stdout is not None
-        assert first.stdout.readline().strip() == "1"
+        assert first.stdout.readline().strip() == "held"
         with pytest.raises(UserError, match=str(first.pid)):
             demo.run(tmp_path)
         assert drawing.is_dir()
     finally:
-        first.communicate("\n")
+        first.kill()
+        first.wait()
