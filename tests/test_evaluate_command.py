@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from small_runs import newest
-from test_cli import run
+from test_cli import complaint, run
 from trustcxr import corruptions
 from trustcxr.data.phantom import write_files
 from trustcxr.evaluation import predictions, run_figures
@@ -76,6 +76,13 @@ def test_corruptions_by_name_and_severity(trained: Path, images: Path) -> None:
     assert measured == [(name, 3) for name in corruptions.CORRUPTIONS]
     again = run_figures.describe(load_run(trained), atomic.read_table(place / "predictions.parquet"), resamples=2000)
     assert again.plain()["corruptions"] == document["corruptions"], "from the table, the same numbers"
+
+
+def test_bad_corruptions_are_one_line(trained: Path, images: Path) -> None:
+    at = ["evaluate", trained, "--data", images]
+    assert "unknown corruption 'jpg': did you mean jpeg?" in complaint(*at, "--corruption", "jpg")
+    assert "6" in complaint(*at, "--corruption", "jpeg", "--severity", 6)
+    assert "no shortcut was planted" in complaint(*at, "--shortcuts")
 
 
 @pytest.mark.slow

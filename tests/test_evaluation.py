@@ -13,13 +13,13 @@ import torch
 from sklearn.metrics import accuracy_score, f1_score
 from torch import Tensor, nn
 
-from small_runs import MODEL, recipe, seal
+from pack import Pack
+from small_runs import MODEL, seal
 from test_models import Trap
 from trustcxr import attacks, corruptions, registry
 from trustcxr.data import load_dataset
 from trustcxr.data.loader import to_pixels
 from trustcxr.data.lung_masks import soften
-from trustcxr.data.phantom import write_files
 from trustcxr.errors import UserError
 from trustcxr.evaluation import predictions, run_figures
 from trustcxr.evaluation.predictions import _of_another_class, boxes, generate_views
@@ -28,34 +28,19 @@ from trustcxr.recipes.evaluation_recipe import AttackRecipe, CorruptionsRecipe
 from trustcxr.report.terminal import describe_metrics
 from trustcxr.storage import atomic
 from trustcxr.storage.schemas import Alarm
-from trustcxr.training import fit_run
 
 PLAN = (AttackRecipe(name="fgsm", epsilons=(0.01, 0.03)), AttackRecipe(name="pgd", epsilons=(0.03,), steps=3))
 HARM = CorruptionsRecipe(names=("gaussian_noise", "device"), severities=(1, 5))
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with synthetic images, and a run trained on them for two epochs."""
-    folder = tmp_path_factory.mktemp("evaluation")
-    write_files.write(folder / "phantom", {"Train": 16, "Val": 4, "Test": 7}, size=32)
-    train, val = (images(folder, split) for split in ("Train", "Val"))
-    fit_run.fit(recipe(learning_rate=5e-3, warmup_epochs=0.5), train, val, folder / "run")
-    return folder
-
-
-def images(folder: Path, split: str, **options: Any) -> Any:
-    return load_dataset(folder / "phantom", split=split, size=32, cache=folder / "cache", workers=1, **options)
+def run(pack: Pack) -> Run:
+    return load_run(pack.run("standard"), on="cpu")
 
 
 @pytest.fixture(scope="module")
-def run(place: Path) -> Run:
-    return load_run(place / "run", on="cpu")
-
-
-@pytest.fixture(scope="module")
-def held_out(place: Path) -> Any:
-    return images(place, "Test")
+def held_out(radiographs: tuple[Any, Any]) -> Any:
+    return radiographs[1]
 
 
 @pytest.fixture(scope="module")
@@ -96,15 +81,15 @@ def test_predictions_hold_every_image_under_every_condition_once(table: pd.DataF
     conditions += [(view, 0.0, 0, 0) for view in registry.VIEWS]
     conditions += [(name, 0.0, 0, severity) for name, severity in product(HARM.names, HARM.severities)]
     counts = table.groupby(condition).size()
-    assert counts.to_dict() == dict.fromkeys(conditions, 21)
+    assert counts.to_dict() == dict.fromkeys(conditions, 24)
     by_name = dict(zip(held_out.sample_ids, held_out.labels, strict=True))
     for _, rows in table.groupby(["attack", "epsilon", "severity"]):
         assert sorted(rows["sample_id"]) == sorted(held_out.sample_ids)
         assert [by_name[name] for name in rows["sample_id"]] == rows["label"].tolist()
         assert [held_out.classes[k] for k in rows["label"]] == rows["class"].tolist()
-    assert set(table["split"]) == {"Test"}
+    assert set(table["split"]) == {"Val"}
     answers = np.stack(table["logits"])
-    assert (answers.shape, answers.dtype) == ((21 * len(conditions), 3), np.float32)
+    assert (answers.shape, answers.dtype) == ((24 * len(conditions), 3), np.float32)
 
 
 def test_logits_are_those_of_the_changed_images(run: Run, held_out: Any, table: pd.DataFrame, pixels: Tensor) -> None:
@@ -122,7 +107,7 @@ def test_logits_are_those_of_the_changed_images(run: Run, held_out: Any, table: 
 
 def test_gradients_are_of_an_even_part_of_the_images(run: Run, held_out: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = predictions.conditions(["fgsm"], [0.01])
-    for most, rows in ((8, range(0, 21, 3)), (10, range(0, 21, 3)), (11, range(0, 21, 2)), (128, range(21))):
+    for most, rows in ((8, range(0, 24, 3)), (11, range(0, 24, 3)), (12, range(0, 24, 2)), (128, range(24))):
         monkeypatch.setattr(predictions, "PROBED", most)
         clean = part(predictions.predict(run, held_out, plan, views=False, batch_size=8), "clean")
         assert np.flatnonzero(clean["gradient"].notna()).tolist() == list(rows), most
@@ -186,7 +171,7 @@ def test_lungs_are_shown_on_a_image_of_another_class(held_out: Any, pixels: Tens
 def test_batch_size_and_training_mode_change_nothing(run: Run, held_out: Any, table: pd.DataFrame) -> None:
     run.model.train()
     try:
-        again = predictions.predict(run, held_out, PLAN[:1], corruptions=HARM, batch_size=21)
+        again = predictions.predict(run, held_out, PLAN[:1], corruptions=HARM, batch_size=24)
         assert run.model.training
     finally:
         run.model.eval()
@@ -198,15 +183,15 @@ def test_the_document_is_the_designs(run: Run, table: pd.DataFrame) -> None:
     document = run_figures.describe(run, table, resamples=100).plain()
     about = [document[key] for key in ("run", "model", "defence", "seed", "background", "split", "classes")]
     classes = ["COVID-19", "Non-COVID", "Normal"]
-    assert about == [f"{MODEL}-standard-s0", MODEL, "standard", 0, "full", "Test", classes]
+    assert about == [f"{MODEL}-standard-s0", MODEL, "standard", 0, "full", "Val", classes]
     for name in ("accuracy", "precision_macro", "recall_macro", "f1_macro", "auroc_macro", "ece"):
         low, high = document["clean"][name]["ci"]
         assert low <= high
         assert isinstance(document["clean"][name]["value"], float)
     attacked = [(a["attack"], a["epsilon"], a.get("steps"), a["n"]) for a in document["attacks"]]
-    assert attacked == [("fgsm", 0.01, None, 21), ("fgsm", 0.03, None, 21), ("pgd", 0.03, 3, 21)]
+    assert attacked == [("fgsm", 0.01, None, 24), ("fgsm", 0.03, None, 24), ("pgd", 0.03, 3, 24)]
     harmed = [(c["corruption"], c["severity"], c["n"]) for c in document["corruptions"]]
-    assert harmed == [(*condition, 21) for condition in product(HARM.names, HARM.severities)]
+    assert harmed == [(*condition, 24) for condition in product(HARM.names, HARM.severities)]
     assert (document["corruptions_mean"]["conditions"], document["saliency"]) == (4, {})
     found = document["masking"]
     assert (found["masked"], found["signs"], found.get("at_random", False)) == (None, [], False)  # it knows nothing
@@ -226,10 +211,10 @@ def test_alarms_of_training_stand_in_the_document(run: Run, table: pd.DataFrame)
     assert Alarm(kind="catastrophic_overfitting", text=text) in alarms
 
 
-def test_a_data_set_with_fewer_classes_than_the_run(run: Run, place: Path, tmp_path: Path) -> None:
+def test_a_data_set_with_fewer_classes_than_the_run(run: Run, pack: Pack, tmp_path: Path) -> None:
     for name in ("COVID-19", "Normal"):
         (tmp_path / "external" / name).mkdir(parents=True)
-        for source in sorted((place / "phantom").rglob(f"Test/{name}/images/*"))[:4]:
+        for source in sorted(pack.images().rglob(f"Test/{name}/images/*"))[:4]:
             shutil.copy(source, tmp_path / "external" / name / source.name)
     outside = load_dataset(tmp_path / "external", size=32, classes=run.classes, cache=tmp_path / "cache", workers=1)
     found = predictions.predict(run, outside, PLAN[:1])
@@ -242,8 +227,8 @@ def test_a_data_set_with_fewer_classes_than_the_run(run: Run, place: Path, tmp_p
 
 
 @pytest.fixture
-def copied(place: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(place / "run", tmp_path / "run")
+def copied(pack: Pack, tmp_path: Path) -> Path:
+    return shutil.copytree(pack.run("standard"), tmp_path / "run")
 
 
 def rewrite(folder: Path, **keys: Any) -> None:

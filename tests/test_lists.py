@@ -305,6 +305,8 @@ def test_a_list_with_sample_ids_is_read_as_any_other(tmp_path: Path) -> None:
 SIMILAR = ("path,class,note,Class", "a,1,b", "c,1,d")
 NAMED = {"path": "Image Index", "class": "Befund", "patient": "Patient ID"}
 USUAL = ("Image Index,Befund,split,Patient ID,source,view", "a,Train,p0,north,AP", "b,Val,p1,north,PA", "a,Test,p2,,AP")
+KNOWN = {"split": "Test Train Val", "patient": "p2 p0 p1", "source": "None north north", "view": "AP AP PA"}
+GROUPED = {"class": "a b", "group": "All/0.png All/1.png"}
 DIVIDED = ("Image Index,Finding Labels,Patient ID,View Position,split", "Mass,1,PA,test", "No Finding,2,AP,train")
 
 
@@ -318,17 +320,9 @@ DIVIDED = ("Image Index,Finding Labels,Patient ID,View Position,split", "Mass,1,
         pytest.param(SIMILAR, {"class": 3}, {"class": "b d"}, id="the fourth"),
         pytest.param(("sample_id,path,class,split,Class", "0.png,a,Train,b"), None, {"class": "a"}, id="a manifest"),
         pytest.param(
-            ("path,group,label", "a,x", "b,y"),
-            {"path": "path", "class": "group"},
-            {"class": "a b", "group": "All/0.png All/1.png"},
-            id="a name for one word is not taken for another",
+            ("path,group,label", "a,x", "b,y"), {"path": "path", "class": "group"}, GROUPED, id="not for another"
         ),
-        pytest.param(
-            USUAL,
-            NAMED,
-            {"split": "Test Train Val", "patient": "p2 p0 p1", "source": "None north north", "view": "AP AP PA"},
-            id="usual names count beside those that are named",
-        ),
+        pytest.param(USUAL, NAMED, KNOWN, id="usual names count beside those that are named"),
         pytest.param(DIVIDED, None, {"split": "Test Train"}, id="a published list that was divided"),
     ],
 )

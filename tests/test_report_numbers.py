@@ -92,18 +92,6 @@ def test_what_an_epoch_was_chosen_by_stands_with_its_epsilon() -> None:
         assert table.rows[0][table.header.index("Chosen by")].text == said
 
 
-def test_overfitting_is_what_training_noticed(tmp_path: Path) -> None:
-    """One definition, the monitor's: the report shows its alarm, and makes none of the history."""
-    rows = "epoch,val_fgsm_accuracy,val_pgd_accuracy\n0,0.4,0.38\n1,0.5,0.45\n2,0.8,0.02\n"
-    (tmp_path / "history.csv").write_text(rows)
-    text = "catastrophic overfitting at epoch 2: ..."
-    for training, lines in (({"alarm": text}, [f"m · fgsm: {text}"]), ({}, [])):
-        run = _run(clean={"accuracy": {"value": 0.8}}, training=training)
-        run.folder = tmp_path
-        found = key_findings.gather_alarms(load.StudyFolder(Path(), EMPTY, [], []), [run])
-        assert [line for g in found["groups"] if g.kind == "catastrophic_overfitting" for line in g.lines] == lines
-
-
 @pytest.mark.parametrize(
     ("intervals", "expected"),
     [
@@ -233,7 +221,6 @@ def test_methods_name_what_was_done_and_nothing_else() -> None:
     chosen = {"split": "Val", "by": "accuracy", "count": 1, "ranking": [{"model": "a", "value": 0.8, "chosen": True}]}
     study = StudyDocument.model_validate({"recipe": recipe, "selection": chosen})
     run = _run(saliency={"gradcam": {"infection_energy": {"value": 0.2}}})
-
     told = methods_text.write_methods(study, [run])
     assert "2 networks: a; b. Training: epochs 3, refit, background gate. The best" in told["Networks and training"]
     assert told["Robust training"] == (
@@ -277,7 +264,6 @@ def test_methods_say_where_a_machine_could_not_compute_in_what_was_asked_for() -
     study = StudyDocument.model_validate({"recipe": {"models": ["a"], "training": {"precision": "bf16-mixed"}}})
     run = _run(training={"precision": "32-true", "precision_asked": "bf16-mixed"})
     as_asked = _run(training={"precision": "bf16-mixed", "precision_asked": "bf16-mixed"})
-
     told = [methods_text.write_methods(study, runs)["Networks and training"] for runs in ([run, as_asked], [as_asked])]
     assert f"{run.name} in 32-true" in told[0]
     assert "otherwise" not in told[1]
