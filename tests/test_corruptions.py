@@ -27,6 +27,7 @@ def images(count: int = 3, size: int = 64) -> Tensor:
 
 
 IMAGES = images()
+shrunk = torch.nn.functional.avg_pool2d
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -83,10 +84,6 @@ def test_small_odd_and_oblong_images_half_precision_and_empty_batches(name: str)
     with torch.inference_mode():
         corrupt(IMAGES, name, 1)
     assert not corrupt(IMAGES.clone().requires_grad_(), name, 1).requires_grad
-
-
-def shrunk(images: Tensor, times: int) -> Tensor:
-    return torch.nn.functional.avg_pool2d(images, times)
 
 
 def test_noise_is_the_same_at_every_size_and_another_in_each_corruption() -> None:

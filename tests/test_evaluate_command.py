@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from pack import Pack
 from small_runs import newest
 from test_cli import complaint, run
 from trustcxr import corruptions
-from trustcxr.data.phantom import write_files
 from trustcxr.evaluation import predictions, run_figures
 from trustcxr.evaluation.trained_run import load_run
 from trustcxr.report import terminal
@@ -18,21 +18,15 @@ from trustcxr.storage import atomic
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_files.write(tmp_path_factory.mktemp("images") / "phantom", {"Train": 12, "Val": 6, "Test": 5}, size=48)
-
-
-@pytest.fixture(scope="module")
-def made(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("runs") / "run"
-    options = ["--model", "test_resnet", "--weights", "none", "--size", "32", "--epochs", "2", "--batch-size", "12"]
-    run("train", "--data", images, *options, "--out", out)
-    return out
+def images(pack: Pack) -> Path:
+    """16, 8 and 2 images of each class: what the run was trained on, and its own Val and Test."""
+    pack.training_images()
+    return pack.folder / "training-images" / "phantom"
 
 
 @pytest.fixture
-def trained(made: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(made, tmp_path / "run")
+def trained(pack: Pack, tmp_path: Path) -> Path:
+    return shutil.copytree(pack.run("standard"), tmp_path / "run")
 
 
 def other(images: Path, place: Path) -> Path:
@@ -66,7 +60,7 @@ def test_corruptions_by_name_and_severity(trained: Path, images: Path) -> None:
     document = atomic.read_json(newest(trained) / "metrics.json")
     found = [(row["corruption"], row["severity"]) for row in document["corruptions"]]
     assert found == [("jpeg", 2), ("jpeg", 5), ("device", 2), ("device", 5)]
-    assert all(row["n"] == 15 and 0 <= row["flip_rate"]["value"] <= 1 for row in document["corruptions"])
+    assert all(row["n"] == 6 and 0 <= row["flip_rate"]["value"] <= 1 for row in document["corruptions"])
     assert "over 4, " in done.stdout
     assert "; worst " in done.stdout
     run("evaluate", trained, "--data", images, "--attack", "fgsm", "--corruption", "all", "--severity", 3)
@@ -104,10 +98,10 @@ def test_other_data_say_what_is_lost_from_the_runs_own(trained: Path, images: Pa
     assert known == ["clean", "fgsm"], "its own images are known by now"
     assert drops[0]["internal"] == internal["clean"]["accuracy"]["value"]
     assert drops[0]["external"] == document["clean"]["accuracy"]["value"]
-    assert (drops[0]["n_internal"], drops[0]["n_external"]) == (15, 24)
+    assert (drops[0]["n_internal"], drops[0]["n_external"]) == (6, 32)
     low, high = drops[0]["drop"]["ci"]
     assert low <= drops[0]["drop"]["value"] <= high
-    assert {name: part["n"] for name, part in document["by_source"].items()} == {"one": 18, "other": 6}
+    assert {name: part["n"] for name, part in document["by_source"].items()} == {"one": 24, "other": 8}
     said = "\n".join(terminal.describe_metrics(external))
     parts = ("Drop from internal, clean: ", "Drop from internal, PGD-3 at 0.02: ", "one: ")
     assert [part for part in parts if part not in said] == []
@@ -122,7 +116,7 @@ def test_calibration_is_fitted_on_validation_and_never_judged_by_it(trained: Pat
     calibration, before = document["calibration"], document["clean"]["ece"]
     assert set(table["split"]) == {"Val"}
     assert set(table["attack"]) == {"clean"}
-    assert len(table) == 18 == calibration["n"]
+    assert len(table) == 24 == calibration["n"]
     assert [row["attack"] for row in calibration["attacks"]] == ["fgsm"]
     assert calibration["clean"]["ece"]["value"] == pytest.approx(before["value"])
     error = "{:.3f} [{:.3f}, {:.3f}]".format(before["value"], *before["ci"])

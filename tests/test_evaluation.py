@@ -231,14 +231,6 @@ def copied(pack: Pack, tmp_path: Path) -> Path:
     return shutil.copytree(pack.run("standard"), tmp_path / "run")
 
 
-def rewrite(folder: Path, **keys: Any) -> None:
-    """Set keys of run.yaml, or take those away that are None; without checksums, with its own anew."""
-    content = atomic.read_yaml(folder / "run.yaml") | keys
-    atomic.write_yaml(folder / "run.yaml", {key: value for key, value in content.items() if value is not None})
-    if "checksums" in keys:
-        seal(folder)
-
-
 @pytest.mark.parametrize(
     ("keys", "text"),
     [
@@ -251,7 +243,10 @@ def rewrite(folder: Path, **keys: Any) -> None:
     ],
 )
 def test_a_run_whose_files_do_not_belong_together(keys: dict[str, Any], text: str, copied: Path) -> None:
-    rewrite(copied, **keys)
+    content = atomic.read_yaml(copied / "run.yaml") | keys
+    atomic.write_yaml(copied / "run.yaml", {key: value for key, value in content.items() if value is not None})
+    if "checksums" in keys:
+        seal(copied)
     with pytest.raises(UserError, match=text) as problem:
         load_run(copied)
     assert "\n" not in str(problem.value)

@@ -25,10 +25,7 @@ def save(path: Path, image: Image.Image, **options: object) -> Path:
     return path
 
 
-def deep(top: int) -> np.ndarray:
-    return np.linspace(0, top, 240).round().astype(np.uint16).reshape(12, 20)
-
-
+DEEP = {top: np.linspace(0, top, 240).round().astype(np.uint16).reshape(12, 20) for top in (1023, 4095, 16383, 65535)}
 # Name, image, options, the grey that is read and how far from it at most.
 FILES: list[tuple[str, Image.Image, dict[str, object], np.ndarray, float]] = [
     *((f"lossless.{end}", IMAGE, {}, GREY, 0) for end in ("png", "tif", "bmp", "gif", "pgm", "jp2")),
@@ -40,11 +37,8 @@ FILES: list[tuple[str, Image.Image, dict[str, object], np.ndarray, float]] = [
     ("red.png", Image.new("RGB", (20, 12), (255, 0, 0)), {}, np.full_like(GREY, 76), 0),  # luma
     ("white-at-zero.tif", Image.fromarray(GREY.astype(np.uint16) * 257), {"tiffinfo": {262: 0}}, 255 - GREY, 0),
     ("float.tif", Image.fromarray(GREY.astype(np.float32) / 255), {}, GREY, 0),
-    *(
-        (f"{top}.{end}", Image.fromarray(deep(top)), {}, deep(top) * (255 / top), 0.5)
-        for top in (1023, 4095, 16383, 65535)
-        for end in ("png", "tif")
-    ),
+    *((f"{top}.png", Image.fromarray(grey), {}, grey * (255 / top), 0.5) for top, grey in DEEP.items()),
+    *((f"{top}.tif", Image.fromarray(grey), {}, grey * (255 / top), 0.5) for top, grey in DEEP.items()),
     *(
         (name, IMAGE.convert("RGB"), {"exif": TURNED, "quality": 100, "lossless": True}, np.rot90(GREY, -1), 8)
         for name in ("turned.png", "turned.webp", "turned.jpg", "turned.tif")

@@ -174,10 +174,9 @@ def test_page_is_the_same_each_time(study: Path, page: Page) -> None:
 def test_missing_parts_leave_dashes_not_crashes(tmp_path: Path) -> None:
     bare = make_study(tmp_path / "bare", attacks=(), saliency=False, panels=0, models=("ResNet18",))
     words_shown = rendered(bare).text
-    assert "nothing is known about robustness" in words_shown
-    assert "No explanations were measured" in words_shown
-    assert "failing gradients in 2 runs: the verdict of each gives the reason" in words_shown
-    assert formatting.DASH in words_shown
+    masked = "failing gradients in 2 runs: the verdict of each gives the reason"
+    parts = ("nothing is known about robustness", "No explanations were measured", masked, formatting.DASH)
+    assert [part for part in parts if part not in words_shown] == []
     assert "None" not in words_shown
     assert "nan" not in words_shown.split()
     for file in (*bare.glob("runs/*/history.csv"), *bare.glob("runs/*/predictions.parquet")):
@@ -219,9 +218,8 @@ def test_a_missing_or_damaged_study_is_one_line(small: Path) -> None:
         rendered(small, document)
     for spoil in (lambda path: path.write_text("{"), Path.unlink):
         spoil(small / "study.json")
-        with pytest.raises(UserError, match=r"study\.json") as problem:
+        with pytest.raises(UserError, match=r"^[^\n]*study\.json[^\n]*\Z"):
             report.write(small)
-        assert "\n" not in str(problem.value)
 
 
 def test_values_are_escaped(tmp_path: Path) -> None:
@@ -265,12 +263,10 @@ def test_failed_runs_seeds_and_shortcuts_are_told(small: Path) -> None:
         "border_only": {"accuracy": {"value": 0.4}},
     }
     shown = rendered(small, document)
-    assert "vgg16-fgsm-s0: train: out of memory" in shown.text
-    assert "ResNet18 · standard (seed 1)" in shown.text
-    assert "ResNet18 · fgsm (background swap)" in shown.text
+    words = ("vgg16-fgsm-s0: train: out of memory", "ResNet18 · standard (seed 1)", "ResNet18 · fgsm (background swap)")
+    assert [part for part in (*words, "53.0 to 61.0") if part not in shown.text] == []
     rows = [row for row in shown.tables["Shortcuts"][1:] if row[3]]
     assert [row[3:5] for row in rows] == [[[0.57], [0.4]]]
-    assert "53.0 to 61.0" in shown.text
 
 
 def test_overlay_is_fixed_and_leaves_unlit_pixels_grey() -> None:

@@ -182,13 +182,9 @@ def test_numbers_as_words() -> None:
     assert formatting.range_text([-0.002, -0.0002], reveal=True) == "−0.0020 to −0.0002"
     assert formatting.range_text([-0.002, 0.0], reveal=True) == "−0.002 to 0.000"
     assert [formatting.attack(name) for name in ("pgd", "fgsm")] == ["PGD", "FGSM"]
-    measures = {
-        "pgd accuracy @0.02": "PGD accuracy at 0.02",
-        "infection_energy": "infection energy",
-        "val_pgd_accuracy": "validation PGD accuracy",
-        "lungs blacked out accuracy": "accuracy, lungs blacked out",
-    }
-    assert {name: formatting.measure(name) for name in measures} == measures
+    measures = ("pgd accuracy @0.02", "infection_energy", "val_pgd_accuracy", "lungs blacked out accuracy")
+    words = ["PGD accuracy at 0.02", "infection energy", "validation PGD accuracy", "accuracy, lungs blacked out"]
+    assert [formatting.measure(name) for name in measures] == words
 
 
 def test_the_answer_leaves_out_what_is_alarmed_and_one_run_is_no_best() -> None:

@@ -1,8 +1,7 @@
 """Commands in processes of their own that are cut off: killed where they commit, or refused by a disk that fills.
 
-A process is forked for each start from one that has imported everything, so that hundreds of them take minutes. Where
-it is cut off is kept in a journal: the next start passes that place and is cut off at the next one that is new, until
-one gets to the end. Every start finds what the one before left.
+Each start is forked from a process that has imported everything, so that hundreds take minutes, and finds what the one
+before left. A journal keeps where it was cut off: the next is cut off at the next new place, until one gets to the end.
 """
 
 import errno
@@ -255,10 +254,7 @@ def uncut(words: list[str], place: Path, temporary: Path, folder: str = "out") -
 def everywhere(
     cut: Cut, words: list[str], base: Path, place: Path, temporary: Path, only: str = "", refusal: str = ""
 ) -> list[str]:
-    """Cut a command that writes to `place` off at each place that matches, once; where that was.
-
-    Whatever is left each time can be read, and no file that was there before is gone. `refusal`: what it then says.
-    """
+    """Cut a command off at each place that matches, once; where that was. What is left can be read, nothing is lost."""
     starts, journal = Starts(place, temporary), Journal(base / f"{place.name}.journal", place, only)
     before = [place / name for name in bits(place)]
     for _ in range(1000):

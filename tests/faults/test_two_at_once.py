@@ -21,20 +21,20 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and limits a
 COMMANDS: dict[str, tuple[str, ...]] = {
     "study": ("study", "{base}/tiny.yaml", "--data", "{base}/images", "--out", "{place}/study"),
     "train": ("train", "--data", "{base}/images", *SMALL, "--out", "{place}/new"),
+    "train again": ("train", "--data", "{base}/images", *SMALL, "--out", "{place}/run"),
+    "evaluate new": ("evaluate", "{place}/new", "--data", "{base}/images", "--attack", "fgsm"),
     "evaluate": ("evaluate", "{place}/run", "--data", "{base}/images", "--attack", "fgsm"),
     "explain": ("explain", "{place}/run", "--data", "{base}/images", "--sample", "0", "--method", "gradcam"),
     "audit": ("audit", "{place}/run", "--data", "{base}/images", "--attack", "fgsm", "--out", "{place}/audit"),
 }
-# The second of each pair on the folder of the first.
-NEW = {"evaluate": ("evaluate", "{place}/new", *COMMANDS["evaluate"][2:])}
-OLD = {"train": ("train", "--data", "{base}/images", *SMALL, "--out", "{place}/run")}
+# First, second and the folder that both work on.
 PAIRS = {
-    "two studies": (COMMANDS["study"], COMMANDS["study"], "study"),
-    "two trainings": (COMMANDS["train"], COMMANDS["train"], "new"),
-    "evaluate while it trains": (COMMANDS["train"], NEW["evaluate"], "new"),
-    "train while it is evaluated": (COMMANDS["evaluate"], OLD["train"], "run"),
-    "explain while it is evaluated": (COMMANDS["evaluate"], COMMANDS["explain"], "run"),
-    "two audits": (COMMANDS["audit"], COMMANDS["audit"], "audit"),
+    "two studies": ("study", "study", "study"),
+    "two trainings": ("train", "train", "new"),
+    "evaluate while it trains": ("train", "evaluate new", "new"),
+    "train while it is evaluated": ("evaluate", "train again", "run"),
+    "explain while it is evaluated": ("evaluate", "explain", "run"),
+    "two audits": ("audit", "audit", "audit"),
 }
 
 
@@ -44,7 +44,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.mktemp("two")
     write_files.write(base / "images", {"Train": 8, "Val": 4, "Test": 4}, size=48)
     (base / "tiny.yaml").write_text(yaml.safe_dump(RECIPE))
-    words = [word.format(base=base, place=base) for word in OLD["train"]]
+    words = [word.format(base=base, place=base) for word in COMMANDS["train again"]]
     Starts(base, base / "temporary").start(words).succeeds()
     return base
 
@@ -53,7 +53,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("pair", PAIRS)
 def test_the_second_says_who_is_at_work_and_leaves(pair: str, base: Path, tmp_path: Path) -> None:
-    first, second, held = PAIRS[pair]
+    (first, second), held = (COMMANDS[name] for name in PAIRS[pair][:2]), PAIRS[pair][2]
     place, ends = tmp_path / "place", []
     for alone in (True, False):
         shutil.rmtree(place, ignore_errors=True)
