@@ -2,7 +2,7 @@
 
 A command line is a list of words. In braces: `{images}` sound images, `{image}` one of them, `{run}` and `{study}` a
 copy of its own each time, `{run/FILE:HOW}` one that is damaged, `{data/KIND}`, `{image/KIND}`, `{recipe/KEYS}`, `{out}`
-a new path. Of disks that fill under every command see test_full_disk.py and test_cut_off.py.
+a new path. A file may have as many bytes as `FULL` says, and no more, while one of `writers` runs.
 """
 
 from collections.abc import Iterable, Iterator
@@ -175,3 +175,24 @@ def _damaged() -> Iterator[Case]:
         yield ("report", f"{{study/{file}:{how}}}")
     for file, how in product(files, ("gone", "cut", "closed")):
         yield (*TINY, f"{{study/{file}:{how}}}")
+
+
+FULL = (0, 300, 3_000, 30_000)
+
+
+def writers() -> list[Case]:
+    """Every command that writes, on a disk that fills."""
+    return [
+        TRAIN,
+        EVALUATE,
+        EXPLAIN,
+        PREDICT,
+        (*TINY, "{study/metrics.json:gone}"),
+        (*TINY, "{out}"),
+        ("report", "{study}"),
+        PHANTOM,
+        SHEET,
+        (*CHECK, "--html", "{out}.html"),
+        (*CHECK, "--clean", "{out}.csv"),
+        (*CHECK, "--clean", "{out}.parquet"),
+    ]

@@ -5,6 +5,7 @@ import ctypes
 import io
 import os
 import re
+import resource
 import signal
 import sys
 import traceback
@@ -49,11 +50,15 @@ def main(*words: object) -> None:
     assert not ended.code, f"{words}: {ended.text}"
 
 
-def run(case: Case, artefacts: Artefacts) -> Ended:
-    """One case, with the rights of an ordinary user over files."""
-    words = [fill(word, artefacts) for word in case]
+def run(case: Case, artefacts: Artefacts, size: int = resource.RLIM_INFINITY) -> Ended:
+    """One case, with the rights of an ordinary user over files, and with files of at most `size` bytes."""
+    words, before = [fill(word, artefacts) for word in case], resource.getrlimit(resource.RLIMIT_FSIZE)
     with _ordinary_user():
-        return call(words, LIMIT)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            return call(words, LIMIT)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def fill(word: str, artefacts: Artefacts) -> str:

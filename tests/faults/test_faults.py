@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 from fault_artefacts import Artefacts
-from fault_commands import Case, cases
+from fault_commands import FULL, Case, cases, writers
 from fault_runner import main, run
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="pipes, limits and alarms are POSIX's")
@@ -48,4 +48,11 @@ def test_a_sample_of_the_fault_list_ends_well(artefacts: Artefacts) -> None:
 @pytest.mark.full
 def test_the_whole_fault_list_ends_well(artefacts: Artefacts) -> None:
     wrong = [(case, ended) for case in cases() if not (ended := run(case, artefacts)).good]
+    assert not wrong, told(wrong)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("size", FULL)
+def test_a_disk_that_fills_ends_well(size: int, artefacts: Artefacts) -> None:
+    wrong = [(case, ended) for case in writers() if not (ended := run(case, artefacts, size)).good]
     assert not wrong, told(wrong)
