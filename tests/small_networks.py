@@ -57,6 +57,31 @@ class SmallNet(nn.Module):
         return self.head(self.body(images - 0.5))
 
 
+class Wrapped(nn.Module):
+    """Answers as a function of a network and of the images says; in evaluation mode."""
+
+    def __init__(self, net: nn.Module, answer: Callable[[nn.Module, Tensor], Any]) -> None:
+        super().__init__()
+        self.net, self.answer = net, answer
+        self.eval()
+
+    def forward(self, images: Tensor) -> Any:
+        return self.answer(self.net, images)
+
+
+class Meter(nn.Module):
+    """Counts the images that pass forward, and whether a gradient was asked for."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.rows, self.with_gradient = inner, 0, 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.rows += len(images)
+        self.with_gradient += len(images) if torch.is_grad_enabled() else 0
+        return self.inner(images)
+
+
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Sums in one order: with more threads the same seed trains another network, and figures move."""

@@ -1,5 +1,6 @@
 """Attacks by name: in recipes, as typed, and in the table of predictions."""
 
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -7,12 +8,12 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
 from docs_blocks import ROOT, blocks
-from small_runs import make_images, recipe, seal
+from pack import Pack
+from small_runs import seal
 from trustcxr import attacks, registry
 from trustcxr.data.loader import to_pixels
 from trustcxr.errors import UserError
@@ -23,51 +24,28 @@ from trustcxr.recipes.parsing import validate
 from trustcxr.report import terminal
 from trustcxr.storage import atomic
 from trustcxr.storage.schemas import RunDocument
-from trustcxr.training import fit_run
 
 ATTACK_OPTIONS = {name: dict(entry.options) for name, entry in registry.ATTACKS.items()}
-FAST: dict[str, dict[str, Any]] = {
-    name: {k: v for k, v in {"steps": 3, "queries": 5}.items() if k in options}
-    for name, options in ATTACK_OPTIONS.items()
-}
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with two runs, trained for two epochs on synthetic images."""
-    folder = tmp_path_factory.mktemp("attacks")
-    train, val = make_images(folder)
-    for seed in (0, 1):
-        fit_run.fit(recipe(seed=seed, learning_rate=5e-3), train, val, folder / f"run{seed}")
-    return folder
+def run(pack: Pack) -> Run:
+    return load_run(pack.run("standard"), on="cpu")
 
 
 @pytest.fixture(scope="module")
-def run(place: Path) -> Run:
-    return load_run(place / "run0", on="cpu")
+def surrogate(pack: Pack) -> str:
+    return str(pack.run("fgsm"))
 
 
 @pytest.fixture(scope="module")
-def radiographs(place: Path) -> Any:
-    from trustcxr.data import load_dataset
-
-    return load_dataset(place / "phantom", split="Val", size=32, cache=place / "cache", workers=1)
+def radiographs(pack: Pack) -> Any:
+    return pack.training_images()[1]
 
 
-def accuracies(table: pd.DataFrame) -> dict[tuple[str, float], float]:
-    right = np.stack(table["logits"]).argmax(1) == table["label"].to_numpy()
-    return table.assign(right=right).groupby(["attack", "epsilon"])["right"].mean().to_dict()
-
-
-# --- recipes ---------------------------------------------------------------------------------------------------------
-
-
-def test_recipes_know_every_attack() -> None:
-    assert list(attacks.ATTACKS) == list(ATTACK_OPTIONS)
-
-
-@pytest.mark.parametrize("name", ATTACK_OPTIONS)
+@pytest.mark.parametrize("name", attacks.ATTACKS)
 def test_an_attack_has_the_options_that_it_takes(name: str) -> None:
+    assert list(attacks.ATTACKS) == list(ATTACK_OPTIONS)
     extra = {"surrogate": "out/run"} if name == "transfer" else {}
     made = validate(AttackRecipe, {"name": name, **extra}, "test")
     assert {k: v for k, v in made.model_dump().items() if k in ATTACK_OPTIONS[name]} == ATTACK_OPTIONS[name] | extra
@@ -101,14 +79,8 @@ def test_what_cannot_be_is_refused(content: dict[str, Any], text: str) -> None:
 
 
 def test_effort_tells_conditions_apart() -> None:
-    efforts = {name: AttackRecipe(name=name).effort for name in ATTACK_OPTIONS if name != "transfer"}
-    assert efforts["fgsm"] == efforts["fgsm-rs"] == 1
-    assert efforts["pgd"] == 20
-    assert efforts["square"] == 1000
-    assert efforts["worst-case"] == 50
-
-
-# --- as typed --------------------------------------------------------------------------------------------------------
+    efforts = {"fgsm": 1, "fgsm-rs": 1, "pgd": 20, "square": 1000, "worst-case": 50}
+    assert {name: AttackRecipe(name=name).effort for name in efforts} == efforts
 
 
 @pytest.mark.parametrize(
@@ -119,9 +91,7 @@ def test_effort_tells_conditions_apart() -> None:
         ([{"name": "fgsm"}, {"name": "fgsm"}], "fgsm at 0.02"),
     ],
 )
-def test_a_condition_that_is_there_twice_is_refused(
-    asked: list[dict[str, Any]], named: str, run: Run, radiographs: Any
-) -> None:
+def test_a_repeated_condition_is_refused(asked: list[dict[str, Any]], named: str, run: Run, radiographs: Any) -> None:
     """Its rows would be pooled into one figure of twice the images."""
     attacks = [AttackRecipe(**content) for content in asked]
     with pytest.raises(UserError, match=f"{named}.* is there twice"):
@@ -143,44 +113,39 @@ def test_an_option_that_no_attack_takes_is_said(capsys: pytest.CaptureFixture[st
     assert not capsys.readouterr().err
 
 
-def test_options_go_to_the_attacks_that_take_them(place: Path) -> None:
+def test_options_go_to_the_attacks_that_take_them(surrogate: str) -> None:
     names = ["fgsm", "worst-case", "square", "transfer"]
-    plan = predictions.conditions(names, [0.02], steps=7, queries=70, surrogate=place / "run1")
+    plan = predictions.conditions(names, [0.02], steps=7, queries=70, surrogate=Path(surrogate))
     assert [(a.name, a.steps, a.queries, a.surrogate) for a in plan] == [
         ("fgsm", None, None, None),
         ("worst-case", 7, 70, None),
         ("square", None, 70, None),
-        ("transfer", 7, None, str(place / "run1")),
+        ("transfer", 7, None, surrogate),
     ]
     assert predictions.conditions(["pgd-l2"], [2.0])[0].epsilons == (2.0,)
-    for given, text in (
-        ((["pgd", "pgd-l2"], [2.0]), r"epsilon 2 is outside \[0, 1\]"),
-        ((["transfer"], [0.02]), "transfer needs a surrogate"),
+    for chosen, epsilon, options, text in (
+        (["pgd", "pgd-l2"], 2.0, {}, r"epsilon 2 is outside \[0, 1\]"),
+        (["transfer"], 0.02, {}, "transfer needs a surrogate"),
+        (["pgd"], 0.02, {"surrogate": Path(surrogate)}, "only the attack transfer has one"),
+        (["transfer"], 0.02, {"surrogate": Path("nowhere")}, "nowhere"),
+        (["pgd"], 0.02, {"steps": 0}, "'steps'"),
     ):
         with pytest.raises(UserError, match=text):
-            predictions.conditions(*given)
-    with pytest.raises(UserError, match="only the attack transfer has one"):
-        predictions.conditions(["pgd"], [0.02], surrogate=place / "run1")
-    with pytest.raises(UserError, match="nowhere"):
-        predictions.conditions(["transfer"], [0.02], surrogate=place / "nowhere")
-    with pytest.raises(UserError, match="'steps'"):
-        predictions.conditions(["pgd"], [0.02], steps=0)
-
-
-# --- in the table ----------------------------------------------------------------------------------------------------
+            predictions.conditions(chosen, [epsilon], **options)
 
 
 @pytest.mark.slow
-def test_every_attack_has_its_rows(run: Run, radiographs: Any, place: Path) -> None:
+def test_every_attack_has_its_rows(run: Run, radiographs: Any, surrogate: str) -> None:
+    few: dict[str, Any] = {"steps": 3, "queries": 5, "surrogate": surrogate}
     plan = [
-        AttackRecipe(name=name, epsilons=(0.05, 0.01), **FAST[name], **extra)
-        for name in ATTACK_OPTIONS
-        for extra in [{"surrogate": str(place / "run1")} if name == "transfer" else {}]
+        AttackRecipe(name=name, epsilons=(0.05, 0.01), **{option: few[option] for option in few.keys() & options})
+        for name, options in ATTACK_OPTIONS.items()
     ]
     table = predictions.predict(run, radiographs, plan, views=False, batch_size=8)
     counts = table[table["attack"] != "clean"].groupby(["attack", "epsilon", "steps"]).size().to_dict()
     assert counts == {(a.name, epsilon, a.effort): len(radiographs) for a in plan for epsilon in a.epsilons}
-    shares = accuracies(table)
+    right = np.stack(table["logits"]).argmax(1) == table["label"].to_numpy()
+    shares = table.assign(right=right).groupby(["attack", "epsilon"])["right"].mean()
     for a in plan:
         if a.name != "pgd-l2":
             for epsilon in a.epsilons:
@@ -190,9 +155,7 @@ def test_every_attack_has_its_rows(run: Run, radiographs: Any, place: Path) -> N
     assert {a["attack"] for a in document.plain()["attacks"]} == set(ATTACK_OPTIONS)
 
 
-def test_worst_case_keeps_what_a_smaller_radius_found(
-    run: Run, radiographs: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_worst_case_keeps_what_smaller_radii_found(run: Run, radiographs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[float, list[float]]] = []
     pixels = to_pixels(torch.from_numpy(np.array(radiographs.images)))
 
@@ -213,44 +176,33 @@ def test_worst_case_keeps_what_a_smaller_radius_found(
     assert all(length <= epsilon + 1e-3 for epsilon, known in seen for length in known)
 
 
-def test_transfer_is_the_surrogates_images_judged_here(run: Run, radiographs: Any, place: Path) -> None:
+def test_transfer_is_the_surrogates_images_judged_here_and_names_it(run: Run, radiographs: Any, surrogate: str) -> None:
     pixels, labels = to_pixels(torch.from_numpy(np.array(radiographs.images))), torch.from_numpy(radiographs.labels)
-    source = load_run(place / "run1", on="cpu")
+    source = load_run(surrogate, on="cpu")
     made = attacks.momentum(source.model, pixels, labels, epsilon=0.05)
     with torch.inference_mode():
         expected = run.model(made)
-    plan = [AttackRecipe(name="transfer", epsilons=(0.05,), surrogate=str(place / "run1"))]
+    plan = [
+        AttackRecipe(name="fgsm", epsilons=(0.05,)),
+        AttackRecipe(name="transfer", epsilons=(0.05,), surrogate=surrogate),
+    ]
     table = predictions.predict(run, radiographs, plan, views=False)
     found = torch.from_numpy(np.stack(table[table["attack"] == "transfer"]["logits"]))
     assert torch.allclose(found, expected, atol=1e-4)
-
-
-def test_figures_of_transfer_name_the_run_that_its_images_were_made_on(run: Run, radiographs: Any, place: Path) -> None:
-    plan = [
-        AttackRecipe(name="fgsm", epsilons=(0.05,)),
-        AttackRecipe(name="transfer", epsilons=(0.05,), surrogate=str(place / "run1")),
-    ]
-    table = predictions.predict(run, radiographs, plan, views=False)
-    made_on = load_run(place / "run1", on="cpu").name
     document = RunDocument.model_validate(run_figures.describe(run, table, resamples=50))
-    assert {a.attack: a.surrogate for a in document.attacks} == {"fgsm": "", "transfer": made_on}
+    assert {a.attack: a.surrogate for a in document.attacks} == {"fgsm": "", "transfer": source.name}
     shown = [row["condition"] for row in terminal.list_accuracies(document)]
-    assert shown == ["clean", "FGSM", f"transfer-10 from {made_on}"]
+    assert shown == ["clean", "FGSM", f"transfer-10 from {source.name}"]
 
 
-def test_a_surrogate_with_other_classes(run: Run, radiographs: Any, place: Path, tmp_path: Path) -> None:
-    import shutil
-
-    other = shutil.copytree(place / "run1", tmp_path / "other")
+def test_a_surrogate_with_other_classes(run: Run, radiographs: Any, surrogate: str, tmp_path: Path) -> None:
+    other = shutil.copytree(surrogate, tmp_path / "other")
     content = atomic.read_yaml(other / "run.yaml")
     atomic.write_yaml(other / "run.yaml", content | {"classes": ["a", "b", "c"]})
     seal(other)
     plan = [AttackRecipe(name="transfer", surrogate=str(other))]
     with pytest.raises(UserError, match=r"not a surrogate for .*: its classes are a, b, c instead of COVID-19"):
         predictions.predict(run, radiographs, plan, views=False)
-
-
-# --- own attacks -----------------------------------------------------------------------------------------------------
 
 
 def add_attack(entry: registry.Attack, function: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from small_networks import Wrapped
 from trustcxr.attacks import pgd, square, worst_case_report
 from trustcxr.attacks.pgd import keep_worse, pgd_on_grid, round_inwards
 from trustcxr.data.loader import to_pixels
@@ -60,21 +61,15 @@ def test_images_that_are_no_files_are_rounded_inwards_too() -> None:
     assert ((half - images.half()).abs() <= (moved.half() - images.half()).abs()).all()
 
 
-class Undoes(nn.Module):
-    """Takes pixels that are no whole grey levels for perturbed, and answers class 0 then; else a linear model's."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, images: Tensor) -> Tensor:
-        levels = images * 255
-        floats = ((levels - levels.round()).abs() > 1e-3).flatten(1).any(1)
-        return torch.where(floats[:, None], torch.tensor([9.0, 0.0, 0.0]), self.net(images))
+def undo(net: nn.Module, images: Tensor) -> Tensor:
+    """Take pixels that are no whole grey levels for perturbed, and answer class 0 then; else as the network does."""
+    levels = images * 255
+    floats = ((levels - levels.round()).abs() > 1e-3).flatten(1).any(1)
+    return torch.where(floats[:, None], torch.tensor([9.0, 0.0, 0.0]), net(images))
 
 
 def test_a_model_that_knows_floats_is_judged_as_files() -> None:
-    images, model = files(24), Undoes(linear(scale=3.0))
+    images, model = files(24), Wrapped(linear(scale=3.0), undo)
     labels = torch.zeros(len(images), dtype=torch.long)
     rows = model(images).argmax(1) == labels
     images, labels = images[rows], labels[rows]

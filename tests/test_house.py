@@ -6,8 +6,6 @@ import statistics
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 from trustcxr import attacks, data, registry
 from trustcxr.data.checks import check
 
@@ -50,17 +48,9 @@ def test_the_name_of_an_attack_is_read_off_the_catalogue() -> None:
     assert len(said) <= 8, said
 
 
-@pytest.mark.parametrize("name", registry.ATTACKS)
-def test_every_attack_has_an_example_that_runs(name: str) -> None:
-    found = attacks.get(name)
-    assert ">>> " in (inspect.getdoc(getattr(found, "func", found)) or "")
-
-
-@pytest.mark.parametrize("name", [name for name, entry in registry.SALIENCY.items() if entry.function])
-def test_every_saliency_method_has_an_example_that_runs(name: str) -> None:
-    assert ">>> " in (inspect.getdoc(registry.load_function("explain", registry.SALIENCY[name].function)) or "")
-
-
-def test_reading_and_auditing_data_have_examples_that_run() -> None:
-    for function in (data.load_dataset, check.check_data):
-        assert ">>> " in (inspect.getdoc(function) or "")
+def test_every_attack_and_saliency_method_and_what_reads_data_has_an_example_that_runs() -> None:
+    methods = [entry.function for entry in registry.SALIENCY.values() if entry.function]
+    found = [getattr(attack, "func", attack) for attack in map(attacks.get, registry.ATTACKS)]
+    found += [registry.load_function("explain", method) for method in methods]
+    found += [data.load_dataset, check.check_data]
+    assert [function for function in found if ">>> " not in (inspect.getdoc(function) or "")] == []

@@ -1,6 +1,7 @@
 """Models whose softmax saturates, whose gradients are no numbers, or who answer with NaN."""
 
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pack import Pack
-from small_networks import accuracy, images_and_labels, trained
+from small_networks import Wrapped, accuracy, images_and_labels, trained
 from small_runs import recipe, seal
 from trustcxr import attacks
 from trustcxr.attacks import base
@@ -23,27 +24,22 @@ from trustcxr.explain import predict
 from trustcxr.training import fit_run, monitor
 
 
-class Louder(nn.Module):
-    def __init__(self, model: nn.Module, factor: float = 1000.0) -> None:
-        super().__init__()
-        self.model, self.factor = model, factor
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.model(images) * self.factor
+@pytest.fixture(scope="module")
+def made(pack: Pack) -> Path:
+    return pack.run("standard")
 
 
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        ("fgsm", {}), ("fgsm-rs", {}), ("pgd", {"steps": 10}), ("momentum", {"steps": 10}), ("apgd-ce", {"steps": 10}),
-        ("pgd-l2", {"steps": 10}),
-    ],
-)  # fmt: skip
-def test_logits_times_a_thousand_fall_as_the_bare_network_does(name: str, options: dict[str, Any]) -> None:
+def louder(factor: float = 1000.0) -> nn.Module:
+    return Wrapped(trained(), lambda net, images: net(images) * factor)
+
+
+@pytest.mark.parametrize("name", ["fgsm", "fgsm-rs", "pgd", "momentum", "apgd-ce", "pgd-l2"])
+def test_logits_times_a_thousand_fall_as_the_bare_network_does(name: str) -> None:
     images, labels = images_and_labels(200, seed=5)
     epsilon = 0.6 if name == "pgd-l2" else 0.05
+    options = {} if name.startswith("fgsm") else {"steps": 10}
     fell = []
-    for model in (trained(), Louder(trained())):
+    for model in (trained(), louder()):
         adversarial = attacks.get(name)(model, images, labels, epsilon=epsilon, **options)
         fell.append(accuracy(trained(), adversarial, labels))
     assert fell[0] < accuracy(trained(), images, labels) - 0.3
@@ -76,24 +72,13 @@ def test_the_loss_falls_without_a_step_where_it_is_gone_on_with() -> None:
     assert values[at + 1] - values[at] == pytest.approx(float(values[at] - values[at - 1]), rel=0.2)
 
 
-class OfTheRoot(nn.Module):
-    """The same network on the square root of its images, whose slope at black is infinite."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.model(images.sqrt())
-
-
 @pytest.mark.parametrize(
     ("name", "epsilon"), [("fgsm", 0.05), ("pgd", 0.05), ("momentum", 0.05), ("pgd-l2", 0.6), ("transfer", 0.05)]
 )
 def test_black_pixels_of_infinite_slope_stop_no_attack(name: str, epsilon: float) -> None:
     images, _ = images_and_labels(100, seed=5)
     images[:, :, :2, :2] = 0
-    model = OfTheRoot(trained()).eval()
+    model = Wrapped(trained(), lambda net, images: net(images.sqrt()))
     labels = model(images).argmax(1)
     options = {"surrogate": model} if name == "transfer" else {}
     adversarial = attacks.get(name)(model, images, labels, epsilon=epsilon, **options)
@@ -115,56 +100,44 @@ def test_an_infinite_gradient_is_the_largest_of_its_image() -> None:
         def backward(_: Any, __: Tensor) -> Tensor:
             return slopes.view(3, 1, 2, 2)
 
-    class Model(nn.Module):
-        def forward(self, images: Tensor) -> Tensor:
-            return Sloped.apply(images)
-
-    gradient, _ = base.input_gradient(Model(), torch.rand(3, 1, 2, 2), torch.tensor([0, 1, 0]))
+    model = Wrapped(nn.Identity(), lambda _, images: Sloped.apply(images))
+    gradient, _ = base.input_gradient(model, torch.rand(3, 1, 2, 2), torch.tensor([0, 1, 0]))
     wanted = [[3.0, -3.0, 0.0, -0.5], [1.0, 0.0, 0.0, 0.0], [1.0, 2.0, -3.0, 0.0]]
     assert gradient.flatten(1).tolist() == wanted
 
 
 def test_evaluation_says_that_a_saturated_network_has_no_gradients(made: Path, radiographs: tuple[Any, Any]) -> None:
     """Weights times many: attacks break it all the same, and that the plain cross-entropy has no gradient is seen."""
-    run, found = load_run(made), {}
+    run, documents = load_run(made), []
     plan = predictions.conditions(["fgsm", "pgd", "worst-case"], [0.02], steps=3, queries=20)
     for factor in (1.0, 1e6):
         with torch.no_grad():
             for values in (run.model.net.fc.weight, run.model.net.fc.bias):
                 values.mul_(factor)
         table = predictions.predict(run, radiographs[1], plan, views=False)
-        found[factor] = run_figures.describe(run, table, resamples=100)
+        documents.append(run_figures.describe(run, table, resamples=100).plain())
         clean = table[table["attack"] == "clean"]
         assert clean["gradient"].notna().all()
         assert table.loc[table["attack"] != "clean", "moved"].between(0, 0.02 + 1e-6).all()
-    assert found[1.0].plain()["input_gradients"]["vanishing"] == 0
-    assert "vanishing_gradients" not in [sign["kind"] for sign in found[1.0].plain()["masking"]["signs"]]
-    assert found[1e6].plain()["input_gradients"]["vanishing"] > 0.5
-    assert found[1e6].plain()["masking"]["masked"] is True
-    assert "vanishing_gradients" in [alarm["kind"] for alarm in found[1e6].plain()["alarms"]]
-    attacked = [[row["accuracy"]["value"] for row in found[f].plain()["attacks"]] for f in (1.0, 1e6)]
-    assert np.allclose(*attacked, atol=0.1)
-    assert found[1.0].plain()["attacks"][2]["broken_by"]["clean"] == 24 - round(
-        24 * found[1.0].plain()["clean"]["accuracy"]["value"]
-    )
-
-
-@pytest.fixture(scope="module")
-def made(pack: Pack) -> Path:
-    return pack.run("standard")
+    plain, loud = documents
+    assert plain["input_gradients"]["vanishing"] == 0
+    assert "vanishing_gradients" not in [sign["kind"] for sign in plain["masking"]["signs"]]
+    assert loud["input_gradients"]["vanishing"] > 0.5
+    assert loud["masking"]["masked"] is True
+    assert "vanishing_gradients" in [alarm["kind"] for alarm in loud["alarms"]]
+    assert np.allclose(*([row["accuracy"]["value"] for row in one["attacks"]] for one in documents), atol=0.1)
+    assert plain["attacks"][2]["broken_by"]["clean"] == 24 - round(24 * plain["clean"]["accuracy"]["value"])
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_weights_that_are_no_numbers_are_refused(made: Path, tmp_path: Path, value: float) -> None:
-    for file in made.iterdir():
-        if file.is_file():
-            (tmp_path / file.name).write_bytes(file.read_bytes())
-    state = load_file(tmp_path / "model.safetensors")
+    copied = Path(shutil.copytree(made, tmp_path / "run"))
+    state = load_file(copied / "model.safetensors")
     state["net.fc.bias"][0] = value
-    save_file(state, tmp_path / "model.safetensors")
-    seal(tmp_path)
+    save_file(state, copied / "model.safetensors")
+    seal(copied)
     with pytest.raises(UserError, match=r"net\.fc\.bias holds NaN or infinity") as problem:
-        load_run(tmp_path)
+        load_run(copied)
     assert "\n" not in str(problem.value)
 
 
@@ -179,13 +152,11 @@ def test_answers_that_are_no_numbers_are_refused(made: Path, radiographs: tuple[
     images, labels = images_and_labels(4, seed=5)
     for name in ("fgsm", "pgd", "worst-case", "square"):
         with pytest.raises(UserError, match="NaN or infinity"):
-            attacks.get(name)(Louder(trained(), math.nan), images, labels, epsilon=0.02)
+            attacks.get(name)(louder(math.nan), images, labels, epsilon=0.02)
 
 
 @pytest.mark.parametrize("first", [0, 1])
-def test_a_network_that_answers_nan_is_never_kept_as_the_best(
-    radiographs: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: int
-) -> None:
+def test_nan_is_never_the_best(radiographs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: int) -> None:
     """The loss is a number to the end, and only the weights that are validated are not."""
     real, epochs = monitor.validate, iter(range(9))
 
