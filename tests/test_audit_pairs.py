@@ -8,7 +8,6 @@ import pandas as pd
 import pytest
 
 from pack import Pack
-from test_audit_command import CLASSES, Brightness, few_steps, greys, model_file  # noqa: F401
 from test_cli import complaint
 from trustcxr.storage import atomic
 
@@ -16,19 +15,10 @@ TABLE = "predictions.parquet"
 Change = Callable[[pd.DataFrame], pd.DataFrame]
 
 
-@pytest.fixture(scope="module")
-def made(pack: Pack) -> Path:
-    return pack.audits()
-
-
 def changed(folder: Path, to: Path, change: Change) -> Path:
     shutil.copytree(folder, to)
     atomic.write_table(to / TABLE, change(atomic.read_table(to / TABLE)))
     return to
-
-
-def logits(value: object) -> Change:
-    return lambda table: table.assign(logits=[value] * len(table))
 
 
 @pytest.mark.slow
@@ -39,18 +29,19 @@ def logits(value: object) -> Change:
         (lambda table: pd.concat([table, table]), "rows there twice, of one image under one condition; restore it"),
         (lambda table: table.drop(columns="label"), "damaged: no column label; restore it"),
         (lambda table: table.assign(label=None), "damaged: rows without label; restore it"),
-        (logits(1.0), "damaged: 1 logits in a row; expected 3 in each row"),
+        (lambda table: table.assign(logits=1.0), "damaged: 1 logits in a row; expected 3 in each row"),
     ],
 )
-def test_a_damaged_table_is_refused_in_one_line(made: Path, tmp_path: Path, change: Change, words: str) -> None:
-    damaged = changed(made / "good", tmp_path / "damaged", change)
-    said = complaint("compare", made / "good", damaged)
+def test_a_damaged_table_is_refused_in_one_line(pack: Pack, tmp_path: Path, change: Change, words: str) -> None:
+    damaged = changed(pack.audits() / "good", tmp_path / "damaged", change)
+    said = complaint("compare", pack.audits() / "good", damaged)
     assert f"{damaged / TABLE}: " in said
     assert words in said
 
 
 @pytest.mark.slow
-def test_other_names_of_images_are_refused(made: Path, tmp_path: Path) -> None:
+def test_other_names_of_images_are_refused(pack: Pack, tmp_path: Path) -> None:
+    made = pack.audits()
     first = min(atomic.read_table(made / "bad" / TABLE)["sample_id"])
     for name, change in {
         "all": lambda table: table.assign(sample_id="x" + table["sample_id"]),

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from test_audit_command import CLASSES, GREYS, Brightness, _short, blind, greys, model_file  # noqa: F401
+from pack import Pack
+from test_audit_command import CLASSES, GREYS, Brightness, _short, blind, model_file  # noqa: F401
 from trustcxr.attacks.adaptive import SurrogateNet
 from trustcxr.audit import attack_runner, audit_data
 from trustcxr.audit import run_audit as audits
@@ -63,11 +64,8 @@ def same_images(pixels: Tensor, others: np.ndarray) -> int:
     return sum((image * 255).round().to(torch.uint8).numpy().tobytes() in known for image in pixels)
 
 
-def test_it_learns_from_training_images_of_other_patients(
-    without_gradients: Path, listed: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_learns_from_other_patients(without_gradients: Path, listed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = opened(without_gradients, listed)
-    assert images.surrogate is not None
     training, rows = images.surrogate.whole, images.surrogate.rows
     assert (images.examined.split, training.split) == ("Test", "Train")
     assert len(rows) == len(set(rows)) == 3 * (SPLITS["Train"] - SHARED - COPIES)
@@ -77,22 +75,14 @@ def test_it_learns_from_training_images_of_other_patients(
     assert same_images(pixels, images.examined.images) == 0
     monkeypatch.setattr(audit_data, "SURROGATE_IMAGES", 9)
     few = [opened(without_gradients, listed).surrogate for _ in range(2)]
-    assert few[0] is not None
-    assert few[1] is not None
     assert few[0].rows.tolist() == few[1].rows.tolist()
     assert np.bincount(training.labels[few[0].rows]).tolist() == [3, 3, 3], "the classes evenly"
 
 
-def test_where_there_are_no_training_images_beside_those_examined_there_is_nothing_to_learn_from(
-    without_gradients: Path,
-    listed: Path,
-    greys: Path,  # noqa: F811
-    tmp_path: Path,
-) -> None:
-    assert opened(without_gradients, greys).surrogate is None, "all images are examined"
+def test_no_training_images_no_surrogate(without_gradients: Path, listed: Path, pack: Pack, tmp_path: Path) -> None:
+    assert opened(without_gradients, pack.greys()).surrogate is None, "all images are examined"
     assert opened(without_gradients, listed, "Train").surrogate is None
-    divided = opened(without_gradients, greys, "Test").surrogate
-    assert divided is not None
+    divided = opened(without_gradients, pack.greys(), "Test").surrogate
     assert divided.whole.split == "Train"
     table = pd.read_csv(listed, dtype=str)
     shutil.copytree(listed.parent, tmp_path / "one")
@@ -118,11 +108,7 @@ def learned(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
 
 @pytest.mark.slow
 def test_the_audit_says_what_the_surrogate_learned_from(
-    without_gradients: Path,
-    listed: Path,
-    greys: Path,  # noqa: F811
-    learned: list[Tensor],
-    tmp_path: Path,
+    without_gradients: Path, listed: Path, pack: Pack, learned: list[Tensor], tmp_path: Path
 ) -> None:
     document = audits.audit(without_gradients, listed, tmp_path / "split", trust_code=True)
     text = next(check.text for check in document.entry_checks if check.check == "surrogate")
@@ -131,7 +117,7 @@ def test_the_audit_says_what_the_surrogate_learned_from(
     examined = opened(without_gradients, listed).examined
     assert [len(images) for images in learned] == [45]
     assert same_images(learned[0], examined.images) == 0
-    document = audits.audit(without_gradients, greys, tmp_path / "whole", trust_code=True)
+    document = audits.audit(without_gradients, pack.greys(), tmp_path / "whole", trust_code=True)
     text = next(check.text for check in document.entry_checks if check.check == "surrogate")
     assert "from 36 of the images that are examined, since these data have no training images" in text
     assert not document.verdict.sound

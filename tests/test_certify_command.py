@@ -1,28 +1,28 @@
-"""`train --defence ibp` and `certify` from the command line, on synthetic images."""
+"""`train --defence ibp` and `certify` from the command line, on synthetic images; what a report shows of proofs."""
 
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
 
-from small_runs import newest
+from small_runs import newest, seal
+from test_cli import complaint
+from test_cli import run as call
 from trustcxr import load_run
-from trustcxr.certify.verify import Interval, intervals
-from trustcxr.cli import app
 from trustcxr.data.phantom import write_files
-from trustcxr.errors import UserError
 from trustcxr.evaluation import certified
+from trustcxr.report.figures import charts, svg
+from trustcxr.report.load import Run
+from trustcxr.report.tables import robustness
 from trustcxr.runs import run_folder
-from trustcxr.storage import atomic, layout
+from trustcxr.storage import atomic
 from trustcxr.storage.schemas import RunDocument
-
-RUNNER = CliRunner()
 
 
 @pytest.fixture(scope="module")
@@ -30,21 +30,19 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_files.write(tmp_path_factory.mktemp("data") / "phantom", {"Train": 24, "Val": 8, "Test": 8}, size=32)
 
 
-@pytest.fixture(scope="module")
-def run(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "run"
+def train(images: Path, folder: Path, *more: str) -> Path:
     options = "--model plain3 --weights none --defence ibp --size 32 --epochs 6 --learning-rate 0.004 --epsilon 0.01"
     shares = "--ramp 0.5 --clean-weight 0.2 --set defence.regulariser=0.5"
-    typed = ["train", "--data", str(images), "--out", str(folder), *options.split(), *shares.split()]
-    done = RUNNER.invoke(app, typed)
-    assert done.exit_code == 0, done.output
-    done = RUNNER.invoke(
-        app, ["certify", str(folder), "--data", str(images), "--epsilon", "0.002", "--epsilon", "0.01"]
-    )
-    assert done.exit_code == 0, done.output
-    assert "Certified accuracy" in done.output
-    assert "0.002" in done.output
-    assert "after decoding and resizing, not of the file" in done.output
+    call("train", "--data", images, "--out", folder, *options.split(), *shares.split(), *more)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = train(images, tmp_path_factory.mktemp("runs") / "run")
+    said = call("certify", folder, "--data", images, "--epsilon", "0.002", "--epsilon", "0.01").stdout
+    for part in ("Certified accuracy", "0.002", "after decoding and resizing, not of the file"):
+        assert part in said
     return folder
 
 
@@ -82,14 +80,11 @@ def test_other_radii_or_another_effort_have_a_folder_of_their_own(run: Path, ima
     assert ("worst-case", 0.005) in {(row.attack, row.epsilon) for row in document.attacks}
     _, again = run_folder.certify(other, images, epsilons=[0.01, 0.002])
     assert again == first != place
-    typed = ["certify", str(other), "--data", str(images), "--epsilon", "0.005"]
-    done = RUNNER.invoke(app, [*typed, "--method", "ibp"])
-    assert done.exit_code == 0, done.output
+    call("certify", other, "--data", images, "--epsilon", "0.005", "--method", "ibp")
     assert newest(other) not in (first, place)
     document = RunDocument.model_validate(atomic.read_json(newest(other) / "metrics.json"))
     assert [entry.method for entry in document.certified] == ["ibp"]
-    done = RUNNER.invoke(app, ["report", str(other)])
-    assert done.exit_code == 0, done.output
+    call("report", other)
     said = " ".join((other / "report.html").read_text(encoding="utf-8").split())
     assert f"(interval bounds alone: epsilon 0.005 of {document.run})" in said
 
@@ -103,21 +98,16 @@ def test_what_would_flatter_is_said_beside_what_is_proved(run: Path, images: Pat
     last = [name for name in weights if name.endswith("bias")][-1]
     weights[last] = weights[last] + torch.tensor([0.0, 0.0, 1000.0])
     save_file(weights, other / "model.safetensors")
-    content = atomic.read_yaml(other / "run.yaml")
-    content["checksums"] = layout.checksums(other, content["classes"])
-    atomic.write_yaml(other / "run.yaml", content)
-    done = RUNNER.invoke(app, ["certify", str(other), "--data", str(images), "--epsilon", "0.01"])
-    assert done.exit_code == 0, done.output
-    said = " ".join(done.output.split())
+    seal(other)
+    done = call("certify", other, "--data", images, "--epsilon", "0.01")
+    said = " ".join((done.stdout + done.stderr).split())
     assert "ALARM" in said
     assert all(alarm["text"] in said for alarm in atomic.read_json(newest(other) / "metrics.json")["alarms"])
 
 
 @pytest.mark.slow
 def test_the_document_can_be_printed_as_json(run: Path, images: Path) -> None:
-    typed = ["certify", str(run), "--data", str(images), "--epsilon", "0.01", "--method", "ibp", "--json"]
-    done = RUNNER.invoke(app, typed)
-    assert done.exit_code == 0, done.output
+    done = call("certify", run, "--data", images, "--epsilon", "0.01", "--method", "ibp", "--json")
     assert 0 <= json.loads(done.stdout)["certified"][-1]["accuracy"]["value"] <= 1
 
 
@@ -146,17 +136,6 @@ def test_what_is_proved_has_intervals() -> None:
     assert 0.005 < entry.plain()["proved"]["ci"][1] < 0.02, "of none of 300 the resamples say nothing"
 
 
-@pytest.mark.slow
-def test_bounds_in_the_model_as_it_is_loaded_hold_its_logits(run: Path) -> None:
-    from trustcxr.certify import verify
-
-    model, images = load_run(run).model, torch.rand(3, 1, 32, 32)
-    found = intervals(verify.exact(model), Interval.from_ends(*verify.box(images.double(), 0.01)))[-1]
-    logits = model(images).double()
-    assert (found.low - 1e-4 <= logits).all()
-    assert (logits <= found.high + 1e-4).all()
-
-
 PLAIN = ["--model", "plain3", "--weights", "none"]
 
 
@@ -170,14 +149,58 @@ PLAIN = ["--model", "plain3", "--weights", "none"]
     ],
 )
 def test_what_cannot_be_is_said_in_one_line(images: Path, tmp_path: Path, typed: list[str], said: str) -> None:
-    done = RUNNER.invoke(app, ["train", "--data", str(images), "--out", str(tmp_path / "run"), "--size", "32", *typed])
-    assert isinstance(done.exception, UserError) or done.exit_code == 2, done.output
-    assert said in str(done.exception) + done.output
+    assert said in complaint("train", "--data", images, "--out", tmp_path / "run", "--size", "32", *typed)
 
 
 @pytest.mark.slow
 def test_what_intervals_have_no_use_for_is_refused(run: Path, images: Path) -> None:
-    typed = ["certify", str(run), "--data", str(images), "--method", "ibp"]
     for option in ("--steps", "--neurons"):
-        with pytest.raises(UserError, match="neurons and steps need the method crown"):
-            RUNNER.invoke(app, [*typed, option, "500"], catch_exceptions=False)
+        said = complaint("certify", run, "--data", images, "--method", "ibp", option, "500")
+        assert "neurons and steps need the method crown" in said
+
+
+@pytest.mark.slow
+def test_members_are_trained_and_certified_by_the_commands(images: Path, tmp_path: Path) -> None:
+    run = train(images, tmp_path / "run", "--set", "model.members=2")
+    call("certify", run, "--data", images, "--epsilon", "0.002", "--method", "ibp")
+    assert len(load_run(run).model.members()) == 2
+    assert atomic.read_table(newest(run) / "certified.parquet")["proved"].any()
+    training = atomic.read_json(run / "training.json")
+    assert (training["monitor"], training["best_value"] >= 0) == ("val_certified_accuracy", True)
+
+
+def shown(proofs: Any = (), attacks: Any = ()) -> list[Run]:
+    """The runs of a report: one with these figures."""
+    content = {"model": "plain3", "defence": "ibp", "clean": {"accuracy": {"value": 0.8}}}
+    document = RunDocument.model_validate(content | {"certified": [*proofs], "attacks": [*attacks]})
+    return [Run(document, Path("runs/a"), [], label="plain3 ibp")]
+
+
+ENTRY = {"epsilon": 0.02, "accuracy": {"value": 0.6, "ci": [0.5, 0.7]}, "balanced_accuracy": {"value": 0.55}, "n": 100}
+ATTACKS = [
+    {"attack": name, "epsilon": epsilon, "accuracy": {"value": value}}
+    for name, epsilon, value in (
+        ("fgsm", 0.02, 0.7),
+        ("worst-case", 0.02, 0.65),
+        ("pgd", 0.05, 0.1),
+        ("pgd-l2", 0.02, 0),
+    )
+]
+
+
+def test_beside_a_proof_stands_the_lowest_attack_of_the_same_ball() -> None:
+    table = robustness.proved(shown([ENTRY], ATTACKS))
+    cells = dict(zip(table.header, *table.rows, strict=True))
+    assert (cells["Certified, %"].value, cells["Under attack, %"].value) == (0.6, 0.65)
+    assert (cells["Strongest"].text, cells["Open, points"].text) == ("worst-case", "5.0")
+
+
+def test_the_bar_goes_from_proof_by_the_open_part_to_what_is_lost() -> None:
+    (gap,) = robustness.list_proofs(shown([ENTRY], ATTACKS))
+    assert charts.proof_parts(gap) == [(0.0, 0.6), (0.6, 0.65), (0.65, 0.8)]
+    (alone,) = robustness.list_proofs(shown([ENTRY]))
+    assert charts.proof_parts(alone) == [(0.0, 0.6), (0.6, 0.8), (0.8, 0.8)]
+    assert svg.render_inline(charts.proof_bars(shown([ENTRY], ATTACKS)), "k").startswith("<svg role")
+    for missing in ([], [{"epsilon": 0.1}]):
+        assert robustness.proved(shown(missing)) is None
+        assert charts.proof_bars(shown(missing)) is None

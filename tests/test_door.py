@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from benchmarks.masked_models import PITFALLS
+from benchmarks.masked_models import PITFALLS, Images
 from torch import Tensor, nn
 
-from small_networks import SIDE, images_and_labels, trained
+from small_networks import SIDE, Wrapped, images_and_labels, trained
 from trustcxr import models
 from trustcxr.attacks.adaptive import AttackView, GradientTraits, probe_gradients
 from trustcxr.audit.active_test import active_test
@@ -23,14 +23,16 @@ from trustcxr.models import export
 from trustcxr.storage.schemas import AttackResult, EntryCheck, RunDocument, Share
 
 CLASSES = ("COVID-19", "Non-COVID", "Normal")
+Change = Callable[[Tensor], Tensor]
+STOPPED = {"gradients", "nothing stops gradients"}
 
 
 @pytest.fixture(scope="module")
-def radiographs() -> tuple[Tensor, Tensor]:
+def radiographs() -> Images:
     return images_and_labels(60, seed=5)
 
 
-def door(net: Any, radiographs: tuple[Tensor, Tensor], **declared: Any) -> EntryReport:
+def door(net: Any, radiographs: Images, **declared: Any) -> EntryReport:
     options = {"classes": CLASSES, "size": SIDE, "trust_code": True} | declared
     return run_entry_checks(load(net, **options), *radiographs, epsilon=0.05, planted=4)
 
@@ -43,38 +45,44 @@ def text(found: EntryReport, check: str) -> str:
     return next(c.text for c in found.checks if c.check == check)
 
 
-def test_nothing_honest_is_accused(radiographs: tuple[Tensor, Tensor], bars: list) -> None:
+def test_nothing_honest_is_accused(radiographs: Images, bars: list) -> None:
     found = door(trained(), radiographs)
     assert [(done, total) for said, done, total in bars if said.endswith("entry checks")] == [(3, 3)]
     assert failed(found) == set()
     assert found.attacks_reliable
-    passed = {c.check for c in found.checks if c.passed}
-    assert passed >= {"declaration", "same answer twice", "same answer alone", "logits", "gradients"}
-    assert passed >= {"no gradients used inside", "active test"}
+    passed = {"declaration", "same answer twice", "same answer alone", "logits", "gradients"}
+    passed |= {"no gradients used inside", "active test"}
+    assert passed <= {c.check for c in found.checks if c.passed}
     documents = [EntryCheck.model_validate(check, from_attributes=True) for check in found.checks]
     assert all(c.plain().keys() == {"check", "passed", "text", "grave"} for c in documents)
 
 
-@pytest.mark.expensive("noise-checks4", "random resizing-checks5")
-@pytest.mark.parametrize(
-    ("name", "checks"),
-    [
-        ("logits x 1000", {"scale of the logits"}),
-        ("tanh(1000 logits)", {"gradients"}),
-        ("3 bits", {"gradients", "nothing stops gradients"}),
-        ("jpeg", {"gradients", "nothing stops gradients"}),
-        ("noise", {"same answer twice"}),
-        # With black around its images this network is right on fewer of them, and with another range on all.
-        ("random resizing", {"same answer twice", "declaration"}),
-    ],
-)
-def test_each_liar_is_flagged_for_what_it_does(name: str, checks: set[str], radiographs: tuple[Tensor, Tensor]) -> None:
+LIARS: dict[str, tuple[set[str], Callable[[GradientTraits], bool]]] = {
+    "logits x 1000": ({"scale of the logits"}, lambda t: t.scale > 100),
+    "tanh(1000 logits)": ({"gradients"}, lambda t: t.zero_gradients == 1 and t.healed == 0),
+    "3 bits": (STOPPED, lambda t: t.stopped == {"round": 1}),
+    "3 bits of integers": (STOPPED, lambda t: "detour" in t.stopped),
+    "jpeg": (STOPPED, lambda t: "detour" in t.stopped),
+    "noise": ({"same answer twice"}, lambda t: t.random and t.draws >= 8),
+    # With black around its images this network is right on fewer of them, and with another range on all.
+    "random resizing": ({"same answer twice", "declaration"}, lambda t: t.random),
+}
+
+
+@pytest.mark.parametrize("name", LIARS)
+def test_what_a_liar_does_is_seen(name: str, radiographs: Images) -> None:
+    assert LIARS[name][1](probe_gradients(PITFALLS[name](trained()), radiographs[0]))
+
+
+@pytest.mark.expensive("noise", "random resizing", "3 bits of integers")
+@pytest.mark.parametrize("name", LIARS)
+def test_each_liar_is_flagged_for_what_it_does(name: str, radiographs: Images) -> None:
     found = door(PITFALLS[name](trained()), radiographs)
-    assert failed(found) == checks
+    assert failed(found) == LIARS[name][0]
     assert found.attacks_reliable  # with BPDA and draws the attack finds what was planted
 
 
-def test_a_wrong_class_order_is_noticed_with_the_remedy(radiographs: tuple[Tensor, Tensor]) -> None:
+def test_a_wrong_class_order_is_noticed_with_the_remedy(radiographs: Images) -> None:
     images, labels = radiographs
     turned = torch.tensor([1, 2, 0])[labels]  # the truth as whoever mixed the names up has it
     found = door(trained(), (images, turned), classes=("Normal", "COVID-19", "Non-COVID"))
@@ -82,16 +90,9 @@ def test_a_wrong_class_order_is_noticed_with_the_remedy(radiographs: tuple[Tenso
     assert "write output.classes: [COVID-19, Non-COVID, Normal]" in text(found, "declaration")
 
 
-class Wants(nn.Module):
-    """The trained network behind images that were made as `make` says."""
-
-    def __init__(self, make: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.make, self.net = make, trained()
-        self.eval()
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.net(self.make(images))
+def wanting(make: Change) -> nn.Module:
+    """Return the trained network behind images that are changed first."""
+    return Wrapped(trained(), lambda net, images: net(make(images)))
 
 
 INVERTED = {"range": (255, 0), "std": (0.5,), "mean": (0.5,)}
@@ -108,90 +109,60 @@ INVERTED = {"range": (255, 0), "std": (0.5,), "mean": (0.5,)}
         (lambda x: (1 - x) / 2, INVERTED, "write input.range: [1, -1] without mean and std, as M"),
     ],
 )
-def test_a_wrong_range_is_noticed_with_the_remedy(
-    make: Callable[[Tensor], Tensor], declared: dict[str, Any], remedy: str, radiographs: tuple[Tensor, Tensor]
-) -> None:
-    found = door(Wants(make), radiographs, **declared)
+def test_a_wrong_range_has_a_remedy(make: Change, declared: dict[str, Any], remedy: str, radiographs: Images) -> None:
+    found = door(wanting(make), radiographs, **declared)
     assert "declaration" in failed(found)
     assert remedy in text(found, "declaration")
 
 
-def test_a_missing_mean_and_std_are_noticed(radiographs: tuple[Tensor, Tensor]) -> None:
+def test_a_missing_mean_and_std_are_noticed(radiographs: Images) -> None:
     mean, std = torch.tensor([0.485, 0.456, 0.406])[:, None, None], torch.tensor([0.229, 0.224, 0.225])[:, None, None]
-    net = Wants(lambda x: (x * std + mean).mean(1, keepdim=True))
+    net = wanting(lambda x: (x * std + mean).mean(1, keepdim=True))
     assert "input.mean: [0.485" in text(door(net, radiographs, channels=3), "declaration")
     assert failed(door(net, radiographs, channels=3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))) == set()
 
 
-def test_a_model_at_chance_is_said_to_be_and_accused_of_nothing_else(radiographs: tuple[Tensor, Tensor]) -> None:
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Flatten(), nn.Linear(SIDE * SIDE, 3))
-    found = door(net, radiographs)
+def test_a_model_at_chance_is_said_to_be_and_accused_of_nothing_else(radiographs: Images) -> None:
+    found = door(nn.Sequential(nn.Flatten(), nn.Linear(SIDE * SIDE, 3)), radiographs)
     assert failed(found) == {"declaration"}
     assert "no better than chance" in text(found, "declaration")
 
 
-def test_probabilities_in_place_of_logits_are_noticed_both_ways(radiographs: tuple[Tensor, Tensor]) -> None:
+def test_probabilities_in_place_of_logits_are_noticed_both_ways(radiographs: Images) -> None:
     ends_in_softmax = nn.Sequential(trained(), nn.Softmax(1)).eval()
     taken_as_logits = door(ends_in_softmax, radiographs)
     assert "write output.kind: probabilities" in text(taken_as_logits, "logits")
     assert torch.allclose(taken_as_logits.model(radiographs[0]), trained()(radiographs[0]).log_softmax(1), atol=1e-5)
     assert taken_as_logits.attacks_reliable
     assert failed(door(ends_in_softmax, radiographs, output="probabilities")) == set()
+    assert failed(door(nn.Sequential(trained(), nn.Sigmoid()).eval(), radiographs, output="sigmoid")) == set()
     assert "write output.kind: logits" in text(door(trained(), radiographs, output="probabilities"), "logits")
 
 
 @pytest.mark.parametrize("output", ["logits", "probabilities"])
 @pytest.mark.parametrize("classes", [2, 3])
 def test_one_sigmoid_a_class_is_noticed_and_its_logits_are_taken(output: str, classes: int) -> None:
-    class Sigmoids(nn.Module):
-        """A sigmoid that torch sees, or one written out, of which nobody sees what went into it."""
-
-        def __init__(self, hidden: bool) -> None:
-            super().__init__()
-            self.hidden, self.net = hidden, trained(classes=classes)
-            self.eval()
-
-        def forward(self, images: Tensor) -> Tensor:
-            logits = self.net(images)
-            return 1 / (1 + (-logits).exp()) if self.hidden else torch.sigmoid(logits)
-
+    """A sigmoid that torch sees, or one written out, of which nobody sees what went into it."""
     images, labels = images_and_labels(60, classes=classes, seed=5)
-    for hidden in (False, True):
-        found = door(Sigmoids(hidden), (images, labels), output=output, classes=CLASSES[:classes])
+    for sigmoid in (torch.sigmoid, lambda logits: 1 / (1 + (-logits).exp())):
+        model = Wrapped(trained(classes=classes), lambda net, x, sigmoid=sigmoid: sigmoid(net(x)))
+        found = door(model, (images, labels), output=output, classes=CLASSES[:classes])
         assert failed(found) == {"logits"}
         assert "do not sum to 1: each was taken as the sigmoid of its class" in text(found, "logits")
-        assert found.model is not None
         assert torch.allclose(found.model(images), trained(classes=classes)(images), atol=1e-3)
         assert found.attacks_reliable
 
 
-class Unsure(nn.Module):
-    """A network whose logits of the images all lie between 0 and 1."""
-
-    def __init__(self, net: nn.Module, radiographs: Tensor) -> None:
-        super().__init__()
-        with torch.no_grad():
-            logits = net(radiographs)
-        self.net, self.low, self.span = net, float(logits.min()) - 0.05, float(logits.max() - logits.min()) + 0.1
-        for part in net.modules():  # the layer that makes them is scaled, as a network that learnt little has it
-            if isinstance(part, nn.Linear):
-                part.weight.data /= self.span
-                part.bias.data.sub_(self.low).div_(self.span)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.net(images)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("ending", ["", ".pt2", ".onnx"])
-def test_logits_between_0_and_1_that_a_last_layer_makes_are_logits(
-    ending: str, radiographs: tuple[Tensor, Tensor], tmp_path: Path
-) -> None:
-    net = Unsure(deepcopy(trained()), radiographs[0]).eval()
+def test_logits_between_0_and_1_of_a_last_layer_are_logits(ending: str, radiographs: Images, tmp_path: Path) -> None:
+    net = deepcopy(trained())
+    logits = net(radiographs[0]).detach()
+    low, span = logits.min() - 0.05, logits.max() - logits.min() + 0.1
+    net.head.weight.data /= span  # as a network that learnt little has it
+    net.head.bias.data.sub_(low).div_(span)
     answers = net(radiographs[0]).detach()
-    assert answers.min() > 0
-    assert answers.max() < 1
+    assert 0 < answers.min() < answers.max() < 1
     source: Any = net
     if ending:
         source = tmp_path / f"m{ending}"
@@ -199,7 +170,6 @@ def test_logits_between_0_and_1_that_a_last_layer_makes_are_logits(
     found = door(source, radiographs, channels=1)
     assert "logits" not in failed(found)
     assert "its last layer makes them" in text(found, "logits")
-    assert found.model is not None
     assert torch.allclose(found.model(radiographs[0]), answers, atol=1e-5)
 
 
@@ -214,58 +184,19 @@ def test_logits_between_0_and_1_that_a_last_layer_makes_are_logits(
     ],
     ids=["tanh", "in place", "layer behind", "written out", "mean"],
 )
-def test_what_comes_after_the_last_layer_is_no_logit_of_it(
-    squash: Callable[[Tensor], Tensor], radiographs: tuple[Tensor, Tensor]
-) -> None:
-    class Squashed(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = trained()
-            self.eval()
-
-        def forward(self, images: Tensor) -> Tensor:
-            return squash(self.net(images))
-
-    found = door(Squashed(), radiographs)
+def test_what_comes_after_the_last_layer_is_no_logit_of_it(squash: Change, radiographs: Images) -> None:
+    found = door(Wrapped(trained(), lambda net, images: squash(net(images))), radiographs)
     assert "each was taken as the sigmoid of its class" in text(found, "logits")
 
 
-def test_answers_made_by_a_sigmoid_are_accused_of_nothing(radiographs: tuple[Tensor, Tensor]) -> None:
-    assert failed(door(nn.Sequential(trained(), nn.Sigmoid()).eval(), radiographs, output="sigmoid")) == set()
-
-
-def test_saturated_probabilities_are_measured(radiographs: tuple[Tensor, Tensor]) -> None:
-    class Sure(nn.Module):
-        def forward(self, images: Tensor) -> Tensor:
-            return (1000 * trained()(images)).softmax(1)
-
-    found = door(Sure(), radiographs, output="probabilities")
+def test_saturated_probabilities_are_measured(radiographs: Images) -> None:
+    sure = Wrapped(trained(), lambda net, images: (1000 * net(images)).softmax(1))
+    found = door(sure, radiographs, output="probabilities")
     assert "100.0% are 0 or 1 to rounding" in text(found, "logits")
     assert found.attacks_reliable
 
 
-class UsesGradients(nn.Module):
-    """Moves the image up its own confidence before it answers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = trained()
-        self.eval()
-
-    def forward(self, images: Tensor) -> Tensor:
-        with torch.enable_grad():
-            leaf = images.detach().requires_grad_(True)
-            (slope,) = torch.autograd.grad(self.net(leaf).amax(1).sum(), leaf)
-        return self.net(images + 0.01 * slope.sign())
-
-
-def test_gradients_used_inside_the_model_are_noticed(radiographs: tuple[Tensor, Tensor]) -> None:
-    before = torch.autograd.grad
-    assert "no gradients used inside" in failed(door(UsesGradients(), radiographs))
-    assert torch.autograd.grad is before
-
-
-def test_a_model_without_gradients_is_attacked_without_them(radiographs: tuple[Tensor, Tensor]) -> None:
+def test_a_model_without_gradients_is_attacked_without_and_one_behind_numpy_through_it(radiographs: Images) -> None:
     patterns = [radiographs[0][radiographs[1] == k].mean(0).flatten().numpy() for k in range(3)]
 
     def blind(images: Tensor) -> Any:
@@ -274,52 +205,51 @@ def test_a_model_without_gradients_is_attacked_without_them(radiographs: tuple[T
     found = door(blind, radiographs)
     assert not found.gradients
     assert "robust accuracy can only be overestimated" in text(found, "conversion")
-
-
-def test_a_network_behind_numpy_is_attacked_through_it(radiographs: tuple[Tensor, Tensor]) -> None:
-    def behind(images: Tensor) -> Any:
-        return trained()(images).detach().numpy()
-
-    found = door(behind, radiographs)
+    found = door(lambda images: trained()(images).detach().numpy(), radiographs)
     assert found.gradients
     assert found.attacks_reliable
     assert "BPDA gives it some" in text(found, "conversion")
 
 
-class Searches(nn.Module):
-    """Answers by the noisy copy of the image that it is surest of; no gradient is computed."""
-
-    def __init__(self, net: nn.Module, copies: int) -> None:
-        super().__init__()
-        self.net, self.copies = net, copies
-
-    def forward(self, images: Tensor) -> Tensor:
-        noise = torch.randn((self.copies, *images.shape[1:]), generator=torch.Generator().manual_seed(0))
-        answers = torch.stack([self.net((images + 0.05 * one).clamp(0, 1)) for one in noise])
-        best = answers.softmax(2).amax(2).argmax(0)
-        return answers[best, torch.arange(len(images))]
+def climb(net: nn.Module, images: Tensor) -> Tensor:
+    """Move the image up the network's own confidence before it answers."""
+    with torch.enable_grad():
+        leaf = images.detach().requires_grad_(True)
+        (slope,) = torch.autograd.grad(net(leaf).amax(1).sum(), leaf)
+    return net(images + 0.01 * slope.sign())
 
 
-def test_a_search_inside_is_said_and_one_pass_too(radiographs: tuple[Tensor, Tensor]) -> None:
-    found = door(Searches(trained(), 8).eval(), radiographs)
+def searching(copies: int) -> nn.Module:
+    """Return a network that answers by the noisy copy of the image that it is surest of; it computes no gradient."""
+
+    def answer(net: nn.Module, images: Tensor) -> Tensor:
+        noise = torch.randn((copies, *images.shape[1:]), generator=torch.Generator().manual_seed(0))
+        answers = torch.stack([net((images + 0.05 * one).clamp(0, 1)) for one in noise])
+        return answers[answers.softmax(2).amax(2).argmax(0), torch.arange(len(images))]
+
+    return Wrapped(trained(), answer)
+
+
+def test_gradients_used_inside_are_noticed_and_a_search_and_one_pass_said(radiographs: Images) -> None:
+    before = torch.autograd.grad
+    assert "no gradients used inside" in failed(door(Wrapped(trained(), climb), radiographs))
+    assert torch.autograd.grad is before
+    found = door(searching(8), radiographs)
     assert text(found, "one pass").startswith("its first layer runs 8 times for one image")
     assert text(found, "no gradients used inside") == "it computes none while it answers"
-    once = door(Searches(trained(), 1).eval(), radiographs)
+    once = door(searching(1), radiographs)
     assert text(once, "no gradients used inside") == "it answers in one forward pass"
     assert "one pass" not in {check.check for check in once.checks}
 
 
-def test_answers_of_another_kind_stop_an_explanation_before_it_begins(radiographs: tuple[Tensor, Tensor]) -> None:
+def test_answers_of_another_kind_stop_an_explanation_before_it_begins(radiographs: Images) -> None:
     probable = load(nn.Sequential(trained(), nn.Softmax(1)).eval(), classes=CLASSES, size=SIDE)
-    assert probable.model is not None
     with pytest.raises(UserError, match=r"mine: it answers with probabilities.* write output.kind: probabilities"):
         check_kind(probable.model, radiographs[0], "mine")
-    honest = load(trained(), classes=CLASSES, size=SIDE)
-    assert honest.model is not None
-    check_kind(honest.model, radiographs[0], "mine")
+    check_kind(load(trained(), classes=CLASSES, size=SIDE).model, radiographs[0], "mine")
 
 
-def test_only_scores_pass_the_door_unattacked(radiographs: tuple[Tensor, Tensor], tmp_path: Any) -> None:
+def test_only_scores_pass_the_door_unattacked(radiographs: Images, tmp_path: Any) -> None:
     path = tmp_path / "scores.csv"
     path.write_text("image,COVID-19,Non-COVID,Normal\na,1,2,3\n")
     found = run_entry_checks(load(path, classes=CLASSES), *radiographs)
@@ -332,53 +262,39 @@ def unadapted(model: nn.Module, images: Tensor) -> GradientTraits:
     return replace(traits, stopped={}, zero_gradients=0.0, broken_gradients=0.0)
 
 
-@pytest.mark.expensive("jpeg")
-@pytest.mark.parametrize("name", ["tanh(1000 logits)", "3 bits", "jpeg"])
-def test_the_active_test_does_not_believe_an_attack_that_a_liar_fools(
-    name: str, radiographs: tuple[Tensor, Tensor]
-) -> None:
-    images, liar = radiographs[0][:4], PITFALLS[name](trained())
-    plain = active_test(liar, images, epsilon=0.03, traits=unadapted(liar, images))
-    assert plain is not None
-    assert not plain.passed
-    mended = active_test(liar, images, epsilon=0.03)
-    assert mended is not None
+def one_finding(net: nn.Module) -> nn.Module:
+    """Return the network with the first logit less the second as its only one."""
+    head, net.head = net.head, nn.Linear(net.head.in_features, 1)
+    with torch.no_grad():
+        net.head.weight.copy_(head.weight[:1] - head.weight[1:2])
+        net.head.bias.copy_(head.bias[:1] - head.bias[1:2])
+    return net.eval()
+
+
+@pytest.mark.expensive("jpeg-3")
+@pytest.mark.parametrize(
+    ("name", "outputs"), [("tanh(1000 logits)", 3), ("3 bits", 3), ("jpeg", 3), (None, 1), ("3 bits", 1), ("jpeg", 1)]
+)
+def test_an_attack_that_a_liar_fools_is_not_believed(name: str | None, outputs: int, radiographs: Images) -> None:
+    images, net = radiographs[0][:4], trained() if outputs == 3 else one_finding(deepcopy(trained()))
+    model = PITFALLS[name](net) if name else net
+    plain = active_test(model, images, epsilon=0.03, traits=unadapted(model, images))
+    assert plain.passed == (name is None)
+    mended = active_test(model, images, epsilon=0.03)
     assert mended.passed
     assert mended.random_share < mended.share
 
 
-def test_a_corner_that_nobody_planted_is_not_told_by_how_far_out_it_lies(radiographs: tuple[Tensor, Tensor]) -> None:
+def test_a_corner_that_nobody_planted_is_not_told_by_how_far_out_it_lies(radiographs: Images) -> None:
     torch.manual_seed(1)
     net = models.build("plain3", classes=3).eval()
     images = nn.functional.interpolate(radiographs[0][:16], size=(32, 32), mode="bilinear")
     planted = active_test(net, images, epsilon=0.02)
-    assert planted is not None
     assert (planted.count, planted.share, planted.random_share) == (16, 1.0, 0.0)
 
 
-@pytest.mark.parametrize("name", [None, "3 bits", "jpeg"])
-def test_examples_are_planted_in_a_model_of_one_finding_too(
-    name: str | None, radiographs: tuple[Tensor, Tensor]
-) -> None:
-    net = deepcopy(trained())
-    head = net.head
-    net.head = nn.Linear(head.in_features, 1)
-    with torch.no_grad():
-        net.head.weight.copy_(head.weight[:1] - head.weight[1:2])
-        net.head.bias.copy_(head.bias[:1] - head.bias[1:2])
-    model = net.eval() if name is None else PITFALLS[name](net.eval())
-    plain = active_test(model, radiographs[0][:4], epsilon=0.03, traits=unadapted(model, radiographs[0][:4]))
-    mended = active_test(model, radiographs[0][:4], epsilon=0.03)
-    assert plain is not None
-    assert mended is not None
-    assert plain.passed == (name is None)
-    assert mended.passed
-    assert mended.random_share < mended.share
-
-
 def test_an_attack_that_fails_the_active_test_is_not_believed() -> None:
-    checks = (Check("active test", False, "found 3 of 16"),)
-    assert not EntryReport(checks).attacks_reliable
+    assert not EntryReport((Check("active test", False, "found 3 of 16"),)).attacks_reliable
 
 
 def test_black_box_beats_white_box() -> None:
@@ -390,11 +306,10 @@ def test_black_box_beats_white_box() -> None:
         assert [check.passed for check in compare_black_box(RunDocument(attacks=attacks))] == [passed]
 
 
-def test_the_model_is_left_as_it_was(radiographs: tuple[Tensor, Tensor]) -> None:
+def test_the_model_is_left_as_it_was(radiographs: Images) -> None:
     net = trained()
-    given = load(net, classes=CLASSES, size=SIDE)
     before, state = {k: v.clone() for k, v in net.state_dict().items()}, torch.get_rng_state()
-    run_entry_checks(given, *radiographs, planted=2)
+    run_entry_checks(load(net, classes=CLASSES, size=SIDE), *radiographs, planted=2)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
     assert all(p.grad is None for p in net.parameters())
@@ -409,9 +324,7 @@ def measuring_its_batch() -> nn.Module:
 
 
 @pytest.mark.slow
-def test_a_model_whose_answer_hangs_on_the_images_beside_it_is_noticed(
-    radiographs: tuple[Tensor, Tensor], tmp_path: Path
-) -> None:
+def test_a_model_whose_answer_hangs_on_the_images_beside_it_is_noticed(radiographs: Images, tmp_path: Path) -> None:
     batch = ({0: torch.export.Dim("batch")},)
     program = torch.export.export(measuring_its_batch(), (radiographs[0][:2],), dynamic_shapes=batch)
     torch.export.save(program, tmp_path / "m.pt2")
@@ -425,24 +338,15 @@ def test_a_model_whose_answer_hangs_on_the_images_beside_it_is_noticed(
     assert "same answer alone" in failed(over_images)
 
 
-def test_rounding_and_a_fixed_batch_are_no_images_beside_a_image(
-    radiographs: tuple[Tensor, Tensor], tmp_path: Path
-) -> None:
-    class Coarse(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = deepcopy(trained()).bfloat16()
-
-        def forward(self, images: Tensor) -> Tensor:
-            return self.net(images.bfloat16()).float()
-
+def test_rounding_and_a_fixed_batch_are_no_images_beside_a_image(radiographs: Images, tmp_path: Path) -> None:
+    coarse = Wrapped(deepcopy(trained()).bfloat16(), lambda net, images: net(images.bfloat16()).float())
     torch.export.save(torch.export.export(trained(), (radiographs[0][:4],)), tmp_path / "m.pt2")
     shrunk = torch.ao.quantization.quantize_dynamic(trained(), {nn.Linear}, dtype=torch.qint8)
-    for source in (Coarse().eval(), tmp_path / "m.pt2", shrunk, lambda images: trained()(images).squeeze()):
+    for source in (coarse, tmp_path / "m.pt2", shrunk, lambda images: trained()(images).squeeze()):
         assert "same answer alone" not in failed(door(source, radiographs))
 
 
-def test_a_random_model_is_judged_by_the_mean_over_draws(radiographs: tuple[Tensor, Tensor]) -> None:
+def test_a_random_model_is_judged_by_the_mean_over_draws(radiographs: Images) -> None:
     found = door(PITFALLS["noise"](trained()), radiographs)
     assert isinstance(found.evaluated_model, AttackView)
     assert found.evaluated_model.draws == 16
@@ -453,15 +357,9 @@ def test_a_random_model_is_judged_by_the_mean_over_draws(radiographs: tuple[Tens
 
 
 @pytest.mark.slow
-def test_the_declaration_of_a_random_model_is_judged_by_the_mean_of_its_draws(
-    radiographs: tuple[Tensor, Tensor],
-) -> None:
-    class OftenWrong(nn.Module):
-        """Right on average; in two passes of five its answer is another class for all images."""
-
-        def forward(self, images: Tensor) -> Tensor:
-            one = torch.tensor([8.0, 0.0, 0.0]) * (torch.rand(()) < 0.4)
-            return trained()(images).softmax(1) * 20 + one
-
-    accuracies = {text(door(OftenWrong(), radiographs), "declaration").split(" as declared")[0] for _ in range(2)}
+def test_the_declaration_of_a_random_model_is_judged_by_its_mean_over_draws(radiographs: Images) -> None:
+    """It is right on average; in two passes of five its answer is another class for all images."""
+    one = torch.tensor([8.0, 0.0, 0.0])
+    model = Wrapped(trained(), lambda net, images: net(images).softmax(1) * 20 + one * (torch.rand(()) < 0.4))
+    accuracies = {text(door(model, radiographs), "declaration").split(" as declared")[0] for _ in range(2)}
     assert accuracies == {"accuracy on 60 images is 100.0%"}

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from test_audit_command import CLASSES, GREYS, Brightness, _short, greys  # noqa: F401
+from pack import Pack
+from test_audit_command import CLASSES, GREYS, Brightness, _short  # noqa: F401
 from test_cli import run
 from trustcxr.audit import run_audit as audits
 from trustcxr.data import load_dataset
@@ -59,8 +60,6 @@ def test_the_worst_draw_of_each_image_counts_and_how_many_are_right() -> None:
     assert len(drawn.unique(dim=0)) == 16
     assert not (drawn == first).all((1, 2)).any(), "an attack that begins with this random state has seen none of them"
     assert torch.allclose(mean, drawn.mean(0))
-    assert share is not None
-    assert again is not None
     assert np.array_equal(share, again)
     assert 0 < share.mean() < 1
     for place, label in enumerate(labels):
@@ -71,46 +70,35 @@ def test_the_worst_draw_of_each_image_counts_and_how_many_are_right() -> None:
 
 
 @pytest.mark.slow
-def test_what_counts_in_the_worst_case_stands_beside_what_one_answer_is_worth(
-    greys: Path,  # noqa: F811
-    tmp_path: Path,
-) -> None:
+def test_what_counts_in_the_worst_case_stands_beside_what_one_answer_is_worth(pack: Pack, tmp_path: Path) -> None:
     model = restless(tmp_path / "model", Restless(), LOGITS)
     asked = ["--attack", "fgsm", "--attack", "worst-case", "--epsilon", "0.02"]
-    done = run("audit", model, "--data", greys, "--out", tmp_path / "audit", "--trust-code", *asked, "--json")
+    done = run("audit", model, "--data", pack.greys(), "--out", tmp_path / "audit", "--trust-code", *asked, "--json")
     found = json.loads(done.stdout)
     assert "see the same draw" not in done.stderr
     worst = next(row for row in found["attacks"] if row["attack"] == "worst-case")
     steady = next(row for row in found["attacks"] if row["attack"] == "fgsm")
     assert worst["draws"]["count"] == found["clean"]["draws"]["count"] == 16
-    assert (
-        worst["accuracy"]["value"]
-        == worst["draws"]["each"]["value"]
-        < worst["draws"]["one"]["value"]
-        < found["clean"]["draws"]["one"]["value"]
-    )
+    each, one = (worst["draws"][name]["value"] for name in ("each", "one"))
+    assert worst["accuracy"]["value"] == each < one < found["clean"]["draws"]["one"]["value"]
     assert steady["draws"]["each"]["value"] < steady["draws"]["one"]["value"]
     assert steady["accuracy"]["value"] > steady["draws"]["each"]["value"], "of one attack the mean of the draws counts"
     assert found["clean"]["accuracy"]["value"] > found["clean"]["draws"]["each"]["value"]
     table = atomic.read_table(tmp_path / "audit" / "predictions.parquet")
     rows = table[table["attack"] == "worst-case"]
-    assert rows["right_share"].mean() == pytest.approx(worst["draws"]["one"]["value"])
+    assert rows["right_share"].mean() == pytest.approx(one)
     right = np.stack(rows["logits"].tolist()).argmax(1) == rows["label"].to_numpy()
     assert np.array_equal(right, rows["right_share"].to_numpy() == 1)
     text = "\n".join(describe_audit(read_schema(audits.AuditDocument, tmp_path / "audit" / "audit.json")))
-    one = f"{100 * worst['draws']['one']['value']:.1f} %"
-    assert f"its answers are random: accuracy of one draw {one}" in text.replace("%", " %").replace("  %", " %")
+    shown = f"{100 * one:.1f} %"
+    assert f"its answers are random: accuracy of one draw {shown}" in text.replace("%", " %").replace("  %", " %")
     assert "the mean of 16 draws, under worst-case the worst of 16" in text
     assert "under FGSM but" not in text, "the one is judged by the mean of its draws, the other by the worst"
 
 
 @pytest.mark.slow
-def test_images_that_are_handed_in_are_judged_by_the_worst_draw_too(
-    greys: Path,  # noqa: F811
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    images = load_dataset(greys, size=16, classes=CLASSES)
+def test_submitted_images_meet_the_worst_draw_too(pack: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = load_dataset(pack.greys(), size=16, classes=CLASSES)
     pixels = torch.from_numpy(np.array(images.images)).float() / 255
     save_file(
         {name: (pixels[row] + 0.05).clamp(0, 1) for row, name in enumerate(images.sample_ids.tolist())},
@@ -120,8 +108,8 @@ def test_images_that_are_handed_in_are_judged_by_the_worst_draw_too(
     monkeypatch.setattr("trustcxr.audit.attack_runner.AttackRunner.__call__", lambda self, a, x, *rest: x)
     asked = {"attacks": ["worst-case"], "epsilons": [0.05], "trust_code": True}
     model = restless(tmp_path / "model", Restless(), LOGITS)
-    found = audits.audit(model, greys, tmp_path / "out", adversarial=tmp_path / "a.safetensors", **asked)  # type: ignore[arg-type]
-    again = audits.audit(model, greys, tmp_path / "again", adversarial=tmp_path / "a.safetensors", **asked)  # type: ignore[arg-type]
+    found = audits.audit(model, pack.greys(), tmp_path / "out", adversarial=tmp_path / "a.safetensors", **asked)  # type: ignore[arg-type]
+    again = audits.audit(model, pack.greys(), tmp_path / "again", adversarial=tmp_path / "a.safetensors", **asked)  # type: ignore[arg-type]
     assert again.submitted[0].plain() == found.submitted[0].plain()
     assert again.attacks[0].plain() == found.attacks[0].plain()
     table = atomic.read_table(tmp_path / "out" / "predictions.parquet")
@@ -136,20 +124,19 @@ def test_images_that_are_handed_in_are_judged_by_the_worst_draw_too(
 
 
 @pytest.mark.slow
-def test_of_findings_each_decision_has_its_draws(greys: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_of_findings_each_decision_has_its_draws(pack: Pack, tmp_path: Path) -> None:
     model = restless(tmp_path / "model", OneSigmoid(), "{kind: sigmoid, classes: [bright], thresholds: [0.5]}")
     labels: dict[str, str | None] = {"dark": "Normal", "grey": "Normal", "bright": "bright"}
     asked: Any = {"attacks": ["worst-case"], "epsilons": [0.02], "trust_code": True}
-    found = audits.audit(model, greys, tmp_path / "out", labels=labels, **asked)
+    found = audits.audit(model, pack.greys(), tmp_path / "out", labels=labels, **asked)
     assert found.clean.draws is None, "images as they are were answered for all findings at once"
-    assert found.attacks[0].draws is not None
     assert found.attacks[0].accuracy.value == found.attacks[0].draws.each.value
     assert GREYS[2] > 0.6 > GREYS[1]
 
 
-def test_a_model_without_chance_has_no_such_figures(greys: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_model_without_chance_has_no_such_figures(pack: Pack, tmp_path: Path) -> None:
     asked: Any = {"attacks": ["fgsm"], "epsilons": [0.02], "trust_code": True}
-    found = audits.audit(restless(tmp_path / "model", Brightness(), LOGITS), greys, tmp_path / "out", **asked)
+    found = audits.audit(restless(tmp_path / "model", Brightness(), LOGITS), pack.greys(), tmp_path / "out", **asked)
     assert "draws" not in found.plain()["clean"]
     assert "draws" not in found.plain()["attacks"][0]
     assert "right_share" not in atomic.read_table(tmp_path / "out" / "predictions.parquet")
@@ -157,12 +144,12 @@ def test_a_model_without_chance_has_no_such_figures(greys: Path, tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_the_same_command_draws_the_same(greys: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_the_same_command_draws_the_same(pack: Pack, tmp_path: Path) -> None:
     model = restless(tmp_path / "model", Restless(), LOGITS)
     tables = []
     for place in ("one", "two"):
         torch.rand(7)  # whatever was drawn before
-        audits.audit(model, greys, tmp_path / place, attacks=["fgsm"], epsilons=[0.02], trust_code=True)
+        audits.audit(model, pack.greys(), tmp_path / place, attacks=["fgsm"], epsilons=[0.02], trust_code=True)
         tables.append(atomic.read_table(tmp_path / place / "predictions.parquet"))
     for column in ("logits", "right_share", "moved"):
         assert np.array_equal(*(np.stack(table[column].tolist()) for table in tables), equal_nan=True), column

@@ -6,9 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.utils.data import TensorDataset
 
-from small_networks import images_and_labels, trained
+from small_networks import Wrapped, images_and_labels, trained
 from trustcxr.attacks import pgd
 from trustcxr.attacks.adaptive import probe_gradients
 from trustcxr.audit import attack_runner
@@ -19,50 +20,23 @@ EPSILON, COUNT = 0.04, 40
 RECIPE = GuardRecipe(images=24, queries=200, large_images=8, large_queries=60)
 
 
-class Images:
-    """As much of a data set as guards need."""
-
-    def __init__(self, images: Tensor, labels: Tensor) -> None:
-        self.pixels, self.labels = images, labels.numpy()
-        self.sample_ids = np.array([f"i{k}" for k in range(len(images))])
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-
-class Masked(nn.Module):
-    """A network whose gradient points the other way."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.net(2 * images.detach() - images)
-
-
 @pytest.fixture
 def tried(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Attack a model by PGD, and try the guards on what is left."""
     images, labels = images_and_labels(COUNT, seed=8)
-    dataset = Images(images, labels)
-    monkeypatch.setattr(attack_runner, "load_pixels", lambda data, rows, device: data.pixels[rows])
+    dataset: Any = TensorDataset(images)  # as much of a data set as guards need
+    dataset.labels, dataset.sample_ids = labels.numpy(), np.array([f"i{k}" for k in range(COUNT)])
+    monkeypatch.setattr(attack_runner, "load_pixels", lambda data, rows, device: images[rows])
 
     def work(model: nn.Module, *, quick: bool = True) -> Guards:
         runner = AttackRunner(model, probe_gradients(model, images[:8]), gradients=True, images=images)
         if quick:
             runner.__dict__["distilled"] = trained("standard")
-        pieces = []
-        for name, epsilon, seen in (
-            ("clean", 0.0, images),
-            ("worst-case", EPSILON, pgd(model, images, labels, epsilon=EPSILON, steps=10)),
-        ):
-            with torch.no_grad():
-                logits = list(model(seen).numpy())
-            about = {"sample_id": dataset.sample_ids, "label": labels.numpy(), "attack": name, "epsilon": epsilon}
-            pieces.append(pd.DataFrame(about).assign(logits=logits))
-        table = pd.concat(pieces, ignore_index=True)
-        return try_guards(runner, dataset, table, RECIPE)  # type: ignore[arg-type]
+        table = pd.DataFrame({"sample_id": [*dataset.sample_ids] * 2, "label": [*dataset.labels] * 2})
+        table["attack"], table["epsilon"] = np.repeat(["clean", "worst-case"], COUNT), np.repeat([0.0, EPSILON], COUNT)
+        attacked = pgd(model, images, labels, epsilon=EPSILON, steps=10)
+        table["logits"] = [*model(torch.cat([images, attacked])).detach().numpy()]
+        return try_guards(runner, dataset, table, RECIPE)
 
     return work
 
@@ -81,7 +55,8 @@ def test_an_honest_network_passes_and_a_masked_one_does_not(tried: Any) -> None:
     assert all(check.passed is not False for check in checks.values()), checks
     assert "Square with 200 queries breaks 0 of" in checks["long Square"].text
     assert f"among the {found['left']} of {COUNT} images" in checks["long Square"].text
-    masked = described(tried(Masked(trained("standard"))))
+    # A network whose gradient points the other way.
+    masked = described(tried(Wrapped(trained("standard"), lambda net, images: net(2 * images.detach() - images))))
     assert masked["long Square"].passed is False
     assert masked["surrogate"].passed is False
     assert all(check.grave for check in masked.values())

@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from trustcxr.audit import second_instance
 from trustcxr.audit.second_instance import AskedImages, answer_request, run_elsewhere
 
-CLASSES = ("COVID-19", "Non-COVID", "Normal")
-
 
 class Talkative(nn.Module):
     """For `python: test_second_instance:Talkative`: a network that prints."""
@@ -26,14 +24,12 @@ class Talkative(nn.Module):
 def ask(folder: Path, function: str) -> dict[str, object]:
     folder.mkdir()
     model = folder / "model.yaml"
-    model.write_text(f"python: test_second_instance:{function}\ninput: {{size: 8}}\n")
-    with model.open("a") as file:
-        file.write(f"output: {{kind: logits, classes: [{', '.join(CLASSES)}]}}\n")
+    output = "output: {kind: logits, classes: [COVID-19, Non-COVID, Normal]}\n"
+    model.write_text(f"python: test_second_instance:{function}\ninput: {{size: 8}}\n{output}")
     rows, pixels = np.arange(10), torch.rand(10, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     AskedImages(folder, 10)(("clean", 0.0), rows, pixels, Talkative()(pixels).numpy())
-    return {"model": str(model), "trust_code": True, "threads": 1, "folder": str(folder), "kind": "logits"} | {
-        "conversion": False
-    }
+    request = {"model": str(model), "trust_code": True, "threads": 1, "folder": str(folder), "kind": "logits"}
+    return request | {"conversion": False}
 
 
 def test_what_a_model_prints_does_not_mix_with_its_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,7 +53,6 @@ def test_what_a_model_prints_does_not_mix_with_its_answers(tmp_path: Path, monke
 
 
 def test_a_process_that_fails_says_why(tmp_path: Path) -> None:
-    request = ask(tmp_path / "asked", "Missing")
-    result = run_elsewhere(request)
+    result = run_elsewhere(ask(tmp_path / "asked", "Missing"))
     assert isinstance(result, str)
     assert "Missing" in result

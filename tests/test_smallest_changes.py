@@ -63,6 +63,5 @@ def test_the_curve_has_the_lowest_accuracy_at_each_epsilon_and_what_is_proved() 
     assert "under attack, at most, epsilon 0.02: 84.0" in page
     assert "proved, at least, epsilon 0.01: 50.0" in page
     curve = worst_curve(as_run(document))
-    assert curve is not None
     assert [key.text for key in curve.legend] == ["under attack, at most", "proved, at least", "a constant answer"]
     assert worst_curve(as_run(AuditDocument.model_validate(GOOD | {"attacks": []}))) is None
