@@ -170,6 +170,17 @@ def program(net: nn.Sequential, found: list[verify.Interval], row: np.ndarray, s
     return float(solved.fun)
 
 
+def test_one_hidden_layer_s_intervals_are_the_program_s_own() -> None:
+    """Before the first ReLU intervals are exact: nothing that a linear program knows of is lost."""
+    net, (images, _) = toy(), some(1, 3)
+    found = verify.intervals(verify.exact(net), interval(images, 0.3))
+    weight, bias = net[1].weight.detach(), net[1].bias.detach()
+    for j in range(7):
+        box = list(zip(found[0].low.flatten().tolist(), found[0].high.flatten().tolist(), strict=True))
+        least = linprog(weight[j].numpy(), bounds=box).fun + float(bias[j])
+        assert float(found[2].low[0, j]) == pytest.approx(least, abs=1e-9)
+
+
 @pytest.mark.parametrize("neurons", [0, 100])
 def test_crown_is_the_linear_program_over_its_own_lines(neurons: int) -> None:
     net, (images, labels) = toy(), some(3, 3)
