@@ -19,6 +19,7 @@ from trustcxr.training import monitor
 from trustcxr.training.step import TrainingStep
 
 MODEL = "test_resnet"  # timm's own network for tests
+Splits = tuple[Any, Any]  # images to train on, images to validate
 
 
 def seal(folder: Path) -> None:
@@ -26,6 +27,13 @@ def seal(folder: Path) -> None:
     content = atomic.read_yaml(folder / "run.yaml")
     sums = layout.checksums(folder, content["classes"])
     atomic.write_yaml(folder / "run.yaml", content | {"checksums": sums})
+
+
+def flip(file: Path) -> None:
+    """Turn one bit of a file round."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
 
 
 def make_images(folder: Path) -> tuple[Any, Any]:
@@ -63,6 +71,11 @@ def untrained(folder: Path, classes: tuple[str, ...] = ("a", "b", "c"), seed: in
     atomic.write_yaml(folder / "run.yaml", content)
     seal(folder)
     return folder
+
+
+def networks(*names: str) -> list[dict[str, str]]:
+    """The networks of a recipe, none with weights of its own."""
+    return [{"name": name, "weights": "none"} for name in names]
 
 
 def newest(run: Path) -> Path:
