@@ -2,7 +2,12 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from trustcxr.console import log
 from trustcxr.errors import CannotWrite, UserError
@@ -42,3 +47,26 @@ def held_on_its_node(task: Task) -> None:
         file.write(f"{task.run} {ray.get_runtime_context().get_node_id()}\n")
     while not (task.study / f"go-{task.run}").exists():
         time.sleep(0.05)
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from trustcxr.storage.locks import folder_lock
+with folder_lock(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+@contextmanager
+def holding(folder: Path) -> Iterator[int]:
+    """Let another process hold a folder, until it is killed at the end; its number."""
+    first = subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert first.stdout is not None
+        assert first.stdout.readline().strip() == "held"
+        yield first.pid
+    finally:
+        first.kill()
+        first.wait()
