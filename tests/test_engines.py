@@ -94,6 +94,7 @@ def test_a_process_that_is_killed_fails_its_run_alone_and_that_is_recorded_at_on
     killed = tmp_path / "runs" / "killed"
     outcomes = engines.get("local", 2).map(note, tasks, lambda: recorded.append(read_failure(killed)))
     assert [bool(outcome) for outcome in outcomes] == [True, False, False] * 2
+    assert "ended with code -9" in str(outcomes[0])
     assert len(recorded) == 5
     assert str(recorded[-1]).startswith("train: its process ended with code -9")
 

@@ -374,7 +374,8 @@ def test_what_is_not_there_is_said_before_the_training(tmp_path: Path, monkeypat
     ):
         with pytest.raises(UserError, match=said):
             preflight.check_study(tiny(**keys), tmp_path)
-    preflight.check_study(tiny(), tmp_path)
+    for explanation in (RECIPE["explanation"], {"methods": ["gradcam"]}):
+        preflight.check_study(tiny(explanation=explanation), tmp_path)
 
 
 def test_a_run_that_is_refused_leaves_its_folder_to_the_command_that_is_right(tmp_path: Path) -> None:
