@@ -6,17 +6,25 @@ from typing import Any
 import pytest
 import yaml
 
+import test_cli
+from test_cli import run
+from trustcxr import attacks, defences
 from trustcxr.errors import UserError
+from trustcxr.explain import METHODS
+from trustcxr.models import factory
 from trustcxr.recipes import parsing
 from trustcxr.recipes.run_recipe import RunRecipe
-from trustcxr.recipes.study_recipe import StudyRecipe, load_study, run_recipe, shipped_recipes
+from trustcxr.recipes.study_recipe import StudyRecipe, format_recipe, load_study, run_recipe, shipped_recipes
 from trustcxr.recipes.training_recipe import DefenceRecipe, ModelRecipe, TrainingRecipe
 
 
 def load(tmp_path: Path, **keys: Any) -> StudyRecipe:
-    path = tmp_path / "mine.yaml"
-    path.write_text(yaml.safe_dump({"name": "mine", "models": ["resnet18"]} | keys))
-    return load_study(path)
+    return load_text(tmp_path, yaml.safe_dump({"name": "mine", "models": ["resnet18"]} | keys))
+
+
+def load_text(tmp_path: Path, text: str) -> StudyRecipe:
+    (tmp_path / "mine.yaml").write_text(text, encoding="utf-8")
+    return load_study(tmp_path / "mine.yaml")
 
 
 def complaint(tmp_path: Path, **keys: Any) -> str:
@@ -29,21 +37,16 @@ def complaint(tmp_path: Path, **keys: Any) -> str:
 
 
 def test_splits_that_are_numbered_need_no_quotes(tmp_path: Path) -> None:
-    path = tmp_path / "mine.yaml"
-    path.write_text("{name: mine, models: [resnet18], data: {splits: {train: 1, val: 2, test: '3'}}}")
-    splits = load_study(path).data.splits
+    text = "{name: mine, models: [resnet18], data: {splits: {train: 1, val: 2, test: '3'}}}"
+    splits = load_text(tmp_path, text).data.splits
     assert (splits.train, splits.val, splits.test) == ("1", "2", "3")
-    assert "expected a valid string" in complaint(tmp_path, data={"splits": {"train": 1.5}})
-    assert "expected a valid string" in complaint(tmp_path, data={"splits": {"train": True}})
+    for wrong in (1.5, True):
+        assert "expected a valid string" in complaint(tmp_path, data={"splits": {"train": wrong}})
 
 
 @pytest.mark.expensive("paper", "twenty-one")
 @pytest.mark.parametrize("name", shipped_recipes())
 def test_a_shipped_recipe_loads_and_names_what_exists(name: str) -> None:
-    from trustcxr import attacks, defences
-    from trustcxr.explain import METHODS
-    from trustcxr.models import factory
-
     recipe = load_study(name)
     assert recipe.name == name
     assert recipe.title
@@ -58,25 +61,47 @@ def test_a_shipped_recipe_loads_and_names_what_exists(name: str) -> None:
     assert radii["fgsm"] == radii["pgd"]
     assert 0.02 in radii["pgd"]
     # The heart has a side; those that mirror chose it on validation.
-    assert recipe.training.augment.flip == (
-        0.5 if name in ("evidence", "localisation", "quick", "robustness", "side-by-side", "lungs", "twenty-one") else 0
-    )
+    mirror = ("evidence", "localisation", "quick", "robustness", "side-by-side", "lungs", "twenty-one")
+    assert recipe.training.augment.flip == (0.5 if name in mirror else 0)
 
 
-def test_the_paper_recipe_is_the_papers() -> None:
-    from trustcxr.models.factory import PAPER_MODELS
-
-    recipe = load_study("paper")
-    assert [model.name for model in recipe.models] == list(PAPER_MODELS)
-    assert {model.weights for model in recipe.models} == {"imagenet"}
-    assert (recipe.selection.count, recipe.selection.by, recipe.data.size) == (6, "accuracy", 224)
-    assert [(d.name, d.epsilon) for d in recipe.defences] == [("fgsm", 0.02)]
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_a_recipe_that_is_written_with_every_key_is_the_same(name: str, tmp_path: Path) -> None:
+    assert load_text(tmp_path, format_recipe(name)) == load_study(name)
 
 
-def test_twenty_one_is_the_papers_study_in_small() -> None:
-    from trustcxr.models import factory
+def test_every_key_of_a_written_recipe_is_there_and_says_what_it_means() -> None:
+    text = format_recipe("quick")
+    content = yaml.safe_load(text)
+    assert set(content) == set(StudyRecipe.model_fields)
+    assert set(content["training"]) == set(TrainingRecipe.model_fields)
+    lines = {line.split(":")[0].strip(): line for line in text.splitlines() if line.startswith("  ")}
+    assert lines["patience"] == "  patience: 8  # epochs without a better validation figure before training stops"
+    assert lines["learning_rate"] == "  learning_rate: 0.001  # default: 0.0005"
 
-    recipe, paper = load_study("twenty-one"), load_study("paper")
+
+def test_the_command_prints_lists_and_suggests() -> None:
+    assert run("recipe", "quick").stdout == format_recipe("quick")
+    listed = run("recipe").stdout
+    assert [line.split()[0] for line in listed.splitlines()] == shipped_recipes()
+    assert load_study("quick").title in listed
+    assert "unknown recipe 'quik': did you mean quick?" in test_cli.complaint("recipe", "quik")
+
+
+def test_quick_shows_a_network_that_hides_its_gradients_beside_its_cured_twin() -> None:
+    quick = load_study("quick")
+    first, twin, *_ = quick.models
+    assert first.name == twin.name
+    assert (first.options(), twin.options()) == ({}, {"normalisation": "group", "activation": "silu"})
+    assert quick.selection.count == len(quick.models), "both are trained against attacks"
+
+
+def test_the_paper_recipe_is_the_papers_and_twenty_one_is_it_in_small() -> None:
+    paper, recipe = load_study("paper"), load_study("twenty-one")
+    assert [model.name for model in paper.models] == list(factory.PAPER_MODELS)
+    assert {model.weights for model in paper.models} == {"imagenet"}
+    assert (paper.selection.count, paper.selection.by, paper.data.size) == (6, "accuracy", 224)
+    assert [(d.name, d.epsilon) for d in paper.defences] == [("fgsm", 0.02)]
     assert {model.name for model in recipe.models} == {model.name for model in paper.models}
     assert recipe.selection == paper.selection
     assert [(d.name, d.epsilon, d.ramp) for d in recipe.defences] == [("fgsm", 0.02, 0.7)]
@@ -85,12 +110,9 @@ def test_twenty_one_is_the_papers_study_in_small() -> None:
         factory.check_network("InceptionV3", size=64)
 
 
-@pytest.mark.parametrize("name", ["demo", "quick", "twenty-one"])
-def test_recipes_that_run_here_need_no_hub(name: str) -> None:
-    from trustcxr.models.factory import _PACKAGED
-
-    for model in load_study(name).models:
-        assert model.weights == "none" or model.name in _PACKAGED
+def test_recipes_that_run_here_need_no_hub() -> None:
+    for model in (model for name in ("demo", "quick", "twenty-one") for model in load_study(name).models):
+        assert model.weights == "none" or model.name in factory._PACKAGED
 
 
 @pytest.mark.parametrize(
@@ -107,10 +129,8 @@ def test_recipes_that_run_here_need_no_hub(name: str) -> None:
         ({"evaluation": {"attacks": [{"name": "fgsm", "epsilons": [0.02, -1]}]}}, ["attacks.0.epsilons.1", "not -1"]),
         ({"evaluation": {"attacks": [{"name": "pdg"}]}}, ["evaluation.attacks.0.name", "fgsm, fgsm-rs, pgd", "'pdg'"]),
         ({"selection": {"by": "acc"}}, ["key 'selection.by'", "did you mean accuracy"]),
-        (
-            {"training": {"background": "swp"}},
-            ["key 'training.background': unknown value 'swp': did you mean swap?", "valid: full, swap, mask, emptied"],
-        ),
+        ({"training": {"background": "swp"}}, ["'training.background': unknown value 'swp': did you mean swap?"]),
+        ({"training": {"background": "black"}}, ["valid: full, swap, mask, emptied"]),
         ({"models": []}, ["key 'models'", "at least 1"]),
         ({"models": [{"name": "vgg16", "training": {"epoch": 1}}]}, ["training of vgg16", "did you mean epochs"]),
         ({"defences": [{"name": "fgsm", "training": {"epochs": 0}}]}, ["training of resnet18, fgsm", "'epochs'"]),
@@ -121,16 +141,21 @@ def test_recipes_that_run_here_need_no_hub(name: str) -> None:
         ),
         ({"models": ["vgg16", 3]}, ["key 'models.1': expected keys with values (name, label, weights, ", "), not 3"]),
         ({"defences": {}}, ["key 'defences': expected a list, not {}"]),
-        (
-            {"evaluation": {"bootstrap": 100_000_000_000}},
-            ["key 'evaluation.bootstrap'", "less than or equal to 100000"],
-        ),
+        ({"evaluation": {"bootstrap": 100_000_000_000}}, ["'evaluation.bootstrap'", "less than or equal to 100000"]),
+        ({"seeds": [-1]}, ["key 'seeds.0'", "not -1"]),
+        ({"training": {"weight_decay": float("inf")}}, ["key 'training.weight_decay'", "not inf"]),
+        ({"data": {"size": 1_000_000}}, ["key 'data.size'", "not 1000000"]),
+        ({"defences": [{"name": "trades", "beta": float("inf")}]}, ["key 'defences.0.beta'", "not inf"]),
+        ({"data": {"splits": {"train": "Train", "test": "Train"}}}, ["data.splits: train and test are both Train"]),
     ],
 )
 def test_a_wrong_key_or_value_is_named(keys: dict[str, Any], parts: list[str], tmp_path: Path) -> None:
     message = complaint(tmp_path, **keys)
     for part in parts:
         assert part in message
+
+
+A_FGSM = {"name": "pgd", "label": "a-fgsm"}
 
 
 @pytest.mark.parametrize(
@@ -146,16 +171,10 @@ def test_a_wrong_key_or_value_is_named(keys: dict[str, Any], parts: list[str], t
         ({"defences": [{"name": "fgsm", "label": "standard"}]}, "standard is there twice"),
         ({"defences": [{"name": "fgsm", "label": "../x"}]}, "'defences.0.label'"),
         (
-            {
-                "models": ["vgg16", {"name": "vgg16", "label": "vgg16-a"}],
-                "defences": ["fgsm", {"name": "pgd", "label": "a-fgsm"}],
-            },
+            {"models": ["vgg16", {"name": "vgg16", "label": "vgg16-a"}], "defences": ["fgsm", A_FGSM]},
             "key 'label': vgg16-a-fgsm-s0 is there twice",
         ),
-        (
-            {"training": {"background": "swap"}, "defences": ["standard"]},
-            "swap-standard is there twice; the baselines are swap-standard already",
-        ),
+        ({"training": {"background": "swap"}, "defences": ["standard"]}, "the baselines are swap-standard already"),
     ],
 )
 def test_what_would_be_the_same_run_twice_is_refused(keys: dict[str, Any], text: str, tmp_path: Path) -> None:
@@ -178,10 +197,7 @@ def test_a_label_tells_two_settings_of_one_defence_and_of_one_network_apart(tmp_
         ({"training": {"balanced_by": "source"}}, "balanced_by: source does nothing without training.balanced: true"),
         ({"training": {"counterfactuals": {"epsilon": 0}}}, "counterfactuals.epsilon: 0.0 does nothing"),
         ({"training": {"counterfactuals": {"fills": ["mirror"]}}}, "leave counterfactuals.fills out"),
-        (
-            {"training": {"counterfactuals": {"healthy_class": "Norml"}}},
-            "counterfactuals.healthy_class: Norml does nothing",
-        ),
+        ({"training": {"counterfactuals": {"healthy_class": "Norml"}}}, "healthy_class: Norml does nothing"),
         ({"training": {"tracking_uri": "http://x"}}, "does nothing without training.track: mlflow"),
         ({"training": {"label_smoothing": 1}}, "key 'training.label_smoothing': expected a number less than 1"),
         ({"training": {"warmup_epochs": 31}}, "warmup_epochs: 31 is more than the 30 epochs"),
@@ -205,33 +221,33 @@ def test_a_key_that_one_run_of_a_study_uses_is_taken(tmp_path: Path) -> None:
     assert load(tmp_path, models=["plain3"], defences=[regular]).defences[0].regulariser == 0.5
 
 
-def test_attacks_that_only_look_alike_are_fine(tmp_path: Path) -> None:
-    attacks = [{"name": "pgd", "steps": 10}, {"name": "pgd", "steps": 20}, {"name": "fgsm", "epsilons": [0.01, 0.02]}]
-    assert len(load(tmp_path, evaluation={"attacks": attacks}).evaluation.attacks) == 3
+def test_attacks_that_only_look_alike_are_fine_and_names_alone(tmp_path: Path) -> None:
+    pgd = [{"name": "pgd", "steps": 10}, {"name": "pgd", "steps": 20}, {"name": "fgsm", "epsilons": [0.01, 0.02]}]
+    assert len(load(tmp_path, evaluation={"attacks": pgd}).evaluation.attacks) == 3
     assert load(tmp_path, defences=[]).defences == ()
+    recipe = load(tmp_path, models=["VGG16", {"name": "resnet18", "weights": "none"}], defences=["fgsm"])
+    assert [(m.name, m.weights) for m in recipe.models] == [("VGG16", "imagenet"), ("resnet18", "none")]
+    assert recipe.defences[0].epsilon == 0.02
 
 
 @pytest.mark.parametrize(
     ("content", "text"),
-    [("a: [", "not readable as YAML"), ("- 1", "found list"), ("", "found nothing"), ("é".encode("latin1"), "YAML")],
+    [("a: [", "not readable as YAML"), ("- 1", "found list"), ("", "found nothing"), ("é", "YAML")],
 )
-def test_a_file_that_is_no_recipe(content: str | bytes, text: str, tmp_path: Path) -> None:
-    path = tmp_path / "broken.yaml"
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+def test_a_file_that_is_no_recipe(content: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / "broken.yaml").write_text(content, encoding="latin1")
     with pytest.raises(UserError, match=text) as problem:
-        load_study(path)
+        load_study(tmp_path / "broken.yaml")
     assert "\n" not in str(problem.value)
-    assert str(path) in str(problem.value)
+    assert str(tmp_path / "broken.yaml") in str(problem.value)
 
 
 def test_a_key_that_stands_twice_is_refused_and_one_that_is_taken_over_is_not(tmp_path: Path) -> None:
-    path = tmp_path / "twice.yaml"
-    path.write_text("name: a\nmodels: [resnet18]\ntraining:\n  epochs: 3\n  epochs: 30\n")
-    with pytest.raises(UserError, match=r"twice\.yaml: .*key 'epochs' is there twice, in lines 4 and 5"):
-        load_study(path)
+    with pytest.raises(UserError, match=r"mine\.yaml: .*key 'epochs' is there twice, in lines 4 and 5"):
+        load_text(tmp_path, "name: a\nmodels: [resnet18]\ntraining:\n  epochs: 3\n  epochs: 30\n")
     shared = "name: a\nmodels:\n  - &one {name: resnet18, label: x}\n  - &two {<<: *one, label: y}\n"
-    path.write_text(shared + "  - {<<: *two, label: z}\n")
-    assert [model.label for model in load_study(path).models] == ["x", "y", "z"]
+    models = load_text(tmp_path, shared + "  - {<<: *two, label: z}\n").models
+    assert [model.label for model in models] == ["x", "y", "z"]
 
 
 def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
@@ -242,9 +258,8 @@ def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_the_most_special_training_key_wins() -> None:
-    study = StudyRecipe(
-        name="s", models=("resnet18",), training=TrainingRecipe(epochs=5, batch_size=8, learning_rate=0.1, patience=3)
-    )
+    training = TrainingRecipe(epochs=5, batch_size=8, learning_rate=0.1, patience=3)
+    study = StudyRecipe(name="s", models=("resnet18",), training=training)
     model = ModelRecipe(name="resnet18", training={"epochs": 6, "batch_size": 16})
     defence = DefenceRecipe(name="fgsm", training={"epochs": 7, "augment": {"rotation": 1.0}})
     run = run_recipe(study, model, defence, 4)
@@ -256,23 +271,14 @@ def test_the_most_special_training_key_wins() -> None:
     assert (plain.training.epochs, plain.name) == (6, "resnet18-standard-s0")
 
 
-def test_a_model_may_be_its_name_alone(tmp_path: Path) -> None:
-    recipe = load(tmp_path, models=["VGG16", {"name": "resnet18", "weights": "none"}], defences=["fgsm"])
-    assert [(m.name, m.weights) for m in recipe.models] == [("VGG16", "imagenet"), ("resnet18", "none")]
-    assert recipe.defences[0].epsilon == 0.02
-
-
 def test_a_recipe_comes_back_from_yaml_as_it_was(tmp_path: Path) -> None:
     recipe = load_study("demo")
-    path = tmp_path / "again.yaml"
-    path.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
-    assert load_study(path) == recipe
+    assert load_text(tmp_path, yaml.safe_dump(recipe.model_dump(mode="json"))) == recipe
     run = run_recipe(recipe, recipe.models[0], recipe.defences[0], 0)
     assert parsing.validate(RunRecipe, run.model_dump(mode="json"), "run.yaml") == run
 
 
 def test_numbers_as_yaml_1_1_reads_them(tmp_path: Path) -> None:
     """1e-4 without a point is text to YAML 1.1; here it is a number all the same."""
-    path = tmp_path / "mine.yaml"
-    path.write_text("name: mine\nmodels: [resnet18]\ntraining: {learning_rate: 1e-4}\n")
-    assert load_study(path).training.learning_rate == 1e-4
+    text = "name: mine\nmodels: [resnet18]\ntraining: {learning_rate: 1e-4}\n"
+    assert load_text(tmp_path, text).training.learning_rate == 1e-4

@@ -1,6 +1,7 @@
 """The pixel store: right pixels, never stale, survives being cut off, shared, and starved of disk."""
 
 import errno
+import itertools
 import os
 import pickle
 import shutil
@@ -8,16 +9,19 @@ import signal
 import subprocess
 import sys
 import zlib
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from small_runs import flip
+from trustcxr.data import Dataset, load_dataset, read_image, read_manifest, read_mask
 from trustcxr.data import cache as store
-from trustcxr.data import load_dataset, read_image, read_manifest, read_mask
 from trustcxr.errors import UserError
 from trustcxr.runs.test_data import report_skipped
 from trustcxr.study.run_study import describe_data
@@ -28,23 +32,30 @@ ROLES = {"train": "Train", "test": "Test"}
 @pytest.fixture
 def radiographs(tmp_path: Path) -> Path:
     """12 images of two classes and two splits, with lung masks for one class."""
-    rng = np.random.default_rng(0)
-    root = tmp_path / "images"
-    for split in ("Test", "Train"):
-        for name in ("a", "b"):
-            for i in range(3):
-                file = root / split / name / f"{i}.png"
-                file.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(rng.integers(0, 255, (40, 30), dtype=np.uint8)).save(file)
-                if name == "a":
-                    mask = root / split / "masks/lung/a" / f"{i}.png"
-                    mask.parent.mkdir(parents=True, exist_ok=True)
-                    Image.fromarray((rng.random((40, 30)) > 0.5).astype(np.uint8) * 255).save(mask)
+    rng, root = np.random.default_rng(0), tmp_path / "images"
+    for split, name, i in itertools.product(("Test", "Train"), "ab", range(3)):
+        save(rng.integers(0, 255, (40, 30), dtype=np.uint8), root / split / name / f"{i}.png")
+        if name == "a":
+            save((rng.random((40, 30)) > 0.5) * np.uint8(255), root / split / "masks/lung/a" / f"{i}.png")
     return root
 
 
-def test_pixels_and_masks_are_those_of_the_files(radiographs: Path, tmp_path: Path) -> None:
-    data = load_dataset(radiographs, "Train", 32, cache=tmp_path / "cache")
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+def save(pixels: np.ndarray, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(file)
+
+
+def train(radiographs: Path, cache: Path, size: int = 32, **options: Any) -> Dataset:
+    return load_dataset(radiographs, "Train", size, cache=cache, **options)
+
+
+def test_pixels_and_masks_are_those_of_the_files(radiographs: Path, cache: Path) -> None:
+    data = train(radiographs, cache)
     assert data.images.shape == (6, 1, 32, 32)
     assert isinstance(data.images, np.memmap)
     assert data.images.dtype == np.uint8
@@ -62,100 +73,75 @@ def test_pixels_and_masks_are_those_of_the_files(radiographs: Path, tmp_path: Pa
         data.masks("longs")
     assert not data.masks("infection").any()
     assert not data.has_mask("infection").any()
-
-
-def test_a_batch_is_what_the_map_holds_and_a_pickle_is_small(radiographs: Path, tmp_path: Path) -> None:
-    data = load_dataset(radiographs, "Train", 32, cache=tmp_path / "cache")
+    # A batch is what the map holds, and a pickle is small.
     assert np.array_equal(data.batch([5, 0]), data.images[[5, 0]])
+    with pytest.raises(IndexError):
+        data.batch([6])
     copy = pickle.loads(pickle.dumps(data))
     assert np.array_equal(copy.images, data.images)
     assert len(pickle.dumps(data)) < data.images.nbytes
-    with pytest.raises(IndexError):
-        data.batch([6])
 
 
-def test_aspect_ratio_is_squeezed_or_padded(radiographs: Path, tmp_path: Path) -> None:
-    cache = tmp_path / "cache"
-    squeezed = load_dataset(radiographs, "Train", 40, cache=cache)
-    padded = load_dataset(radiographs, "Train", 40, cache=cache, resize="pad")
-    assert padded.images[:, :, :, :5].max() == 0
-    assert np.array_equal(padded.images[0, 0, :, 5:35], read_image(radiographs / padded.table["path"][0]))
-    assert np.array_equal(padded.masks("lung")[0, :, 5:35], read_mask(radiographs / padded.table["lung_mask"][0]))
+def test_aspect_ratio_is_squeezed_padded_or_cropped(radiographs: Path, cache: Path) -> None:
+    squeezed = train(radiographs, cache, 40)
+    padded, cropped = (train(radiographs, cache, n, resize=how) for n, how in ((40, "pad"), (30, "crop")))
+    image, file = read_image(radiographs / padded.table["path"][0]), radiographs / padded.table["lung_mask"][0]
+    assert image.shape == (40, 30)
     assert squeezed.images[:, :, :, :5].max() > 0
-    mask = Image.open(radiographs / padded.table["lung_mask"][0]).resize((40, 40), Image.Resampling.NEAREST)
-    mask.save(radiographs / padded.table["lung_mask"][0])  # of the same field, itself squeezed to a square
-    again = load_dataset(radiographs, "Train", 40, cache=cache, resize="pad")
-    assert np.array_equal(again.masks("lung")[0, :, :5], np.zeros((40, 5)))
-    assert (again.masks("lung")[0] == padded.masks("lung")[0]).mean() > 0.85
-    with pytest.raises(UserError, match="unknown resize 'stretch'"):
-        load_dataset(radiographs, "Train", 40, cache=cache, resize="stretch")
-
-
-def test_the_middle_of_a_image_and_of_its_mask_is_cropped(radiographs: Path, tmp_path: Path) -> None:
-    cache = tmp_path / "cache"
-    cropped = load_dataset(radiographs, "Train", 30, cache=cache, resize="crop")
+    assert padded.images[:, :, :, :5].max() == 0
+    assert np.array_equal(padded.images[0, 0, :, 5:35], image)
+    assert np.array_equal(padded.masks("lung")[0, :, 5:35], read_mask(file))
     assert cropped.resize == "crop"
-    radiograph, file = read_image(radiographs / cropped.table["path"][0]), radiographs / cropped.table["lung_mask"][0]
-    assert radiograph.shape == (40, 30)
-    assert np.array_equal(cropped.images[0, 0], radiograph[5:35])
+    assert np.array_equal(cropped.images[0, 0], image[5:35])
     assert np.array_equal(cropped.masks("lung")[0], read_mask(file)[5:35])
     Image.open(file).resize((40, 40), Image.Resampling.NEAREST).save(file)  # of the same field, itself a square
-    again = load_dataset(radiographs, "Train", 30, cache=cache, resize="crop")
-    assert (again.masks("lung")[0] == cropped.masks("lung")[0]).mean() > 0.85
+    for before in (padded, cropped):
+        again = train(radiographs, cache, before.size, resize=before.resize)
+        assert (again.masks("lung")[0] == before.masks("lung")[0]).mean() > 0.85
+    assert not train(radiographs, cache, 40, resize="pad").masks("lung")[0, :, :5].any()
+    with pytest.raises(UserError, match="unknown resize 'stretch'"):
+        train(radiographs, cache, 40, resize="stretch")
 
 
-def test_a_changed_file_never_meets_the_old_store(radiographs: Path, tmp_path: Path) -> None:
-    cache = tmp_path / "cache"
-    before = load_dataset(radiographs, "Train", 32, cache=cache)
+def test_a_changed_file_never_meets_the_old_store(radiographs: Path, cache: Path) -> None:
+    before = train(radiographs, cache)
     old = np.array(before.images)
     file = radiographs / before.table["path"][2]
     stamp = file.stat().st_mtime_ns
     Image.new("L", (30, 40), 200).save(file)
     os.utime(file, ns=(stamp, stamp + 1))
-    after = load_dataset(radiographs, "Train", 32, cache=cache)
-    assert (after.images[2] == 200).all()
+    assert (train(radiographs, cache).images[2] == 200).all()
     assert np.array_equal(before.images, old)  # a reader of the old store is not disturbed
 
 
-def test_another_data_set_of_the_same_names_sizes_and_dates_never_meets_the_store(
-    radiographs: Path, tmp_path: Path
-) -> None:
+def test_images_of_the_same_names_sizes_and_dates_never_meet_the_store(cache: Path, tmp_path: Path) -> None:
     """As uncompressed images of two hospitals, unpacked from archives that keep one date for all."""
-    cache = tmp_path / "cache"
-    means = []
     for hospital, level in (("A", 40), ("B", 200)):
         for number in range(3):
-            file = tmp_path / hospital / "Train" / "a" / f"{number}.bmp"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            Image.new("L", (32, 32), level).save(file)
+            save(np.full((32, 32), level, np.uint8), file := tmp_path / hospital / "Train" / "a" / f"{number}.bmp")
             os.utime(file, (1_000_000_000, 1_000_000_000))
-        means.append(load_dataset(tmp_path / hospital, "Train", 32, cache=cache).images.mean())
-    assert means == [40, 200]
+        assert train(tmp_path / hospital, cache).images.mean() == level
 
 
-def test_what_was_not_read_for_want_of_a_package_is_read_once_it_is_there(
-    radiographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    manifest = read_manifest(radiographs)
-    keys = []
+def test_what_a_missing_package_left_unread_is_read_later(radiographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest, keys = read_manifest(radiographs), []
     for there in (False, True):
         monkeypatch.setattr("importlib.util.find_spec", lambda name, there=there: there or None)
         keys.append(store.key(manifest, 32, "squeeze"))
     assert keys[0] != keys[1]
 
 
-def test_nothing_is_decoded_twice(radiographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    load_dataset(radiographs, "Train", 32, cache=tmp_path / "cache")
+def test_nothing_is_decoded_twice(radiographs: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(radiographs, cache)
     monkeypatch.setattr(store, "read_image_at", lambda *_: pytest.fail("decoded again"))
-    assert len(load_dataset(radiographs, "Test", 32, cache=tmp_path / "cache")) == 6
+    assert len(load_dataset(radiographs, "Test", 32, cache=cache)) == 6
 
 
-def test_a_broken_image_is_reported_and_left_out(radiographs: Path, tmp_path: Path) -> None:
+def test_a_broken_image_is_reported_and_left_out(radiographs: Path, cache: Path) -> None:
     broken = radiographs / "Train/a/1.png"
     broken.write_bytes(broken.read_bytes()[:200])
     (radiographs / "Train/masks/lung/a/2.png").write_bytes(b"")
-    data = load_dataset(radiographs, "Train", 32, cache=tmp_path / "cache")
-    assert len(data) == 5
+    data = train(radiographs, cache)
     assert data.sample_ids.tolist() == [f"Train/{n}.png" for n in ("a/0", "a/2", "b/0", "b/1", "b/2")]
     assert data.skipped["path"].tolist() == ["Train/a/1.png"]
     assert data.skipped["reason"].str.len().gt(5).all()
@@ -166,37 +152,34 @@ def test_a_broken_image_is_reported_and_left_out(radiographs: Path, tmp_path: Pa
     assert data.has_mask("lung").tolist() == [True, False, False, False, False]
     assert data.masks("lung")[0].any()
     assert not data.masks("lung")[1:].any()
-    assert len(load_dataset(radiographs, "Test", 32, cache=tmp_path / "cache").skipped) == 0
-
-
-def test_a_store_is_shared_by_manifests_that_name_the_samples_otherwise(radiographs: Path, tmp_path: Path) -> None:
-    (radiographs / "Train/a/1.png").write_bytes(b"")
-    (radiographs / "Train/masks/lung/a/2.png").write_bytes(b"")
-    manifest = read_manifest(radiographs)
-    load_dataset(manifest, "Train", 32, cache=tmp_path / "cache")
+    assert len(load_dataset(radiographs, "Test", 32, cache=cache).skipped) == 0
+    manifest = read_manifest(radiographs)  # which names the samples otherwise
     manifest.table["sample_id"] = [f"{row:02}" for row in range(len(manifest.table))]
     manifest.write(radiographs / "named.csv")
-    data = load_dataset(radiographs / "named.csv", "Train", 32, cache=tmp_path / "cache")
-    assert len(list((tmp_path / "cache/stores").glob("*/index.json"))) == 1, "the files are the same"
-    assert data.skipped[["sample_id", "path"]].values.tolist() == [["07", "Train/a/1.png"]]
-    assert data.bad_masks[["sample_id", "kind"]].values.tolist() == [["08", "lung"]]
-    assert data.has_mask("lung").tolist() == [True, False, False, False, False]
+    named = train(radiographs / "named.csv", cache)
+    assert len(list((cache / "stores").glob("*/index.json"))) == 1, "the files are the same"
+    assert named.skipped[["sample_id", "path"]].values.tolist() == [["07", "Train/a/1.png"]]
+    assert named.bad_masks[["sample_id", "kind"]].values.tolist() == [["08", "lung"]]
+    assert named.has_mask("lung").tolist() == data.has_mask("lung").tolist()
 
 
-def test_a_manifest_that_lists_a_missing_file_is_said_to(radiographs: Path, tmp_path: Path) -> None:
+def test_what_is_not_there_is_said(radiographs: Path, cache: Path, tmp_path: Path) -> None:
+    for split, said in (("Val", "no split 'Val'; there"), ("Tset", r"no split 'Tset'; did you mean Test\? there")):
+        with pytest.raises(UserError, match=f"{said} is Test, Train"):
+            load_dataset(radiographs, split, 32)
     read_manifest(radiographs).write(tmp_path / "list.csv")
     (radiographs / "Train/a/1.png").unlink()
     with pytest.raises(UserError, match=r"a/1.png: no such file: .*list.csv lists it. Correct or .* --clean"):
-        load_dataset(tmp_path / "list.csv", "Train", 32, cache=tmp_path / "cache")
+        train(tmp_path / "list.csv", cache)
+    (tmp_path / "d/a").mkdir(parents=True)
+    (tmp_path / "d/a/x.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match="none of the 1 images is readable"):
+        load_dataset(tmp_path / "d", size=32, cache=cache)
 
 
-def test_what_cannot_be_read_is_said_of_every_split_images_and_masks(
-    radiographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_is_unreadable_is_counted(radiographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Else the radiologists' masks of a class are fewer than they were drawn, and nobody knows."""
-    splits = {role: load_dataset(radiographs, name, 32, cache=tmp_path / "a") for role, name in ROLES.items()}
-    numbered = radiographs / splits["train"].table["lung_mask"][0]
-    broken = radiographs / splits["test"].table["path"][0]
+    numbered, broken = radiographs / "Train/masks/lung/a/0.png", radiographs / "Test/a/0.png"
     Image.new("L", (30, 40), 2).save(numbered)
     broken.write_bytes(broken.read_bytes()[:60])
     splits = {role: load_dataset(radiographs, name, 32, cache=tmp_path / "b") for role, name in ROLES.items()}
@@ -205,21 +188,8 @@ def test_what_cannot_be_read_is_said_of_every_split_images_and_masks(
     assert images.startswith("1 unreadable images of Test are left out; the first: Test/")
     assert masks.startswith("1 unreadable masks of Train count as absent; the first: Train/masks/lung/")
     assert masks.endswith("a mask whose brightest level is 2: expected black and white, or 0 and 1")
-    assert describe_data(radiographs, splits).skipped == 1
-
-
-def test_nothing_readable_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "d/a").mkdir(parents=True)
-    (tmp_path / "d/a/x.png").write_bytes(b"no image")
-    with pytest.raises(UserError, match="none of the 1 images is readable"):
-        load_dataset(tmp_path / "d", size=32, cache=tmp_path / "cache")
-
-
-def test_an_unknown_split_names_those_there_are(radiographs: Path) -> None:
-    with pytest.raises(UserError, match="no split 'Val'; there is Test, Train"):
-        load_dataset(radiographs, "Val", 32)
-    with pytest.raises(UserError, match=r"no split 'Tset'; did you mean Test\? there is Test, Train"):
-        load_dataset(radiographs, "Tset", 32)
+    described = describe_data(radiographs, splits)
+    assert (described.skipped, described.counts["Test"]) == (1, {"a": 2, "b": 3})
 
 
 KILLED = """
@@ -242,20 +212,18 @@ load_dataset(sys.argv[1], "Train", 32, cache=sys.argv[2], workers=2)
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("moment", "few"), [("advance", 400), ("advance", 0), ("replace", 400), ("rename", 400)])
-def test_a_process_that_is_killed_while_it_decodes_leaves_nothing_that_is_read(
-    radiographs: Path, tmp_path: Path, moment: str, few: int, capsys: pytest.CaptureFixture[str]
+def test_a_process_killed_while_it_decodes_leaves_nothing_that_is_read(
+    radiographs: Path, cache: Path, tmp_path: Path, moment: str, few: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """By threads and by processes, and while rows of unreadable images are taken out."""
     (radiographs / "Train/a/0.png").write_bytes(b"")  # so that rows move
     Image.new("L", (30, 40)).save(radiographs / "Train/masks/lung/a/2.png")  # an empty mask, which stays a hole
-    cache, other = tmp_path / "cache", tmp_path / "other"
     ended = subprocess.run([sys.executable, "-c", KILLED, radiographs, cache, moment, str(few)], check=False)
     assert ended.returncode == -signal.SIGKILL
     (left,) = (f for f in (cache / "stores").iterdir() if f.is_dir())
     assert left.suffix == ".building"
     (left / "images.u8").write_bytes(b"half")
-    data = load_dataset(radiographs, "Train", 32, cache=cache)
-    fresh = load_dataset(radiographs, "Train", 32, cache=other)
+    data, fresh = train(radiographs, cache), train(radiographs, tmp_path / "other")
     assert "damaged" not in capsys.readouterr().err
     held = ["hashes.bin", "images.u8", "index.json", "lung_mask.u8"]
     assert [f.name for f in (cache / "stores").iterdir() if f.is_dir()] == [fresh._store.folder.name]
@@ -274,39 +242,23 @@ def test_rows_without_pixels_take_no_room(tmp_path: Path) -> None:
     assert (tmp_path / "images.u8").stat().st_blocks * 512 <= 4 * 64**2
 
 
-def test_a_full_disk_is_one_line_and_leaves_the_old_store(
-    radiographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cache = tmp_path / "cache"
-    old = load_dataset(radiographs, "Train", 32, cache=cache)
-
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(store, "_write_rows", full)
+def test_a_full_disk_leaves_the_old_store(radiographs: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = train(radiographs, cache)
+    monkeypatch.setattr(store, "_write_rows", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
     with pytest.raises(UserError, match=r"no space left.*TRUSTCXR_CACHE") as caught:
-        load_dataset(radiographs, "Train", 24, cache=cache, workers=1)
+        train(radiographs, cache, 24, workers=1)
     assert "\n" not in str(caught.value)
     monkeypatch.undo()
-    assert np.array_equal(load_dataset(radiographs, "Train", 32, cache=cache).images, old.images)
-    assert len(load_dataset(radiographs, "Train", 24, cache=cache)) == 6
+    assert np.array_equal(train(radiographs, cache).images, old.images)
+    assert len(train(radiographs, cache, 24)) == 6
 
 
 SCRIPT = """
 import sys
-import zlib
 from trustcxr.data import cache, load_dataset, worker_pool
 cache._CHUNK, worker_pool.FEW = 4, 0  # processes, although there is little to do
-data = load_dataset(sys.argv[1], "Train", 32, cache=sys.argv[2], workers=2)
-print(int(data.images.sum()))
+print(int(load_dataset(sys.argv[1], "Train", 32, cache=sys.argv[2], workers=2).images.sum()))
 """
-
-
-def flip(file: Path) -> None:
-    """One bit of a file the other way round."""
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)
 
 
 def cut_short(file: Path) -> None:
@@ -316,14 +268,12 @@ def cut_short(file: Path) -> None:
 @pytest.mark.parametrize("name", ["images.u8", "lung_mask.u8", "index.json", "hashes.bin"])
 @pytest.mark.parametrize("damage", [cut_short, Path.unlink, flip])
 def test_a_damaged_store_is_said_to_be_and_built_again(
-    damage: Any, name: str, radiographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    damage: Any, name: str, radiographs: Path, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def read(every: bool = damage is flip) -> Any:
-        return load_dataset(radiographs, "Train", 32, cache=tmp_path / "cache", every=every)
-
+    read = partial(train, radiographs, cache, every=damage is flip)
     before = read()
     pixels, masks, known = np.array(before.images), np.array(before.masks("lung")), list(before.image_sums)
-    damage(next((tmp_path / "cache").rglob(name)))
+    damage(next(cache.rglob(name)))
     if damage is flip and name.endswith(".u8"):
         read(every=False)
         assert "damaged" not in capsys.readouterr().err, "by its size alone"
@@ -336,37 +286,29 @@ def test_a_damaged_store_is_said_to_be_and_built_again(
     assert "damaged" not in capsys.readouterr().err
 
 
-def test_hashes_are_of_the_pixels_alone(radiographs: Path, tmp_path: Path) -> None:
+def test_hashes_are_of_the_pixels_alone(radiographs: Path, cache: Path) -> None:
     (radiographs / "Test/a/0.png").write_bytes(b"")
-    data = load_dataset(radiographs, size=32, cache=tmp_path / "cache")
+    data = load_dataset(radiographs, size=32, cache=cache)
     assert data.image_sums.tolist() == [blake2b(row.tobytes(), digest_size=16).hexdigest() for row in data.images]
     for name, value in data._store.sums.items():
-        content = (data._store.folder / f"{name}.u8").read_bytes()
-        assert f"{zlib.crc32(content):08x}" == value
+        assert f"{zlib.crc32((data._store.folder / f'{name}.u8').read_bytes()):08x}" == value
 
 
-def test_a_fingerprint_is_of_what_the_images_are_and_not_of_where_they_lie(radiographs: Path, tmp_path: Path) -> None:
-    data = load_dataset(radiographs, "Train", 32, cache=tmp_path / "cache")
-    copy = Path(shutil.copytree(radiographs, tmp_path / "elsewhere"))
-    moved = load_dataset(copy, "Train", 32, cache=tmp_path / "cache")
-    assert moved.fingerprint == data.fingerprint == data.fingerprints()["Train"]
-    assert load_dataset(radiographs, "Test", 32, cache=tmp_path / "cache").fingerprint == data.fingerprints()["Test"]
+def test_a_fingerprint_is_of_what_the_images_are_and_not_of_where_they_lie(radiographs: Path, cache: Path) -> None:
+    data, copy = train(radiographs, cache), Path(shutil.copytree(radiographs, cache.parent / "elsewhere"))
+    assert train(copy, cache).fingerprint == data.fingerprint == data.fingerprints()["Train"]
+    assert load_dataset(radiographs, "Test", 32, cache=cache).fingerprint == data.fingerprints()["Test"]
     Image.new("L", (30, 40), 200).save(copy / data.table["path"][2])
-    changed = load_dataset(copy, "Train", 32, cache=tmp_path / "cache")
+    changed = train(copy, cache)
     assert changed.fingerprint != data.fingerprint
     assert changed.fingerprints()["Test"] == data.fingerprints()["Test"]
     assert [a == b for a, b in zip(changed.image_sums, data.image_sums, strict=True)].count(False) == 1
-    relabelled = load_dataset(radiographs, "Train", 32, cache=tmp_path / "cache", labels={"a": "b", "b": "a"})
-    assert relabelled.fingerprint != data.fingerprint
+    assert train(radiographs, cache, labels={"a": "b", "b": "a"}).fingerprint != data.fingerprint
 
 
-def test_a_script_without_a_main_guard_builds_in_processes(radiographs: Path, tmp_path: Path) -> None:
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
-    two = [
-        subprocess.Popen([sys.executable, script, radiographs, tmp_path / "cache"], stdout=subprocess.PIPE, text=True)
-        for _ in range(2)  # and both at once
-    ]
+def test_a_script_without_a_main_guard_builds_in_processes(radiographs: Path, cache: Path, tmp_path: Path) -> None:
+    (script := tmp_path / "script.py").write_text(SCRIPT)
+    words, options = [sys.executable, script, radiographs, cache], {"stdout": subprocess.PIPE, "text": True}
+    two = [subprocess.Popen(words, **options) for _ in range(2)]  # and both at once
     sums = [p.communicate(timeout=120)[0].split() for p in two]
-    expected = int(load_dataset(radiographs, "Train", 32, cache=tmp_path / "other").images.sum())
-    assert sums == [[str(expected)]] * 2
+    assert sums == [[str(int(train(radiographs, tmp_path / "other").images.sum()))]] * 2

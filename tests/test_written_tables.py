@@ -1,20 +1,24 @@
-"""Tables of the page as CSV, LaTeX and Markdown, the page of a single run, and epochs as people count them."""
+"""Tables of the page as CSV, LaTeX and Markdown, the page of a single run, and where runs were trained."""
 
 import csv
 import io
+import itertools
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from study_fixture import make_study
 from test_cli import complaint, run
+from trustcxr import report
 from trustcxr.report import formatting, leaderboard, model_card, study_html
 from trustcxr.report.load import load_report
 from trustcxr.report.tables import provenance
 from trustcxr.report.tables import table as cells
 from trustcxr.report.tables.table import Cell, Table
+from trustcxr.storage import atomic, segments
 from trustcxr.storage.schemas import AuditDocument, AuditedModel, Classification, Share
 
 
@@ -40,9 +44,8 @@ def test_every_table_of_the_page_is_there_as_csv_latex_and_markdown(study: Path,
         rows = list(csv.reader((tables / f"{name}.csv").open(encoding="utf-8")))
         assert len(rows) == len(table.rows) + 1
         for row, line in zip(rows[1:], table.rows, strict=True):
-            assert [cell.text for cell in line] == [
-                text for text, title in zip(row, rows[0], strict=True) if not title.endswith("(small print)")
-            ]
+            large = (not title.endswith("(small print)") for title in rows[0])
+            assert [cell.text for cell in line] == list(itertools.compress(row, large))
         latex = (tables / f"{name}.tex").read_text(encoding="utf-8")
         assert latex.count(r"\\") == len(table.rows) + 1
         assert all(cells.escape_latex(cell.text) in latex for line in table.rows for cell in line)
@@ -59,15 +62,11 @@ def test_each_writer_escapes_what_its_format_would_take_for_its_own() -> None:
     assert r"A\_b & Share, \% \\" in latex
     assert r"x \& y|z $<$b$>$ & 82.3 {\scriptsize $-$1.0 to 84.0; $<$ chance} \\" in latex
     assert r"\toprule" in latex
-    assert TABLE.markdown().splitlines()[1:] == [
-        "| --- | --- |",
-        r"| x & y\|z &lt;b> | 82.3 (−1.0 to 84.0; < chance) |",
-    ]
+    lines = ["| --- | --- |", r"| x & y\|z &lt;b> | 82.3 (−1.0 to 84.0; < chance) |"]
+    assert TABLE.markdown().splitlines()[1:] == lines
     assert "x &amp; y|z\n&lt;b&gt;" in TABLE.html()
-    assert list(csv.reader(io.StringIO(TABLE.csv()))) == [
-        ["A_b", "Share, %", "Share, % (small print)"],
-        ["x & y|z\n<b>", "82.3", "−1.0 to 84.0; < chance"],
-    ]
+    rows = [["A_b", "Share, %", "Share, % (small print)"], ["x & y|z\n<b>", "82.3", "−1.0 to 84.0; < chance"]]
+    assert list(csv.reader(io.StringIO(TABLE.csv()))) == rows
 
 
 def test_two_tables_of_one_name_are_two_files(tmp_path: Path) -> None:
@@ -79,14 +78,8 @@ def test_two_tables_of_one_name_are_two_files(tmp_path: Path) -> None:
 
 def test_a_p_value_is_on_the_side_of_0_05_on_which_it_lies() -> None:
     values = (0.2, 0.0512, 0.0496, 0.04999, 0.0046, 0.0001)
-    assert list(map(formatting.p_value, values)) == [
-        "0.20",
-        "0.051",
-        "0.0496",
-        "0.04999",
-        "0.0046",
-        "<\u00a00.001",
-    ]
+    said = ["0.20", "0.051", "0.0496", "0.04999", "0.0046", "<\u00a00.001"]
+    assert list(map(formatting.p_value, values)) == said
 
 
 def test_no_name_becomes_a_formula_of_a_spreadsheet_and_figures_stay_figures() -> None:
@@ -115,7 +108,8 @@ def test_a_single_run_has_a_page_of_its_own(study: Path, tmp_path: Path) -> None
     assert f"{100 * document['clean']['accuracy']['value']:.1f}" in text
     assert "created" not in text, "nobody knows when"
     (one / "data-check.json").write_text('{"verdict": "3 images are in two splits."}')
-    text = run_and_read(one)
+    run("report", one)
+    text = (one / "report.html").read_text(encoding="utf-8")
     assert "TrustCXR 0.1.7" in text
     assert "3 images are in two splits." in text, "where the page says that it will be looked for"
     assert "comes from metrics.json, data-check.json and the tables in this folder" in text
@@ -123,24 +117,18 @@ def test_a_single_run_has_a_page_of_its_own(study: Path, tmp_path: Path) -> None
     assert f"this run is not tested yet. First run: trustcxr evaluate {one} --data PATH" in complaint("report", one)
 
 
-def test_the_card_of_a_run_says_of_its_defence_what_that_uses(tmp_path: Path) -> None:
+def test_the_card_of_a_run_says_of_its_defence_what_that_uses_and_lets_no_html_through(tmp_path: Path) -> None:
+    def card(**content: Any) -> str:
+        (tmp_path / "run.yaml").write_text(json.dumps({"name": "m"} | content))
+        return model_card.render_card(tmp_path)
+
+    (tmp_path / "model.safetensors").touch()
     options = {"epsilon": 0.02, "steps": 3, "sigma": 0.05}
     shown = {"gaussian": "gaussian, sigma 0.05;", "pgd": "pgd, epsilon 0.02, steps 3;", "standard": "standard;"}
     for name, said in (shown | {"my-own": "my-own, epsilon 0.02;"}).items():
-        (tmp_path / "run.yaml").write_text(json.dumps({"name": "m", "recipe": {"defence": {"name": name} | options}}))
-        (tmp_path / "model.safetensors").touch()
-        assert f"- Defence: {said} background" in model_card.render_card(tmp_path)
-
-
-def test_the_card_of_a_run_lets_no_html_through(tmp_path: Path) -> None:
-    (tmp_path / "run.yaml").write_text(json.dumps({"name": "m", "classes": ["A<script>alert(1)</script>", "B & C"]}))
-    (tmp_path / "model.safetensors").touch()
-    assert "logits of A&lt;script>alert(1)&lt;/script>, B & C\n" in model_card.render_card(tmp_path)
-
-
-def run_and_read(folder: Path) -> str:
-    run("report", folder)
-    return (folder / "report.html").read_text(encoding="utf-8")
+        assert f"- Defence: {said} background" in card(recipe={"defence": {"name": name} | options})
+    classes = ["A<script>alert(1)</script>", "B & C"]
+    assert "logits of A&lt;script>alert(1)&lt;/script>, B & C\n" in card(classes=classes)
 
 
 def test_epochs_are_counted_from_one_in_what_people_read(study: Path) -> None:
@@ -148,3 +136,45 @@ def test_epochs_are_counted_from_one_in_what_people_read(study: Path) -> None:
     column = provenance.training(found).header.index("Best epoch")
     for each, row in zip(found, provenance.training(found).rows, strict=True):
         assert row[column].value == (each.metrics.training.best_epoch or 0) + 1
+
+
+HERE, THERE = "Processor A", "Processor B"
+
+
+def trained(run: Path, processor: str, commit: str, *more: str) -> None:
+    hardware = {"processor": processor, "accelerator": "none"}
+    about = {"versions": {"trustcxr": "1"}, "hardware": hardware, "source": {"commit": commit}}
+    later = [about | {"from_epoch": 2, "hardware": hardware | {"processor": name}} for name in more]
+    atomic.write_yaml(run / "run.yaml", {"name": run.name, "segments": [about | {"from_epoch": 0}, *later]})
+
+
+def test_runs_that_were_trained_as_the_last_start_are_not_told(tmp_path: Path) -> None:
+    runs = [tmp_path / name for name in ("a", "b", "damaged")]
+    trained(runs[0], HERE, "abcdef0123")
+    for other in runs[1:]:
+        other.mkdir()
+    (tmp_path / "damaged" / "run.yaml").write_text("[")
+    here, commit = {"processor": HERE, "accelerator": "none"}, {"commit": "abcdef0123"}
+    assert segments.elsewhere(runs, here, {"commit": "fedcba0123"}) == {"from": "abcdef0 (1)"}
+    assert segments.elsewhere(runs, here, commit) == {}
+    assert segments.elsewhere(runs, here | {"accelerator": "a card"}, commit) == {"on": f"{HERE} (1)"}
+    atomic.write_yaml(tmp_path / "b" / "run.yaml", {"name": "never trained"})
+    assert segments.elsewhere(runs, here, commit) == {}, "nothing is known of it"
+    trained(tmp_path / "a" / "before_refit", THERE, "abcdef0123")  # before its refit
+    assert segments.elsewhere(runs, here, commit) == {"on": f"{THERE}, then {HERE} (1), not noted (1)"}
+
+
+def test_the_page_says_where_its_runs_were_trained(study: Path, tmp_path: Path) -> None:
+    study = Path(shutil.copytree(study, tmp_path / "study"))
+    document = json.loads((study / "study.json").read_text())
+    document |= {"hardware": {"processor": HERE, "accelerator": "none"}, "source": {"commit": "abcdef0123"}}
+    (study / "study.json").write_text(json.dumps(document))
+    standard, robust = sorted((study / "runs").iterdir(), reverse=True)
+    for each in (standard, robust):
+        trained(each, HERE, "abcdef0123")
+    assert "Runs were trained" not in report.write(study).read_text(encoding="utf-8")
+    trained(robust, HERE, "fedcba0123", THERE)
+    page = report.write(study).read_text(encoding="utf-8")
+    on, commits = f"{HERE} (1), {HERE}, then {THERE} (1)", "abcdef0 (1), fedcba0 (1)"
+    assert page.count(on) == page.count(commits) == 2, "among the facts, and in the methods"
+    assert f"this is the last start, and runs were trained on {on}, from {commits}." in page
