@@ -37,9 +37,9 @@ def drawn(epoch: int = 0, **options: Any) -> np.ndarray:
     return np.array([row for batch in rows for row in batch])
 
 
-def with_added(*added: dict[str, Any], data: dict[str, Any] | None = None, **training: Any) -> RunRecipe:
+def with_added(*added: dict[str, Any], **training: Any) -> RunRecipe:
     base = recipe(balanced=True, **training).model_dump()
-    return validate(RunRecipe, base | {"data": {"size": 32, "add": list(added)} | (data or {})}, "test")
+    return validate(RunRecipe, base | {"data": {"size": 32, "add": list(added)}}, "test")
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +49,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     phantom.write(base / "first", {"Train": 6, "Val": 4, "Test": 4}, size=64, seed=0)
     drawn_images = phantom.write(base / "drawn", {"Train": 8}, size=96, seed=5)
     for name in ("COVID-19", "Non-COVID"):
+        (base / "more" / "Train" / name).mkdir(parents=True)
         for number, file in enumerate(sorted(drawn_images.rglob(f"Train/{name}/images/*.png"))[:8]):
-            copy = base / "more" / "Train" / name / f"other-{number}.png"
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(file, copy)
+            shutil.copy(file, base / "more" / "Train" / name / f"other-{number}.png")
     return base
 
 
@@ -60,28 +59,30 @@ def load(folder: Path, split: str = "Train") -> Dataset:
     return load_dataset(folder / "first", split, 32)
 
 
+def more(share: float = 0.25, **keys: Any) -> RunRecipe:
+    return with_added({"path": "more", "share": share}, **keys)
+
+
 @pytest.fixture
 def joined(folder: Path) -> JoinedDataset:
-    both = add_data(load(folder), with_added({"path": "more", "share": 0.25}).data)
+    both = add_data(load(folder), more().data)
     assert isinstance(both, JoinedDataset)
     return both
 
 
 def test_each_data_set_has_its_share_of_each_class() -> None:
-    rows = drawn(numbers=NUMBERS, shares=(0.75, 0.25))
+    shares = {"numbers": NUMBERS, "shares": (0.75, 0.25)}
+    rows = drawn(**shares)
     assert np.bincount(LABELS[rows]).tolist() == [56, 56, 56]
     counts = {(k, n): int(((LABELS[rows] == k) & (NUMBERS[rows] == n)).sum()) for k in range(3) for n in range(2)}
     assert counts == {(0, 0): 42, (0, 1): 14, (1, 0): 56, (1, 1): 0, (2, 0): 0, (2, 1): 56}
     often = np.bincount(rows, minlength=len(LABELS))
     assert set(often[:40]) == {1, 2}, "each image once before any is drawn again"
-    assert rows.tolist() != drawn(1, numbers=NUMBERS, shares=(0.75, 0.25)).tolist()
+    assert rows.tolist() != drawn(1, **shares).tolist()
     sources = np.array(["a"] * 60 + ["b", "c", "c", "c"] * 27)
-    rows = drawn(numbers=NUMBERS, shares=(0.75, 0.25), sources=sources)
+    rows = drawn(**shares, sources=sources)
     added = rows[(LABELS[rows] == 0) & (NUMBERS[rows] == 1)]
     assert np.unique(sources[added], return_counts=True)[1].tolist() == [7, 7], "and of its share each source as much"
-
-
-def test_one_data_set_is_drawn_as_without_numbers() -> None:
     alone = np.zeros(len(LABELS), dtype=int)
     assert drawn(numbers=alone, shares=(1.0,)).tolist() == drawn().tolist()
     tiny = drawn(numbers=NUMBERS, shares=(0.999, 0.001))
@@ -94,15 +95,19 @@ def test_images_are_joined_at_one_size_and_have_no_masks(folder: Path, joined: J
     assert (len(first), len(joined), joined.images.shape[1:]) == (18, 34, (1, 32, 32))
     assert joined.split == "Train+more/Train"
     assert joined.sample_ids[18] == "more/Train/COVID-19/other-0.png"
-    rows = [33, 0, 18, 17]
-    assert np.array_equal(joined.batch(rows), joined.images[rows])
+    for rows in ([33, 0, 18, 17, 33], [1]):
+        assert np.array_equal(joined.batch(rows), joined.images[rows])
+    assert np.array_equal(joined.images[:18], first.images)
     assert joined.fingerprints() == first.fingerprints(), "by which test images are recognised"
     assert joined.has_mask("lung").tolist() == [True] * 18 + [False] * 16
     assert not joined.masks("infection")[18:].any()
     assert joined.masks("lung")[:18].any(axis=(1, 2)).all()
-    refit = JoinedDataset(joined, load(folder, "Val"))
+    refit = JoinedDataset(joined, val := load(folder, "Val"))
     assert (refit.split, refit.shares) == ("Train+more/Train+Val", (0.75, 0.25))
     assert refit.numbers.tolist() == [0] * 18 + [1] * 16 + [0] * 12
+    assert refit.labels.tolist() == [*joined.labels, *val.labels]
+    assert np.array_equal(refit.images, np.concatenate([joined.images, val.images]))
+    assert np.array_equal(refit.masks("lung"), np.concatenate([joined.masks("lung"), val.masks("lung")]))
     batches = loader(joined, 4, shuffle=True, balanced=True)
     assert np.bincount(joined.numbers[np.concatenate([batch[2] for batch in batches])]).tolist() == [29, 5]
 
@@ -114,22 +119,15 @@ def test_parts_of_a_batch_are_those_of_one_process(joined: JoinedDataset) -> Non
     assert [a + b for a, b in zip(*parts, strict=True)] == whole
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ({"path": "more", "share": 1.0}, r"key 'data.add.0.share': expected a number less than 1"),
-        ({"path": "more"}, r"key 'data.add.0.share': Field required"),
-        ({"path": "more", "share": 0.1, "weight": 2}, r"unknown key 'data.add.0.weight'"),
-    ],
-)
-def test_a_wrong_key_is_refused(content: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        with_added(content)
-
-
 def test_shares_need_balanced_classes_and_a_rest() -> None:
-    with pytest.raises(UserError, match=r"add: the shares are together 1.1, so the first data set has none"):
-        with_added({"path": "a", "share": 0.5}, {"path": "b", "share": 0.6})
+    for wrong, message in (
+        ([{"path": "more", "share": 1.0}], r"key 'data.add.0.share': expected a number less than 1"),
+        ([{"path": "more"}], r"key 'data.add.0.share': Field required"),
+        ([{"path": "more", "share": 0.1, "weight": 2}], r"unknown key 'data.add.0.weight'"),
+        ([{"path": name, "share": 0.55} for name in "ab"], r"shares are together 1.1, so the first data set has none"),
+    ):
+        with pytest.raises(UserError, match=message):
+            with_added(*wrong)
     unbalanced = {"model": {"name": "resnet18"}, "data": {"add": [{"path": "a", "share": 0.5}]}}
     with pytest.raises(UserError, match=r"data.add: a has a share of each class, .* set training.balanced: true"):
         validate(RunRecipe, unbalanced, "test")
@@ -152,15 +150,12 @@ def test_an_image_that_another_data_set_holds_out_is_refused(split: str, folder:
     shutil.copytree(folder / "more", tmp_path / "more")
     held = sorted((folder / "first").rglob(f"{split}/COVID-19/images/*.png"))[1]
     moved = np.roll(np.asarray(Image.open(held).convert("L")), 1, axis=1)
-    Image.fromarray(moved).resize((80, 80)).save(tmp_path / "more" / "Train" / "Normal.png")
     (tmp_path / "more" / "Train" / "Normal").mkdir()
-    (tmp_path / "more" / "Train" / "Normal.png").rename(tmp_path / "more" / "Train" / "Normal" / "moved.png")
+    Image.fromarray(moved).resize((80, 80)).save(tmp_path / "more" / "Train" / "Normal" / "moved.png")
     added = {"path": str(tmp_path / "more"), "share": 0.1}
-    leaking = with_added(added)
-    with pytest.raises(
-        UserError, match=r"more: holds 1 image to train on .* leave_out: \[Train/Normal/moved.png\]"
-    ) as refused:
-        run_folder.train(leaking, folder / "first", tmp_path / "run")
+    said = r"more: holds 1 image to train on .* leave_out: \[Train/Normal/moved.png\]"
+    with pytest.raises(UserError, match=said) as refused:
+        run_folder.train(with_added(added), folder / "first", tmp_path / "run")
     assert f"{split}/COVID-19/{held.name}" in str(refused.value)
     assert not (tmp_path / "run" / "run.yaml").exists(), "the folder can be used for another"
     clean = with_added(added | {"leave_out": ["Train/Normal/moved.png"]}).data
@@ -168,72 +163,67 @@ def test_an_image_that_another_data_set_holds_out_is_refused(split: str, folder:
 
 
 def test_an_image_of_the_first_that_the_added_one_holds_out_is_refused(folder: Path, tmp_path: Path) -> None:
-    shutil.copytree(folder / "more", tmp_path / "more")
     for split, name in (("Train", "own"), ("Val", "chosen")):
         source = sorted((folder / "first").rglob(f"{split}/COVID-19/images/*.png"))[0]
         (tmp_path / name / "Test" / "COVID-19").mkdir(parents=True)
         shutil.copytree(folder / "more" / "Train", tmp_path / name / "Train")
         shutil.copy(source, tmp_path / name / "Test" / "COVID-19" / "copy.png")
     own, chosen = (with_added({"path": str(tmp_path / name), "share": 0.1}).data for name in ("own", "chosen"))
-    with pytest.raises(
-        UserError, match=r"first: holds 1 image to train on that .*own validates .*Test/COVID-19/copy.png"
-    ):
+    said = r"first: holds 1 image to train on that .*"
+    with pytest.raises(UserError, match=rf"{said}own validates .*Test/COVID-19/copy.png"):
         check_added(add_data(load(folder), own), own, refit=False)
     images = add_data(load(folder), chosen)
     check_added(images, chosen, refit=False)
-    with pytest.raises(UserError, match=r"first: holds 1 image to train on that .*chosen validates"):
+    with pytest.raises(UserError, match=rf"{said}chosen validates"):
         check_added(images, chosen, refit=True)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("refit", [False, True])
-def test_a_training_on_two_data_sets_resumes_to_the_same_bits(
-    refit: bool, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_data_sets_resume_alike(refit: bool, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"epochs": 2, "batch_size": 8, "refit": refit}
-    two = with_added({"path": "more", "share": 0.25}, **options)
-    run_folder.train(two, folder / "first", tmp_path / "whole")
+    whole, first = tmp_path / "whole", folder / "first"
+    run_folder.train(more(**options), first, whole)
     with monkeypatch.context() as patch:
         cut_at(patch, 6)
         with pytest.raises(PowerCut):
-            run_folder.train(two, folder / "first", tmp_path / "cut")
-    run_folder.train(two, folder / "first", tmp_path / "cut")
-    assert same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
-    other = with_added({"path": "more", "share": 0.5}, **options)
-    run_folder.train(other, folder / "first", tmp_path / "other")
-    assert not same(weights(tmp_path / "whole"), weights(tmp_path / "other")), "the share matters"
-    described = atomic.read_yaml(tmp_path / "whole" / "run.yaml")["data"]
+            run_folder.train(more(**options), first, tmp_path / "cut")
+    run_folder.train(more(**options), first, tmp_path / "cut")
+    assert same(weights(whole), weights(tmp_path / "cut"))
+    run_folder.train(more(0.5, **options), first, tmp_path / "other")
+    assert not same(weights(whole), weights(tmp_path / "other")), "the share matters"
+    described = atomic.read_yaml(whole / "run.yaml")["data"]
     split = "Train+more/Train" + "+Val" * refit
     assert (described["root_name"], described["split"], described["images"]) == ("first", split, 34 + 12 * refit)
     assert described["shares"] == [0.75, 0.25]
     assert described["fingerprints"] == load(folder).fingerprints()
-    listed = atomic.read_table(tmp_path / "whole" / "training_images.parquet")["sample_id"].tolist()
+    listed = atomic.read_table(whole / "training_images.parquet")["sample_id"].tolist()
     assert sum(name.startswith("more/") for name in listed) == 16
-    alone = recipe(balanced=True, **options)
     with pytest.raises(UserError, match="holds another run"):
-        run_folder.train(alone, folder / "first", tmp_path / "whole")
-    shutil.copytree(folder / "first", tmp_path / "elsewhere" / "first")
-    shutil.copytree(folder / "more", tmp_path / "elsewhere" / "moved")
+        run_folder.train(recipe(balanced=True, **options), first, whole)
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(first, elsewhere / "first")
+    shutil.copytree(folder / "more", elsewhere / "moved")
     moved = with_added({"path": "moved", "share": 0.25}, **options)
-    run_folder.train(moved, tmp_path / "elsewhere" / "first", tmp_path / "whole")
-    assert same(weights(tmp_path / "whole"), weights(tmp_path / "cut")), "trained already, from other paths"
-    next((tmp_path / "elsewhere" / "moved").rglob("*.png")).unlink()
+    run_folder.train(moved, elsewhere / "first", whole)
+    assert same(weights(whole), weights(tmp_path / "cut")), "trained already, from other paths"
+    next((elsewhere / "moved").rglob("*.png")).unlink()
     with pytest.raises(UserError, match="was trained on other images or classes"):
-        run_folder.train(moved, tmp_path / "elsewhere" / "first", tmp_path / "whole")
+        run_folder.train(moved, elsewhere / "first", whole)
 
 
 def test_the_runs_of_a_study_compare_the_same_images_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[object] = []
     monkeypatch.setattr(training_data, "check_overlap", lambda *given: calls.append(given))
     monkeypatch.setattr(training_data, "_COMPARED", set())
-    data = with_added({"path": "more", "share": 0.25}).data
+    data = more().data
     for refit in (False, False, True):
         check_added(add_data(load(folder), data), data, refit=refit)
     assert len(calls) == 2
 
 
 def test_images_without_masks_are_counted_and_not_guided(folder: Path, joined: JoinedDataset) -> None:
-    masked = with_added({"path": "more", "share": 0.25}, counterfactuals={"share": 0.5})
+    masked = more(counterfactuals={"share": 0.5})
     lungs, without = fit_run._lungs(joined, masked)
     assert lungs is not None
     assert (lungs.shape, without) == ((34, 32, 32), 16)

@@ -2,7 +2,9 @@
 
 import multiprocessing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -11,8 +13,7 @@ import torch
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
-from pack import Pack
-from small_runs import MODEL, recipe, weights
+from small_runs import MODEL, Splits, networks, recipe, same, weights
 from test_cli import complaint
 from test_study import tiny
 from trustcxr.data.loader import BatchRows, augment
@@ -29,23 +30,34 @@ from trustcxr.training.devices import Devices
 from trustcxr.training.step import TrainingStep
 
 GROUP = {"normalisation": "group"}  # BatchNorm looks at the images beside it, so parts would differ
-
-
-@pytest.fixture(scope="module")
-def radiographs(pack: Pack) -> tuple[Any, Any]:
-    return pack.training_images()
+Gradients = list[dict[str, Tensor]]
 
 
 @pytest.fixture
-def gradients(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Tensor]]:
+def gradients(monkeypatch: pytest.MonkeyPatch) -> Gradients:
     """The gradients of every step of this process."""
-    found: list[dict[str, Tensor]] = []
+    found: Gradients = []
 
     def keep(self: TrainingStep, optimizer: Any) -> None:
         found.append({name: p.grad.clone() for name, p in self.model.named_parameters() if p.grad is not None})
 
     monkeypatch.setattr(TrainingStep, "on_before_optimizer_step", keep)
     return found
+
+
+@pytest.fixture
+def room(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """How many images a batch may have from some step on, and those of the batches that were worked off."""
+    room, real = SimpleNamespace(most=4, after=0, worked=[]), TrainingStep._on
+
+    def on(self: TrainingStep, part: slice, pixels: Tensor, *rest: Any) -> Any:
+        if self.global_step >= room.after and len(pixels) > room.most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        room.worked.append(len(pixels))
+        return real(self, part, pixels, *rest)
+
+    monkeypatch.setattr(TrainingStep, "_on", on)
+    return room
 
 
 def furthest(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
@@ -65,27 +77,21 @@ def test_statistics_of_all_processes_leave_the_network_as_it_is(monkeypatch: pyt
     assert "sync_batchnorm" not in Devices(devices=2).trainer_options(), "Lightning's loses activations"
 
 
-def test_every_image_of_a_batch_is_in_one_part() -> None:
+def test_every_image_of_a_batch_is_in_one_part_and_augmented_as_in_the_whole() -> None:
     whole = list(BatchRows(np.arange(23), 5, shuffle=True, seed=3))
     parts = [list(BatchRows(np.arange(23), 5, shuffle=True, seed=3, part=(k, 2))) for k in range(2)]
     assert [first + second for first, second in zip(*parts, strict=True)] == whole
     assert [len(batch) for batch in parts[0]] == [2, 2, 2, 2, 1]
     few = [row for k in range(4) for batch in BatchRows(np.arange(6), 5, part=(k, 4)) for row in batch]
     assert sorted(few) == list(range(6)), "a last batch of fewer images than there are processes"
-
-
-def test_a_part_of_a_batch_is_augmented_as_it_is_in_the_whole() -> None:
     images = torch.rand(7, 1, 16, 16)
-    options = {"flip": 0.5}
-    whole = augment(images, torch.Generator().manual_seed(1), **options)
-    part = augment(images[3:5], torch.Generator().manual_seed(1), part=(3, 7), **options)
-    torch.testing.assert_close(part, whole[3:5], rtol=0, atol=0)
+    augmented = augment(images, torch.Generator().manual_seed(1), flip=0.5)
+    part = augment(images[3:5], torch.Generator().manual_seed(1), part=(3, 7), flip=0.5)
+    torch.testing.assert_close(part, augmented[3:5], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("defence", ["fgsm", "free"])
-def test_parts_of_a_batch_add_up_to_its_gradients(
-    defence: str, radiographs: tuple[Any, Any], tmp_path: Path, gradients: list[dict[str, Tensor]]
-) -> None:
+def test_parts_add_up_to_the_gradients(defence: str, radiographs: Splits, tmp_path: Path, gradients: Gradients) -> None:
     for parts in (1, 3):
         how = recipe(defence, model=GROUP, epochs=1, batch_size=40, accumulate=parts)
         fit_run.fit(how, *radiographs, tmp_path / str(parts))
@@ -100,53 +106,39 @@ GUIDED = {"guidance": 2.0, "guidance_on": "gradients"}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("defence", "keys"), [("standard", GUIDED), ("standard", {"background": "emptied"})])
-def test_what_is_a_mean_of_some_images_is_that_of_the_whole_batch_whatever_its_parts(
-    defence: str, keys: dict[str, Any], radiographs: tuple[Any, Any], gradients: list[dict[str, Tensor]], tmp_path: Path
+@pytest.mark.parametrize("keys", [GUIDED, {"background": "emptied"}])
+def test_a_mean_of_some_images_is_that_of_the_whole_batch_whatever_its_parts(
+    keys: dict[str, Any], radiographs: Splits, gradients: Gradients, tmp_path: Path
 ) -> None:
     for parts in (1, 2, 4, 8):
-        how = recipe(defence, model=GROUP, epochs=1, batch_size=40, accumulate=parts, **keys)
+        how = recipe(model=GROUP, epochs=1, batch_size=40, accumulate=parts, **keys)
         fit_run.fit(how, *radiographs, tmp_path / str(parts))
     whole, *others = gradients
     # The sums' order differs, and how far by processor: 1e-6 of a largest gradient of 1.1 was passed on one.
     assert [furthest(whole, other) < 1e-5 for other in others] == [True] * 3
-    fit_run.fit(recipe(defence, model=GROUP, epochs=1, batch_size=40), *radiographs, tmp_path / "without")
+    fit_run.fit(recipe(model=GROUP, epochs=1, batch_size=40), *radiographs, tmp_path / "without")
     assert furthest(whole, gradients[-1]) > 1e-3, "what is asked for has an effect"
 
 
 def test_a_batch_that_does_not_fit_is_halved_and_that_is_said(
-    radiographs: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    radiographs: Splits, tmp_path: Path, room: SimpleNamespace, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    real, most = TrainingStep._on, 4
-    worked: list[int] = []
-
-    def on(self: TrainingStep, part: slice, pixels: Tensor, *rest: Any) -> Any:
-        if len(pixels) > most:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        worked.append(len(pixels))
-        return real(self, part, pixels, *rest)
-
-    monkeypatch.setattr(TrainingStep, "_on", on)
     how = recipe("fgsm", model=GROUP, epochs=1)
     assert fit_run.fit(how, *radiographs, tmp_path / "halved").steps == 3
-    assert worked == [4] * 12
-    said = capsys.readouterr().err
-    assert "a batch does not fit in memory: using 4 parts" in said
-    monkeypatch.setattr(TrainingStep, "_on", real)
+    assert room.worked == [4] * 12
+    assert "a batch does not fit in memory: using 4 parts" in capsys.readouterr().err
     fit_run.fit(recipe("fgsm", model=GROUP, epochs=1, accumulate=4), *radiographs, tmp_path / "a")
-    first, second = weights(tmp_path / "halved"), weights(tmp_path / "a")
-    assert all(torch.equal(first[name], second[name]) for name in first), "as if it had been asked for"
+    assert same(weights(tmp_path / "halved"), weights(tmp_path / "a")), "as if it had been asked for"
     for place in ("halved", "a"):
         assert atomic.read_json(tmp_path / place / "training.json")["parts"] == 4
         assert atomic.read_yaml(tmp_path / place / "run.yaml")["segments"][-1]["split_batches"] == {"parts": 4}
         assert "- Batches: worked off in 4 parts\n" in report_cards.render_card(tmp_path / place)
-    most = 0
-    monkeypatch.setattr(TrainingStep, "_on", on)
+    room.most = 0
     with pytest.raises(UserError, match="not even one image fits in memory"):
         fit_run.fit(how, *radiographs, tmp_path / "never")
 
 
-def test_a_run_that_was_begun_goes_on_in_more_parts(radiographs: tuple[Any, Any], tmp_path: Path) -> None:
+def test_a_run_that_was_begun_goes_on_in_more_parts(radiographs: Splits, tmp_path: Path) -> None:
     """As is advised where a batch does not fit and nobody can halve it."""
     fit_run.fit(recipe("fgsm", epochs=1), *radiographs, tmp_path)
     folder = run_folder.RunFolder(tmp_path)
@@ -156,34 +148,20 @@ def test_a_run_that_was_begun_goes_on_in_more_parts(radiographs: tuple[Any, Any]
 
 
 @pytest.mark.parametrize("nodes", [1, 2])
-def test_processes_that_others_started_are_not_waited_for_where_a_batch_does_not_fit(
-    nodes: int, radiographs: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_processes_that_others_started_are_not_waited_for_without_room(
+    nodes: int, radiographs: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def no_room(*_: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
     for variable in ("TORCHELASTIC_RUN_ID", "RANK"):
         monkeypatch.setenv(variable, "0")
-    monkeypatch.setattr(fit_run, "_fit_part", no_room)
-    how = recipe("fgsm", batch_size=8)
+    monkeypatch.setattr(fit_run, "_fit_part", Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory")))
     cards = Devices(devices=2 if nodes == 1 else 1, nodes=nodes)
-    with pytest.raises(
-        UserError, match=r"does not fit in memory; start all of them again with --set training\.accumulate=2"
-    ):
-        fit_run.fit(how, *radiographs, tmp_path, devices=cards)
+    said = r"does not fit in memory; start all of them again with --set training\.accumulate=2"
+    with pytest.raises(UserError, match=said):
+        fit_run.fit(recipe("fgsm", batch_size=8), *radiographs, tmp_path, devices=cards)
 
 
-def test_a_batch_that_is_split_from_some_epoch_on_is_a_stretch_of_its_own(
-    radiographs: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = TrainingStep._on
-
-    def on(self: TrainingStep, part: slice, pixels: Tensor, *rest: Any) -> Any:
-        if self.global_step == 4 and len(pixels) > 8:  # three steps an epoch
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(self, part, pixels, *rest)
-
-    monkeypatch.setattr(TrainingStep, "_on", on)
+def test_a_later_split_of_batches_is_a_stretch(radiographs: Splits, tmp_path: Path, room: SimpleNamespace) -> None:
+    room.most, room.after = 8, 4  # three steps an epoch
     found = fit_run.fit(recipe("fgsm"), *radiographs, tmp_path)
     assert (found.parts, found.world, found.strategy) == (2, None, None)
     listed = segments.read_segments(atomic.read_yaml(tmp_path / "run.yaml"))
@@ -214,11 +192,7 @@ def test_what_cannot_be_shared_is_refused(asked: Devices, defence: str, said: st
 @pytest.mark.sample("standard")
 @pytest.mark.parametrize("defence", ["standard", "fgsm"])
 def test_two_processes_have_the_gradients_of_one_and_an_attack_synchronises_nothing(
-    defence: str,
-    radiographs: tuple[Any, Any],
-    tmp_path: Path,
-    gradients: list[dict[str, Tensor]],
-    monkeypatch: pytest.MonkeyPatch,
+    defence: str, radiographs: Splits, tmp_path: Path, gradients: Gradients, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent: list[int] = []
 
@@ -233,9 +207,8 @@ def test_two_processes_have_the_gradients_of_one_and_an_attack_synchronises_noth
             self.trainer.strategy.model.register_comm_hook(None, hook)  # type: ignore[union-attr]
 
     monkeypatch.setattr(TrainingStep, "on_train_start", count)
-    train, val = radiographs
     how = recipe(defence, model=GROUP, epochs=1, batch_size=47, ema_decay=0.5)  # uneven: 23 and 24 images
-    found = [fit_run.fit(how, train, val, tmp_path / str(n), devices=Devices(devices=n)) for n in (1, 2)]
+    found = [fit_run.fit(how, *radiographs, tmp_path / str(n), devices=Devices(devices=n)) for n in (1, 2)]
     assert furthest(gradients[0], gradients[1]) < 1e-5
     assert len(gradients) == 2
     assert sent == sorted(set(sent)), "each gradient once, however many passes an attack makes"
@@ -254,9 +227,7 @@ def test_two_processes_have_the_gradients_of_one_and_an_attack_synchronises_noth
 
 
 @pytest.mark.full
-def test_a_lost_process_ends_the_training_with_its_cause_and_nothing_is_left(
-    radiographs: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lost_process_ends_the_training(radiographs: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def mortal(self: TrainingStep) -> None:
         others.extend(multiprocessing.active_children())
         for process in others:
@@ -271,9 +242,7 @@ def test_a_lost_process_ends_the_training_with_its_cause_and_nothing_is_left(
     assert not torch.distributed.is_initialized()
 
 
-def test_validation_of_parts_adds_up_to_the_whole(
-    radiographs: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_validation_of_parts_adds_up(radiographs: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What each of three processes counts, summed by hand, on a number of images that three does not divide."""
     model, how = factory.build("test_resnet", classes=3, weights="none"), recipe("fgsm")
     whole = monitor.validate(model, radiographs[0], how, torch.device("cpu"))
@@ -294,9 +263,7 @@ def test_validation_of_parts_adds_up_to_the_whole(
 
 
 @pytest.mark.full
-def test_the_script_for_a_card_does_all_of_its_work_on_the_processor(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_script_for_cards_needs_none(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     from benchmarks.speed import gpu
 
     monkeypatch.setattr("sys.argv", ["gpu", "--dry-run"])
@@ -319,25 +286,20 @@ def test_several_cards_are_for_one_run_at_a_time_here(engine: str, asked: list[o
 
 
 def test_a_study_refuses_before_any_image_what_cannot_be_shared(tmp_path: Path) -> None:
-    path, model = tmp_path / "free.yaml", {"name": MODEL, "weights": "none"}
-    atomic.write_yaml(path, {"name": "free", "data": {"size": 32}, "models": [model], "defences": [{"name": "free"}]})
-    said = complaint("study", path, "--data", tmp_path / "gone", "--out", tmp_path / "out", "--devices", 2)
-    assert "free keeps a state for each process" in said
+    content = {"name": "free", "data": {"size": 32}, "models": networks(MODEL), "defences": [{"name": "free"}]}
+    atomic.write_yaml(tmp_path / "free.yaml", content)
+    words = ("--data", tmp_path / "gone", "--out", tmp_path / "out", "--devices", 2)
+    assert "free keeps a state for each process" in complaint("study", tmp_path / "free.yaml", *words)
 
 
 @pytest.mark.full
 def test_a_study_on_two_devices_trains_each_run_on_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = write_files.write(tmp_path / "phantom", {"Train": 8, "Val": 4, "Test": 3}, size=32)
-    models = [{"name": MODEL, "weights": "none"} | GROUP]
+    models = [networks(MODEL)[0] | GROUP]
     study = tiny(models=models, explanation={"methods": ["layercam"], "corruptions": [], "sample": 0, "panels": 0})
     worlds: list[int] = []
     real = Devices.trainer_options
-
-    def seen(self: Devices) -> dict[str, Any]:
-        worlds.append(self.world)
-        return real(self)
-
-    monkeypatch.setattr(Devices, "trainer_options", seen)
+    monkeypatch.setattr(Devices, "trainer_options", lambda self: (worlds.append(self.world), real(self))[1])
     for count in (1, 2):
         Study(study, data, tmp_path / str(count), engines.get("local"), devices=count).run()
     assert worlds == [1, 1, 2, 2]

@@ -80,12 +80,16 @@ def test_every_key_of_a_written_recipe_is_there_and_says_what_it_means() -> None
     assert lines["learning_rate"] == "  learning_rate: 0.001  # default: 0.0005"
 
 
-def test_the_command_prints_lists_and_suggests() -> None:
+def test_the_command_prints_lists_and_suggests(tmp_path: Path) -> None:
     assert run("recipe", "quick").stdout == format_recipe("quick")
     listed = run("recipe").stdout
     assert [line.split()[0] for line in listed.splitlines()] == shipped_recipes()
     assert load_study("quick").title in listed
     assert "unknown recipe 'quik': did you mean quick?" in test_cli.complaint("recipe", "quik")
+    with pytest.raises(UserError, match=r"'quik': did you mean quick\?.*or a path that ends in \.yaml"):
+        load_study("quik")
+    with pytest.raises(UserError, match="no such recipe file"):
+        load_study(tmp_path / "gone.yaml")
 
 
 def test_quick_shows_a_network_that_hides_its_gradients_beside_its_cured_twin() -> None:
@@ -248,13 +252,6 @@ def test_a_key_that_stands_twice_is_refused_and_one_that_is_taken_over_is_not(tm
     shared = "name: a\nmodels:\n  - &one {name: resnet18, label: x}\n  - &two {<<: *one, label: y}\n"
     models = load_text(tmp_path, shared + "  - {<<: *two, label: z}\n").models
     assert [model.label for model in models] == ["x", "y", "z"]
-
-
-def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"unknown recipe 'quik': did you mean quick\?.*or a path that ends in \.yaml"):
-        load_study("quik")
-    with pytest.raises(UserError, match="no such recipe file"):
-        load_study(tmp_path / "gone.yaml")
 
 
 def test_the_most_special_training_key_wins() -> None:

@@ -7,53 +7,29 @@ import numpy as np
 import pytest
 import torch
 
-from pack import Pack
-from small_runs import PowerCut, cut_at, made_up, newest, recipe, same, weights
-from trustcxr import console, report
+from small_runs import PowerCut, Splits, cut_at, made_up, networks, newest, recipe, same, weights
+from test_study import study, tiny
+from trustcxr import report
 from trustcxr.data import load_dataset
-from trustcxr.data.dataset import JoinedDataset
 from trustcxr.errors import UserError
 from trustcxr.evaluation import predictions
 from trustcxr.evaluation import trained_run as evaluation_run
 from trustcxr.explain import evaluate
-from trustcxr.recipes import parsing
-from trustcxr.recipes.study_recipe import StudyRecipe
 from trustcxr.report import terminal
 from trustcxr.report.load import Run
 from trustcxr.runs import run_folder
 from trustcxr.storage import atomic, prediction_table
 from trustcxr.storage.schemas import RunDocument, TrainingDocument
-from trustcxr.study import engines
-from trustcxr.study.run_study import Study
 from trustcxr.training import fit_run, monitor
 from trustcxr.training.step import TrainingStep
-
-LOOKED_ON = [(0.5,), (0.7,), (0.6,), (0.6,)]  # the second of four epochs is the best
-
-
-@pytest.fixture(scope="module")
-def images(pack: Pack) -> tuple[Any, Any]:
-    return pack.training_images()
-
-
-def test_two_splits_read_as_one(images: tuple[Any, Any]) -> None:
-    both, (train, val) = JoinedDataset(*images), images
-    assert len(both) == 72
-    assert both.split == "Train+Val"
-    rows = [70, 0, 48, 47, 70]
-    whole = np.concatenate([train.images, val.images])
-    assert np.array_equal(both.batch(rows), whole[rows])
-    assert np.array_equal(both.batch([1]), train.images[[1]])
-    assert np.array_equal(both.images, whole)
-    assert both.labels.tolist() == [*train.labels, *val.labels]
-    assert np.array_equal(both.masks("lung"), np.concatenate([train.masks("lung"), val.masks("lung")]))
 
 
 @pytest.mark.slow
 def test_the_second_training_sees_both_and_ends_at_the_epoch_that_validation_chose(
-    images: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    radiographs: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bars: list[tuple[str, int, int]]
 ) -> None:
-    made_up(monkeypatch, [*LOOKED_ON, (0.9,), (0.1,)])
+    # The second of four epochs is the best.
+    made_up(monkeypatch, [(0.5,), (0.7,), (0.6,), (0.6,), (0.9,), (0.1,)])
     seen: dict[int, set[int]] = {}
     real = TrainingStep.training_step
 
@@ -62,24 +38,18 @@ def test_the_second_training_sees_both_and_ends_at_the_epoch_that_validation_cho
         return real(self, batch, number)
 
     monkeypatch.setattr(TrainingStep, "training_step", watching_step)
-    bars: list[console.Progress] = []
-    closed = console.Progress.__exit__
-    monkeypatch.setattr(console.Progress, "__exit__", lambda self, *_: (bars.append(self), closed(self))[1])
-    summary = fit_run.fit(recipe(epochs=4, refit=True), *images, tmp_path)
-    assert [(bar.done, bar.total) for bar in bars] == [(12, 12), (8, 8)], "the time left is told of the epochs to come"
+    summary = fit_run.fit(recipe(epochs=4, refit=True), *radiographs, tmp_path)
+    assert [bar[1:] for bar in bars] == [(12, 12), (8, 8)], "the time left is told of the epochs to come"
     assert seen[3] == set(range(48)), "validation images are not in the first"
     assert max(seen[4]) >= 48
     first = atomic.read_json(tmp_path / "before_refit" / "training.json")
     assert (first["epochs"], first["best_epoch"], first["best_value"]) == (4, 1, 0.7)
     assert atomic.read_json(tmp_path / "training.json") == summary.plain()
-    assert {k: summary.plain()[k] for k in ("epochs", "best_epoch", "best_value")} == {
-        k: first[k] for k in ("epochs", "best_epoch", "best_value")
-    }
+    assert (summary.epochs, summary.best_epoch, summary.best_value) == (4, 1, 0.7)
     assert summary.refit.epochs == 2
     assert summary.seconds == pytest.approx(first["seconds"] + summary.refit.seconds)
-    assert terminal.describe_training(summary).endswith(
-        "after 4 epochs; then a refit of 2 epochs with the validation images"
-    )
+    said = "after 4 epochs; then a refit of 2 epochs with the validation images"
+    assert terminal.describe_training(summary).endswith(said)
     history = atomic.read_table(tmp_path / "history.csv")
     assert history["seen_accuracy"].tolist() == [0.9, 0.1], "named as what it is, and the last epoch is kept"
     assert not [name for name in history if name.startswith("val_")]
@@ -91,9 +61,9 @@ def test_the_second_training_sees_both_and_ends_at_the_epoch_that_validation_cho
 
 
 @pytest.mark.slow
-def test_the_first_is_the_run_without_it(images: tuple[Any, Any], tmp_path: Path) -> None:
-    fit_run.fit(recipe("fgsm", refit=True), *images, tmp_path / "twice")
-    fit_run.fit(recipe("fgsm"), *images, tmp_path / "once")
+def test_the_first_is_the_run_without_it(radiographs: Splits, tmp_path: Path) -> None:
+    fit_run.fit(recipe("fgsm", refit=True), *radiographs, tmp_path / "twice")
+    fit_run.fit(recipe("fgsm"), *radiographs, tmp_path / "once")
     assert same(weights(tmp_path / "twice" / "before_refit"), weights(tmp_path / "once"))
     assert not (tmp_path / "once" / "before_refit").exists()
     loaded = evaluation_run.load_run(tmp_path / "once")
@@ -103,11 +73,9 @@ def test_the_first_is_the_run_without_it(images: tuple[Any, Any], tmp_path: Path
 @pytest.mark.sample("9")
 @pytest.mark.slow
 @pytest.mark.parametrize("cut", [4, 9])
-def test_cut_off_in_either_it_ends_as_if_it_had_not_been(
-    cut: int, images: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cut_changes_nothing(cut: int, radiographs: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = recipe("fgsm", epochs=3, refit=True)
-    whole = fit_run.fit(made, *images, tmp_path / "whole")
+    whole = fit_run.fit(made, *radiographs, tmp_path / "whole")
     done: list[int] = []
     real = TrainingStep.training_step
 
@@ -120,33 +88,29 @@ def test_cut_off_in_either_it_ends_as_if_it_had_not_been(
 
     monkeypatch.setattr(TrainingStep, "training_step", step)
     with pytest.raises(PowerCut):
-        fit_run.fit(made, *images, tmp_path / "cut")
+        fit_run.fit(made, *radiographs, tmp_path / "cut")
     assert (tmp_path / "cut" / "before_refit" / "training.json").exists() == (cut == 9)
     assert not (tmp_path / "cut" / "training.json").exists()
-    again = fit_run.fit(made, *images, tmp_path / "cut")
+    again = fit_run.fit(made, *radiographs, tmp_path / "cut")
     assert again.refit.epochs == whole.refit.epochs
     first = {4: 6, 9: 0}[cut]  # steps of it that were not done, or not saved
     assert len(done) - done.index(-1) - 1 == first + 4 * whole.refit.epochs, "nothing is trained twice"
     assert same(weights(tmp_path / "cut"), weights(tmp_path / "whole"))
 
 
-def test_another_run_in_the_folder_is_refused_before_the_first_is_done(
-    images: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_run_is_refused_meanwhile(radiographs: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cut_at(monkeypatch, 1)
     with pytest.raises(PowerCut):
-        fit_run.fit(recipe(refit=True), *images, tmp_path)
+        fit_run.fit(recipe(refit=True), *radiographs, tmp_path)
     with pytest.raises(UserError, match="holds another run"):
-        run_folder.train(recipe(seed=1, refit=True), images[0].root, tmp_path)
+        run_folder.train(recipe(seed=1, refit=True), radiographs[0].root, tmp_path)
 
 
 @pytest.mark.slow
-def test_overfitting_in_the_second_keeps_the_epoch_before_and_says_where_it_was_seen(
-    images: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_overfitting_in_a_refit_is_said(radiographs: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = [(0.6, 0.6, 0.5), (0.6, 0.6, 0.6), (0.6, 0.6, 0.62)]
     made_up(monkeypatch, [*first, (0.8, 0.7, 0.7), (0.8, 0.7, 0.7), (0.8, 0.9, 0.1)])
-    summary = fit_run.fit(recipe("fgsm", epochs=3, refit=True), *images, tmp_path)
+    summary = fit_run.fit(recipe("fgsm", epochs=3, refit=True), *radiographs, tmp_path)
     assert summary.refit.stopped == "overfitting"
     assert "accuracy under PGD-10 at epsilon 0.02 fell from 70.0%" in summary.alarm
     assert "70.0% to 10.0% on validation images that it was trained on" in summary.alarm
@@ -157,8 +121,7 @@ def test_overfitting_in_the_second_keeps_the_epoch_before_and_says_where_it_was_
 @pytest.fixture
 def tuned_on(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The folders of the runs whose maps thresholds are tuned on."""
-    found: list[str] = []
-    real = evaluate.tune_thresholds
+    found, real = list[str](), evaluate.tune_thresholds
 
     def spy(run: evaluation_run.Run, *rest: Any, **options: Any) -> dict[str, float]:
         found.append(run.folder.name)
@@ -168,43 +131,30 @@ def tuned_on(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
+def logits(run: Path, images: Any) -> np.ndarray:
+    return prediction_table.logits_of(predictions.predict(evaluation_run.load_run(run), images, views=False))
+
+
 def judged_by_the_first(folder: Path, val: Any, results: Path | None = None) -> bool:
     """Whether validation.parquet is of the weights that validation judged, and not of those that are tested."""
     stored = prediction_table.logits_of(atomic.read_table((results or folder) / "validation.parquet"))
-    first, second = (
-        prediction_table.logits_of(predictions.predict(evaluation_run.load_run(run), val, views=False))
-        for run in (folder / "before_refit", folder)
-    )
-    assert not np.allclose(first, second, atol=1e-3)
+    first = logits(folder / "before_refit", val)
+    assert not np.allclose(first, logits(folder, val), atol=1e-3)
     return np.allclose(stored, first, atol=1e-5)
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("unrendered")
-def test_a_study_chooses_and_fits_on_what_validation_judged_and_tests_the_other(
-    images: tuple[Any, Any], tmp_path: Path, tuned_on: list[str]
-) -> None:
-    content = {
-        "name": "twice",
-        "data": {"size": 32},
-        "models": [{"name": "test_resnet", "weights": "none"}],
-        "training": {"epochs": 2, "batch_size": 16, "refit": True},
-        "selection": {"count": 1},
-        "defences": ["fgsm"],
-        "evaluation": {"attacks": [{"name": "fgsm", "epsilons": [0.02]}], "bootstrap": 100},
-        "explanation": {"methods": ["layercam"], "corruptions": [], "sample": 0, "panels": 1},
-    }
-    study = parsing.validate(StudyRecipe, content, "test")
-    document = Study(study, images[0].root, tmp_path / "out", engines.get("local")).run()
+def test_a_study_chooses_by_the_first_training(radiographs: Splits, tmp_path: Path, tuned_on: list[str]) -> None:
+    keys = {"models": networks("test_resnet"), "training": {"epochs": 2, "batch_size": 16, "refit": True}}
+    explanation = {"methods": ["layercam"], "corruptions": [], "sample": 0, "panels": 1}
+    document = study(tiny(**keys, explanation=explanation), radiographs[0].root, tmp_path / "out")
     folder = tmp_path / "out" / "runs" / "test_resnet-fgsm-s0"
-    assert judged_by_the_first(folder, images[1])
+    assert judged_by_the_first(folder, radiographs[1])
     assert tuned_on == ["before_refit", "before_refit"]
-    tested = atomic.read_table(folder / "predictions.parquet")
-    test = load_dataset(images[0].root, split="Test", size=32)
-    again = predictions.predict(evaluation_run.load_run(folder), test, views=False)
-    assert np.allclose(
-        prediction_table.logits_of(tested[tested["attack"] == "clean"]), prediction_table.logits_of(again), atol=1e-5
-    )
+    tested = atomic.read_table(folder / "predictions.parquet").query("attack == 'clean'")
+    again = logits(folder, load_dataset(radiographs[0].root, split="Test", size=32))
+    assert np.allclose(prediction_table.logits_of(tested), again, atol=1e-5)
     assert document.plain()["runs"][0]["training"]["refit"]["epochs"] >= 1
     page = report.write(tmp_path / "out").read_text(encoding="utf-8")
     assert "Refit, epochs" in page
@@ -215,13 +165,13 @@ def test_a_study_chooses_and_fits_on_what_validation_judged_and_tests_the_other(
 
 @pytest.mark.slow
 def test_one_run_is_calibrated_and_tuned_on_what_validation_judged(
-    images: tuple[Any, Any], tmp_path: Path, tuned_on: list[str], capsys: pytest.CaptureFixture[str]
+    radiographs: Splits, tmp_path: Path, tuned_on: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    root = images[0].root
-    fit_run.fit(recipe(refit=True), *images, tmp_path)
+    root, maps = radiographs[0].root, {"methods": ["layercam"], "corruptions": [], "sample": 0}
+    fit_run.fit(recipe(refit=True), *radiographs, tmp_path)
     run_folder.evaluate(tmp_path, root, attacks=["fgsm"])
-    run_folder.explain(tmp_path, root, options={"methods": ["layercam"], "corruptions": [], "sample": 0})
-    assert judged_by_the_first(tmp_path, images[1], newest(tmp_path))
+    run_folder.explain(tmp_path, root, options=maps)
+    assert judged_by_the_first(tmp_path, radiographs[1], newest(tmp_path))
     assert tuned_on == ["before_refit"]
     assert "flatters" not in capsys.readouterr().err, "test images are not among those it was trained on"
     for split, count in (("Val", 24), ("Train", 48)):
@@ -229,13 +179,14 @@ def test_one_run_is_calibrated_and_tuned_on_what_validation_judged(
         said = capsys.readouterr().err
         assert f"was trained on these {count} images: what is measured there flatters it" in said
         assert f"measured on the split {split} of phantom, not on a split Test" in said
-    run_folder.explain(tmp_path, root, split="Val", options={"methods": ["layercam"], "corruptions": [], "sample": 0})
+    run_folder.explain(tmp_path, root, split="Val", options=maps)
     assert "was trained on these 24 images" in capsys.readouterr().err
     run_folder.evaluate(tmp_path / "before_refit", root, split="Val", attacks=["fgsm"])
     assert "flatters" not in capsys.readouterr().err
 
 
-def test_refitting_never_stops_early_for_validation(images: tuple[Any, Any], tmp_path: Path) -> None:
-    watch = monitor.RefitMonitor(tmp_path, images[1], recipe(refit=True), TrainingDocument(best_epoch=4, seconds=1.0))
+def test_refitting_never_stops_early_for_validation(radiographs: Splits, tmp_path: Path) -> None:
+    first = TrainingDocument(best_epoch=4, seconds=1.0)
+    watch = monitor.RefitMonitor(tmp_path, radiographs[1], recipe(refit=True), first)
     assert watch.epochs == 5
     assert watch._score({"epoch": 3.0, "val_accuracy": 0.9}, 3) > watch._score({"epoch": 2.0, "val_accuracy": 1.0}, 3)

@@ -189,15 +189,13 @@ def test_a_folder_that_is_no_run(names: tuple[str, ...], text: str, tmp_path: Pa
     assert str(tmp_path) in str(problem.value)
 
 
-@pytest.mark.parametrize("check", [layout.check_run, layout.check_study])
-def test_a_folder_that_is_not_there(check: Any, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no such (run|study) folder.*trustcxr study"):
-        check(tmp_path / "gone")
-    with pytest.raises(UserError, match=r"no such|a file, not the folder of a run"):
-        check(touch(tmp_path, "file") / "file")
-
-
-def test_a_study_folder_is_one(tmp_path: Path) -> None:
+def test_a_folder_that_is_no_study_or_not_there(tmp_path: Path) -> None:
+    file = touch(tmp_path / "of", "file") / "file"
+    for check in (layout.check_run, layout.check_study):
+        with pytest.raises(UserError, match=r"no such (run|study) folder.*trustcxr study"):
+            check(tmp_path / "gone")
+        with pytest.raises(UserError, match=r"no such|a file, not the folder of a run"):
+            check(file)
     with pytest.raises(UserError, match="give the folder that `trustcxr study --out` wrote"):
         layout.check_study(tmp_path)
     with pytest.raises(UserError, match="started but not finished: run the same `trustcxr study` again"):

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from small_runs import networks
 from small_runs import recipe as small_run
 from test_cli import complaint, run
 from test_engines import small
 from trustcxr import registry
 from trustcxr.data.phantom import write_files
-from trustcxr.recipes.study_recipe import StudyRecipe, load_study, with_seeds, with_tracker
+from trustcxr.recipes.study_recipe import load_study, with_seeds, with_tracker
 from trustcxr.storage import atomic, layout, locks
 from trustcxr.study import cost, run_study, status
 from trustcxr.study.engines import Failure, Task
@@ -27,11 +28,11 @@ STANDARD, ROBUST = "test_resnet-standard-s0", "test_resnet-fgsm-s0"
 def begun(tmp_path: Path) -> Path:
     """A study with one run that is done, and one that is trained and tested."""
     study = tmp_path / "study"
-    recipe = small(models=[{"name": "test_resnet", "weights": "none"}], training={"epochs": 2, "batch_size": 12})
-    atomic.write_yaml(study / layout.STUDY_FILE, {"recipe": recipe.model_dump(mode="json")})  # type: ignore[attr-defined]
+    recipe = small(models=networks("test_resnet"), training={"epochs": 2, "batch_size": 12})
+    atomic.write_yaml(study / layout.STUDY_FILE, {"recipe": recipe.model_dump(mode="json")})
     for name, done in ((STANDARD, 5), (ROBUST, 3)):
+        (study / "runs" / name).mkdir(parents=True)
         for file in list(layout.STEP_FILES.values())[:done]:
-            (study / "runs" / name).mkdir(parents=True, exist_ok=True)
             (study / "runs" / name / file).touch()
     return study
 
@@ -58,6 +59,10 @@ def test_each_run_is_where_its_files_say(begun: Path) -> None:
     assert f"FAILED {ROBUST}: train: no memory" in run("status", begun).stdout
     atomic.write_json(robust / layout.METRICS_FILE, {})
     assert "2 done, 0 running, 0 failed, 0 waiting" in run("status", begun).stdout
+    assert "no study.yaml here" in complaint("status", begun / "runs")
+    (begun / layout.STUDY_FILE).write_text("")
+    said = complaint("status", begun)
+    assert "study.yaml: expected keys and values, found nothing; delete it, and `trustcxr study` with the" in said
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +81,7 @@ def test_a_process_that_was_killed_holds_nothing(begun: Path, gone: int) -> None
         assert locks.was_killed(robust) == (process == gone and not host)
 
 
-def test_a_run_whose_process_was_killed_is_gone_on_with_and_that_is_said(
+def test_a_run_whose_process_was_killed_is_gone_on_with(
     begun: Path, gone: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     done: list[str] = []
@@ -97,6 +102,9 @@ def test_a_run_of_a_node_that_was_lost_has_failed_and_one_that_works_here_goes_o
 
 
 def test_the_epoch_and_the_time_left_come_from_epochs_that_were_measured(begun: Path) -> None:
+    def shown() -> str:
+        return " ".join(run("status", begun).stdout.split())
+
     robust = begun / "runs" / ROBUST
     for name in layout.STEP_FILES.values():
         (robust / name).unlink(missing_ok=True)
@@ -107,24 +115,16 @@ def test_the_epoch_and_the_time_left_come_from_epochs_that_were_measured(begun: 
     (found,) = [one for one in document["runs"] if one["run"] == ROBUST]
     assert (found["step"], found["epoch"], found["epochs"]) == ("train", 1, 2)
     assert found["seconds"] == {"train": 30.0, "validate": 1.0, "test": 7.0, "explain": 2.0, "describe": 0.5}
-    assert "running: train, epoch 2 of 2" in " ".join(run("status", begun).stdout.split())
+    assert "running: train, epoch 2 of 2" in shown()
     (robust / locks.HOLDER_FILE).unlink()
-    assert "waiting: cut off in train, epoch 2 of 2" in " ".join(run("status", begun).stdout.split())
+    assert "waiting: cut off in train, epoch 2 of 2" in shown()
     for path in (robust / layout.TIMINGS_FILE, begun / layout.TIMINGS_FILE, robust / layout.HISTORY_FILE):
         path.write_text("damaged")
-    printed = run("status", begun).stdout
-    assert "time left: unknown until" in " ".join(printed.split())
-    assert f"--out {begun}` estimates it" in " ".join(printed.split())
+    assert "time left: unknown until" in shown()
+    assert f"--out {begun}` estimates it" in shown()
     with status.record_time(robust, "explain"):
         pass
     assert list(status.read_seconds(robust)) == ["explain"]
-
-
-def test_a_folder_that_is_no_study_is_one_line(begun: Path) -> None:
-    assert "no study.yaml here" in complaint("status", begun / "runs")
-    (begun / layout.STUDY_FILE).write_text("")
-    said = complaint("status", begun)
-    assert "study.yaml: expected keys and values, found nothing; delete it, and `trustcxr study` with the" in said
 
 
 def test_epochs_with_a_refit_are_those_of_both_trainings(tmp_path: Path) -> None:
@@ -137,13 +137,10 @@ def test_epochs_with_a_refit_are_those_of_both_trainings(tmp_path: Path) -> None
 
 
 def test_robust_runs_of_networks_that_are_not_chosen_yet_cost_at_most_the_most_expensive() -> None:
-    networks = [{"name": name, "weights": "none"} for name in ("test_resnet", "resnet10t")]
-    recipe: StudyRecipe = small(models=networks)  # type: ignore[assignment]
+    recipe = small(models=networks("test_resnet", "resnet10t"))
     found = status.plan_runs(recipe, None)
-    seconds = {
-        status.kind(one): dict.fromkeys(layout.STEP_FILES, each)
-        for one, each in zip((*found.certain, *found.open), (1.0, 2.0, 10.0, 40.0), strict=True)
-    }
+    each = zip((*found.certain, *found.open), (1.0, 2.0, 10.0, 40.0), strict=True)
+    seconds = {status.kind(one): dict.fromkeys(layout.STEP_FILES, taken) for one, taken in each}
     plan = status.plan(recipe, None, seconds)
     assert [one.left for one in plan.runs] == [5.0, 10.0, 50.0, 200.0]
     assert plan.most == 5 + 10 + 200
@@ -165,23 +162,19 @@ def test_a_dry_run_of_another_recipe_is_refused_and_of_a_tracked_study_is_not(be
 
 def test_seeds_are_the_recipes_own_and_then_those_after() -> None:
     assert with_seeds(load_study("demo"), 3).seeds == (0, 1, 2)
-    assert with_seeds(small(seeds=[7, 3]), 4).seeds == (7, 3, 8, 9)  # type: ignore[arg-type]
+    assert with_seeds(small(seeds=[7, 3]), 4).seeds == (7, 3, 8, 9)
     assert "--seeds 0: expected 1 or more" in complaint("study", "demo", "--seeds", 0, "--dry-run")
     listed = json.loads(run("study", "demo", "--seeds", 2, "--dry-run", "--json").stdout)
     assert [one["seed"] for one in listed["runs"]] == [0, 1] * 4
 
 
-def test_a_dry_run_of_the_paper_lists_its_runs_without_data() -> None:
+def test_a_dry_run_of_the_paper_lists_its_runs_without_data(tmp_path: Path) -> None:
     done = run("study", "paper", "--dry-run")
     assert done.stdout.count("if chosen") == 21
     assert "validation will choose 6 networks" in done.stdout
     assert "say --data PATH" in complaint("study", "paper")
-    assert "s3://bucket/images: a dry run downloads nothing" in complaint(
-        "study", "demo", "--dry-run", "--data", "s3://bucket/images"
-    )
-
-
-def test_a_dry_run_that_only_lists_refuses_what_nobody_knows(tmp_path: Path) -> None:
+    said = "s3://bucket/images: a dry run downloads nothing"
+    assert said in complaint("study", "demo", "--dry-run", "--data", "s3://bucket/images")
     (tmp_path / "bad.yaml").write_text("name: bad\nmodels: [resnet18]\ndefences: [fgms]\n")
     assert "did you mean fgsm" in complaint("study", tmp_path / "bad.yaml", "--dry-run")
 
@@ -190,7 +183,7 @@ def test_a_dry_run_that_only_lists_refuses_what_nobody_knows(tmp_path: Path) -> 
 def test_a_dry_run_times_each_network_and_keeps_the_estimate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe: StudyRecipe = small()  # type: ignore[assignment]
+    recipe = small()
     images = write_files.write(tmp_path / "images", {"Train": 6, "Val": 3, "Test": 2}, size=32)
     monkeypatch.setattr(cost, "_time_passes", lambda run: (1.0, 2.0))
     plan = cost.dry_run(recipe, images, tmp_path / "study")

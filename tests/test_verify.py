@@ -9,16 +9,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from pack import Pack
+from small_runs import networks
 from test_cli import complaint, run
 from test_engines import small
-from trustcxr.data.phantom import write_files
+from test_study import study as carry_out
 from trustcxr.errors import UserError
 from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.runs.run_folder import RunFolder
-from trustcxr.storage import atomic
-from trustcxr.storage.schemas import VerifiedDocument
-from trustcxr.study import engines, run_study
-from trustcxr.study.run_study import Study
+from trustcxr.storage import atomic, schemas
+from trustcxr.storage.schemas import StudyDocument, VerifiedDocument
+from trustcxr.study import run_study
 from trustcxr.study.verify_study import count_figures, differences, verify
 
 NAME, OTHER = "test_resnet-fgsm-s0", "test_resnet-standard-s0"
@@ -47,31 +48,23 @@ def test_documents_are_compared_figure_by_figure() -> None:
     said = {"a": 0.5, "b": [{"attack": "pgd", "x": 1}, {"attack": "fgsm", "x": 2}], "c": None, "more": {"d": 1, "e": 2}}
     assert list(differences(said, said | {"a": 0.5 + 1e-12, "f": [], "g": {"h": None}})) == []
     computed = {"a": 0.25, "b": [{"attack": "pgd", "x": 1}, {"attack": "fgsm", "x": 3}], "c": True, "d": 4}
-    assert list(differences(said, computed)) == [
-        ("a", 0.5, 0.25),
-        ("b[fgsm].x", 2, 3),
-        ("c", None, True),
-        ("more", "2 figures", None),
-        ("d", None, 4),
-    ]
+    expected = [("a", 0.5, 0.25), ("b[fgsm].x", 2, 3), ("c", None, True), ("more", "2 figures", None), ("d", None, 4)]
+    assert list(differences(said, computed)) == expected
     changed = [{"attack": "fgsm", "x": 4}]
     assert next(differences({"b": said["b"][::-1]}, {"b": said["b"]}))[0] == "b (order)"
     assert list(differences({"b": changed}, {"b": said["b"]})) == [("b[fgsm].x", 4, 2), ("b[pgd]", None, "2 figures")]
     assert count_figures({"a": [1, 2, {"b": None}], "c": False}) == 3
 
 
-def test_what_is_no_finished_study_is_one_line(tmp_path: Path) -> None:
-    assert "no such study folder" in complaint("verify", tmp_path / "gone")
-    assert "no study.json here" in complaint("verify", tmp_path)
-
-
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    base = tmp_path_factory.mktemp("verified")
-    images = write_files.write(base / "phantom", {"Train": 9, "Val": 4, "Test": 4}, size=32)
-    recipe = small(models=[{"name": "test_resnet", "weights": "none"}], seeds=[0, 1])
-    Study(recipe, images, base / "out", engines.get("local")).run()  # type: ignore[arg-type]
-    return base / "out"
+def done(pack: Pack, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return work_on(tmp_path_factory.mktemp("verified") / "out", pack, seeds=[0, 1])
+
+
+def work_on(out: Path, pack: Pack, **changes: object) -> Path:
+    """Work on a study of one network."""
+    carry_out(small(models=networks("test_resnet"), **changes), pack.images(), out)
+    return out
 
 
 @pytest.fixture
@@ -86,34 +79,28 @@ def test_every_figure_of_a_study_agrees(done: Path) -> None:
     assert document.figures > 1000
     assert document.files == 1 + 2 * 4
     assert "all agree" in run("verify", done).stdout
+    assert "no study.json here" in complaint("verify", done / "runs")
 
 
 @pytest.mark.slow
 def test_each_changed_number_is_found_and_the_exit_code_is_1(study: Path) -> None:
-    keys: dict[str, list[tuple[str | int, ...]]] = {
-        "study.json": [
-            ("runs", 0, "clean", "accuracy", "ci", 0),
-            ("comparisons", 0, "difference", "value"),
-            ("over_seeds", 0, "figures", 0, "deviation"),
-            ("selection", "ranking", 0, "value"),
-            ("runs", 1, "training", "best_value"),
-        ],
-        f"{ROBUST}/metrics.json": [
-            ("attacks", 1, "accuracy", "value"),
-            ("saliency", "layercam@-3", "infection_energy", "value"),
-        ],
-        f"{ROBUST}/training.json": [("best_value",)],
-    }
-    for file, of_file in keys.items():
-        for one in of_file:
-            change(study / file, *one, to=0.123456)
+    changed: list[tuple[str, tuple[str | int, ...]]] = [
+        ("study.json", ("runs", 0, "clean", "accuracy", "ci", 0)),
+        ("study.json", ("comparisons", 0, "difference", "value")),
+        ("study.json", ("over_seeds", 0, "figures", 0, "deviation")),
+        ("study.json", ("selection", "ranking", 0, "value")),
+        ("study.json", ("runs", 1, "training", "best_value")),
+        (f"{ROBUST}/metrics.json", ("attacks", 1, "accuracy", "value")),
+        (f"{ROBUST}/metrics.json", ("saliency", "layercam@-3", "infection_energy", "value")),
+        (f"{ROBUST}/training.json", ("best_value",)),
+    ]
+    for file, keys in changed:
+        change(study / file, *keys, to=0.123456)
     printed = json.loads(run("verify", study, "--json", expect=1).stdout)["differences"]
-    for file, of_file in keys.items():
-        for one in of_file:
-            last = [key for key in one if isinstance(key, str)][-1]
-            assert any(p["file"].startswith(file) and last in p["key"] and p["stored"] == 0.123456 for p in printed), (
-                one
-            )
+    for file, keys in changed:
+        last = [key for key in keys if isinstance(key, str)][-1]
+        of_file = [one for one in printed if one["file"].startswith(file)]
+        assert any(last in one["key"] and one["stored"] == 0.123456 for one in of_file), keys
     # What study.json says of a training is compared with training.json, which one of these changed.
     assert len(printed) == 9
 
@@ -156,10 +143,7 @@ def test_runs_that_are_lacking_or_twice_or_invented_and_replaced_weights_are_fou
 
 
 @pytest.mark.slow
-def test_a_standard_run_that_failed_after_validation_is_ranked_as_in_the_study(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    images = write_files.write(tmp_path / "phantom", {"Train": 9, "Val": 4, "Test": 4}, size=32)
+def test_a_validated_run_that_failed_is_ranked(pack: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = run_study.STEPS["test"]
 
     def fails(study: run_study.StudyFolder, recipe: RunRecipe, folder: RunFolder) -> None:
@@ -168,27 +152,21 @@ def test_a_standard_run_that_failed_after_validation_is_ranked_as_in_the_study(
         real(study, recipe, folder)
 
     monkeypatch.setitem(run_study.STEPS, "test", fails)
-    recipe = small(models=[{"name": "test_resnet", "weights": "none"}])
-    document = Study(recipe, images, tmp_path / "out", engines.get("local")).run()  # type: ignore[arg-type]
+    document = schemas.read_schema(StudyDocument, work_on(tmp_path / "out", pack) / "study.json")
     assert (len(document.selection.ranking), [run.run for run in document.runs]) == (1, [NAME])
     checked = verify(tmp_path / "out")
     assert (found(checked), checked.unchecked) == (set(), [])
 
 
 @pytest.mark.slow
-def test_both_trainings_of_a_refit_are_verified(tmp_path: Path) -> None:
-    images = write_files.write(tmp_path / "phantom", {"Train": 9, "Val": 4, "Test": 4}, size=32)
-    training = {"epochs": 1, "batch_size": 12, "refit": True}
-    recipe = small(models=[{"name": "test_resnet", "weights": "none"}], training=training)
-    Study(recipe, images, tmp_path / "out", engines.get("local")).run()  # type: ignore[arg-type]
-    checked = verify(tmp_path / "out")
+def test_both_trainings_of_a_refit_are_verified(pack: Pack, tmp_path: Path) -> None:
+    out = work_on(tmp_path / "out", pack, training={"epochs": 1, "batch_size": 12, "refit": True})
+    checked = verify(out)
     assert (found(checked), checked.unchecked) == (set(), [])
     file = f"{ROBUST}/training.json"
     for keys in (("best_value",), ("seconds",), ("refit", "epochs")):
-        change(tmp_path / "out" / file, *keys, to=99)
-    assert {key for name, key in found(verify(tmp_path / "out")) if name == file} == {
-        *("best_value", "seconds", "refit.epochs")
-    }
+        change(out / file, *keys, to=99)
+    assert {key for name, key in found(verify(out)) if name == file} == {"best_value", "seconds", "refit.epochs"}
 
 
 def _edit(path: Path, how: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
@@ -207,7 +185,7 @@ def _edit(path: Path, how: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
         ("history.csv", lambda t: t.drop(columns="seconds"), "damaged: 'seconds'"),
     ],
 )
-def test_a_damaged_table_is_a_line_that_names_it_and_the_other_runs_are_verified(
+def test_a_damaged_table_is_a_line_and_the_other_runs_are_verified(
     file: str, damage: Callable[[pd.DataFrame], pd.DataFrame], said: str, study: Path
 ) -> None:
     _edit(study / ROBUST / file, damage)
