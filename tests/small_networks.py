@@ -41,16 +41,9 @@ class SmallNet(nn.Module):
 
     def __init__(self, classes: int = 3) -> None:
         super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(1, 8, 3, stride=2, padding=1),
-            nn.BatchNorm2d(8),
-            nn.ReLU(),
-            nn.Conv2d(8, 16, 3, stride=2, padding=1),
-            nn.BatchNorm2d(16),
-            nn.ReLU(),
-            nn.Flatten(),
-            nn.Dropout(0.2),
-        )
+        first = (nn.Conv2d(1, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+        second = (nn.Conv2d(8, 16, 3, stride=2, padding=1), nn.BatchNorm2d(16), nn.ReLU())
+        self.body = nn.Sequential(*first, *second, nn.Flatten(), nn.Dropout(0.2))
         self.head = nn.Linear(16 * (SIDE // 4) ** 2, classes)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -94,12 +87,9 @@ def one_thread() -> Iterator[None]:
 
 
 def trained(defence: str = "standard", *, classes: int = 3, epsilon: float = 0.03) -> SmallNet:
-    """A SmallNet after some steps of a defence, in evaluation mode. Shared by tests: leave it as it is.
-
-    Without the gradients that a test before may have left on it, whichever that was: files come in any order.
-    """
+    """A SmallNet after some steps of a defence, in evaluation mode. Shared by tests: leave it as it is."""
     model = _trained(defence, classes, epsilon)
-    model.zero_grad(set_to_none=True)
+    model.zero_grad(set_to_none=True)  # a test before may have left some, whichever that was: files come in any order
     return model
 
 

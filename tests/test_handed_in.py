@@ -9,8 +9,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from foreign_models import Computes
+from pack import Pack
 from small_networks import write_onnx
-from test_audit_command import Brightness, _short, greys, model_file  # noqa: F401
+from test_audit_command import Brightness, _short, model_file  # noqa: F401
 from test_cli import complaint
 from trustcxr.audit import run_audit as audits
 from trustcxr.audit.audit_data import read_submitted
@@ -21,49 +23,37 @@ from trustcxr.report import audit_html, leaderboard
 from trustcxr.report.terminal import describe_audit
 from trustcxr.storage import atomic
 
+Images = dict[str, torch.Tensor]
+
 
 @pytest.fixture(scope="module")
-def images(greys: Path) -> dict[str, torch.Tensor]:  # noqa: F811
+def images(pack: Pack) -> Images:
     """The images, each moved toward the next brightness: for this model the strongest that there is."""
-    images = load_dataset(greys, size=16, classes=("dark", "grey", "bright"))
+    images = load_dataset(pack.greys(), size=16, classes=("dark", "grey", "bright"))
     pixels = torch.from_numpy(np.array(images.images)).float() / 255
     ways = torch.tensor([1.0, 1.0, -1.0])[torch.from_numpy(np.asarray(images.labels))]
     moved = (pixels + 0.2 * ways[:, None, None, None]).clamp(0, 1)
     return dict(zip(images.sample_ids.tolist(), moved, strict=True))
 
 
-def written(path: Path, images: dict[str, torch.Tensor], **about: str) -> Path:
+def written(path: Path, images: Images, **about: str) -> Path:
     save_file(images, str(path), metadata={"epsilon": "0.2", "by": "somebody"} | about)
     return path
 
 
 @pytest.mark.slow
-def test_the_worse_of_the_two_counts_and_it_is_said_by_whom(
-    greys: Path,  # noqa: F811
-    tmp_path: Path,
-    images: dict[str, torch.Tensor],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_worse_of_both_counts(pack: Pack, tmp_path: Path, images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
     model, asked = model_file(tmp_path / "model", Brightness()), {"attacks": ["worst-case"], "epsilons": [0.2]}
     weak = audits.load_exam().changed(("worst-case",), (0.2,))
     short = weak.attacks[0].model_copy(update={"epsilons": (0.2,), "steps": 1, "queries": 1})
     monkeypatch.setattr(audits, "load_exam", lambda *_: weak.model_copy(update={"attacks": (short,)}))
     monkeypatch.setattr("trustcxr.audit.attack_runner.AttackRunner.__call__", lambda self, a, x, *rest: x)
-    alone = audits.audit(model, greys, tmp_path / "alone", **asked)  # type: ignore[arg-type]
-    both = audits.audit(
-        model,
-        greys,
-        tmp_path / "both",
-        adversarial=written(tmp_path / "a.safetensors", images),
-        **asked,  # type: ignore[arg-type]
-    )
+    alone = audits.audit(model, pack.greys(), tmp_path / "alone", **asked)
+    stronger = written(tmp_path / "a.safetensors", images)
+    both = audits.audit(model, pack.greys(), tmp_path / "both", adversarial=stronger, **asked)
     ours, theirs = alone.attacks[0].accuracy.value, both.attacks[0].accuracy.value
-    assert ours is not None
-    assert theirs is not None
     assert theirs < ours - 0.5
-    assert leaderboard.own_accuracy(both) == leaderboard.own_accuracy(alone) == ours, (
-        "by which a leaderboard ranks both"
-    )
+    assert leaderboard.own_accuracy(both) == leaderboard.own_accuracy(alone) == ours, "by it a leaderboard ranks both"
     found = both.submitted[0]
     assert (found.by, found.epsilon, found.n, found.missed) == ("somebody", 0.2, 36, pytest.approx(0, abs=3))
     assert both.attacks[0].broken_by["somebody"] == found.found_alone
@@ -89,58 +79,32 @@ def test_the_worse_of_the_two_counts_and_it_is_said_by_whom(
         (lambda name, image: {name: image}, {"epsilon": "0.9"}, "worst-case is tried at 0.02"),
     ],
 )
-def test_what_is_handed_in_is_checked(
-    change: Any,
-    about: dict[str, str],
-    words: str,
-    greys: Path,  # noqa: F811
-    tmp_path: Path,
-    images: dict[str, torch.Tensor],
-) -> None:
+def test_each_file_is_checked(change: Any, about: Any, words: str, pack: Pack, tmp_path: Path, images: Images) -> None:
     name = next(iter(images))
     path = written(tmp_path / "bad.safetensors", change(name, images[name]), **about)
     model = model_file(tmp_path / "model", Brightness())
-    given = ["audit", model, "--data", greys, "--out", tmp_path / "out", "--adversarial", path]
-    assert words in complaint(*given)
+    assert words in complaint("audit", model, "--data", pack.greys(), "--out", tmp_path / "out", "--adversarial", path)
 
 
-def test_a_file_that_is_none_is_refused(greys: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_file_that_is_none_is_refused(pack: Pack, tmp_path: Path) -> None:
     (tmp_path / "no.safetensors").write_bytes(b"no")
     model = model_file(tmp_path / "model", Brightness())
-    given = ["audit", model, "--data", greys, "--out", tmp_path / "out", "--adversarial"]
+    given = ["audit", model, "--data", pack.greys(), "--out", tmp_path / "out", "--adversarial"]
     assert "no safetensors file" in complaint(*given, tmp_path / "no.safetensors")
     assert "no safetensors file" in complaint(*given, tmp_path / "missing.safetensors")
 
 
-class Present(torch.nn.Module):
-    """A finding's decision: present in images brighter than a half."""
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        margin = 10 * (images.mean((1, 2, 3)) - 0.5)
-        return torch.stack([torch.zeros_like(margin), margin], 1)
-
-
-def test_images_of_a_finding_count_for_it_and_those_of_a_image_for_all_its_others(
-    greys: Path,  # noqa: F811
-    tmp_path: Path,
-) -> None:
-    images = load_dataset(greys, size=16, classes=("dark", "grey", "bright"))
+def test_images_of_a_finding_count_for_it_and_those_of_a_image_for_all_its_others(pack: Pack, tmp_path: Path) -> None:
+    present = Computes(lambda images: (images.mean((1, 2, 3)) - 0.5)[:, None] * torch.tensor([0, 10]))  # if bright
+    images = load_dataset(pack.greys(), size=16, classes=("dark", "grey", "bright"))
     names = [str(name) for name, label in zip(images.sample_ids, images.labels, strict=True) if label == 2][:2]
     light, dark = torch.full((1, 16, 16), 0.9), torch.full((1, 16, 16), 0.1)
     found = {names[0]: dark, f"{names[0]}#Edema": light, f"{names[1]}#Edema": dark.clone()}
     given = read_submitted(written(tmp_path / "a.safetensors", found, epsilon="1"), images, ("Bright", "Edema"))
-    table = pd.DataFrame(
-        {
-            "sample_id": [f"{name}#{finding}" for name in names for finding in ("Bright", "Edema")],
-            "attack": "worst-case",
-            "epsilon": 1.0,
-            "label": 1,
-            "group": [name for name in names for _ in range(2)],
-            "logits": [np.array([0.0, 4.0])] * 4,
-            "broken_by": "",
-        }
-    )
-    worse, (counted,) = worst_with_submitted(table, given, Present(), torch.device("cpu"))
+    table = pd.DataFrame({"sample_id": [f"{n}#{finding}" for n in names for finding in ("Bright", "Edema")]})
+    table = table.assign(attack="worst-case", epsilon=1.0, label=1, broken_by="", logits=[np.array([0.0, 4.0])] * 4)
+    table["group"] = np.repeat(names, 2)
+    worse, (counted,) = worst_with_submitted(table, given, present, torch.device("cpu"))
     wrong = [bool(logits.argmax() != 1) for logits in worse["logits"]]
     assert wrong == [True, False, False, True], "the image's image for Bright, its own for Edema"
     assert list(worse["broken_by"]) == ["somebody", "", "", "somebody"]
@@ -148,7 +112,7 @@ def test_images_of_a_finding_count_for_it_and_those_of_a_image_for_all_its_other
     only = {f"{names[0]}#Edema": dark.clone()}
     other = read_submitted(written(tmp_path / "c.safetensors", only, epsilon="1"), images, ("Bright", "Edema"))
     table = table[table["sample_id"].str.endswith("#Bright")]
-    same, none = worst_with_submitted(table, other, Present(), torch.device("cpu"))
+    same, none = worst_with_submitted(table, other, present, torch.device("cpu"))
     assert same is table
     assert none == []
     mistyped = written(tmp_path / "e.safetensors", {f"{names[0]}#Edma": dark.clone()}, epsilon="1")
@@ -160,32 +124,18 @@ def test_images_of_a_finding_count_for_it_and_those_of_a_image_for_all_its_other
         read_submitted(written(tmp_path / "b.safetensors", {"nobody#Edema": dark.clone()}, epsilon="1"), images)
 
 
-def bright_or_dark(folder: Path) -> Path:
-    class Findings(torch.nn.Module):
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            margin = 40 * (images.mean((2, 3)) - 0.5)
-            return torch.sigmoid(torch.cat([margin, -margin], 1))
-
-    folder.mkdir()
-    write_onnx(Findings(), folder / "net.onnx", 16)
-    (folder / "model.yaml").write_text(
-        "source: net.onnx\ninput: {size: 16}\noutput: {kind: sigmoid, classes: [Bright, Dark], thresholds: 0.5}\n"
-    )
-    return folder / "model.yaml"
-
-
 @pytest.mark.slow
-def test_images_of_one_finding_alone_are_judged_of_it_and_of_none_are_refused(
-    greys: Path,  # noqa: F811
-    tmp_path: Path,
-    images: dict[str, torch.Tensor],
-) -> None:
-    model, out = bright_or_dark(tmp_path / "model"), tmp_path / "out"
+def test_images_of_a_finding_alone_are_judged_of_it_or_refused(pack: Pack, tmp_path: Path, images: Images) -> None:
+    findings = Computes(lambda images: torch.sigmoid((images.mean((2, 3)) - 0.5) * torch.tensor([40.0, -40.0])))
+    write_onnx(findings, tmp_path / "net.onnx", 16)
+    model, greys = tmp_path / "model.yaml", pack.greys()
+    output = "{kind: sigmoid, classes: [Bright, Dark], thresholds: 0.5}"
+    model.write_text(f"source: net.onnx\ninput: {{size: 16}}\noutput: {output}\n")
     asked: Any = {"attacks": ["worst-case"], "epsilons": [0.2]}
     given = {f"{name}#Dark": image.contiguous() for name, image in list(images.items())[:6]}
     path = written(tmp_path / "a.safetensors", given, by="<script>alert(1)</script>")
     labels = {"bright": "Bright", "dark": "Dark", "grey": "Normal"}
-    document = audits.audit(model, greys, out, labels=labels, adversarial=path, **asked)
+    document = audits.audit(model, greys, tmp_path / "out", labels=labels, adversarial=path, **asked)
     (found,) = document.submitted
     assert (found.by, found.n) == ("<script>alert(1)</script> (Dark)", 6)
     card = audit_html.render_card(document)

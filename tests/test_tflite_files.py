@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 
+from foreign_models import Computes, refused
 from trustcxr import attacks
 from trustcxr.audit import entry_checks
 from trustcxr.audit.entry_checks import check_kind
@@ -68,11 +69,9 @@ def test_a_draft_has_what_the_file_tells(theirs: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(content, "w") as archive:
         archive.writestr("labels.txt", "sick\nwell\nother\n")
     (tmp_path / "m.tflite").write_bytes((theirs / "semobile.tflite").read_bytes() + content.getvalue())
-    text = describe_file(tmp_path / "m.tflite")
-    assert "range: [0, 1]\n" in text, "from the scale and the zero point of its input"
-    assert "kind: logits\n" in text
-    assert 'classes: ["sick", "well", "other"]\n' in text
-    assert "# seen: quantised" in text
+    text = describe_file(tmp_path / "m.tflite")  # its range is from the scale and the zero point of its input
+    for part in ("range: [0, 1]\n", "kind: logits\n", 'classes: ["sick", "well", "other"]\n', "# seen: quantised"):
+        assert part in text
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.999])
@@ -82,40 +81,27 @@ def test_a_file_cut_short(share: float, theirs: Path, tmp_path: Path) -> None:
     refused(tmp_path / "m.tflite", "LiteRT does not take it")
 
 
-def refused(path: Path, match: str) -> None:
-    for call in (lambda: opened(path, 224, "logits"), lambda: describe_file(path)):
-        with pytest.raises(UserError, match=match) as caught:
-            call()
-        assert str(path) in str(caught.value)
-        assert "\n" not in str(caught.value)
+ENDINGS = {
+    "import os; os.abort()": r"LiteRT crashed on it \(signal 6\): it is damaged",
+    "import time; time.sleep(60)": "LiteRT runs longer than 1 s on one image",
+    "x = bytearray(10 ** 15)": "LiteRT does not take it",
+}
 
 
-@pytest.mark.parametrize(
-    ("program", "match"),
-    [
-        ("import os; os.abort()", r"LiteRT crashed on it \(signal 6\): it is damaged"),
-        ("import time; time.sleep(60)", "LiteRT runs longer than 1 s on one image"),
-        ("x = bytearray(10 ** 15)", "LiteRT does not take it"),
-    ],
-)
-def test_a_file_that_ends_or_holds_its_process(
-    program: str, match: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("program", ENDINGS)
+def test_a_file_that_ends_or_holds_its_process(program: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tflite, "_FIRST_RUN", program)
     monkeypatch.setattr(tflite, "_SECONDS", 1 if "sleep" in program else 100)
     (tmp_path / "m.tflite").write_bytes(b"\0\0\0\0TFL3" + b"\0" * 100)
-    refused(tmp_path / "m.tflite", match)
-
-
-def test_another_size_is_refused(theirs: Path) -> None:
-    with pytest.raises(UserError, match=r"it takes images of \(channels, height, width\) \(3, 224, 224\), not \(3, 64"):
-        opened(theirs / "semobile.tflite", 64, "logits")
+    refused(tmp_path / "m.tflite", ENDINGS[program])
 
 
 @pytest.mark.slow
-def test_attacks_without_gradients_reach_it(theirs: Path) -> None:
-    """Square asks it, and a surrogate learns from its answers."""
-    model = opened(theirs / "semobile.tflite", 224, "logits").model
+def test_attacks_without_gradients_reach_it_and_another_size_is_refused(theirs: Path) -> None:
+    path = theirs / "semobile.tflite"
+    with pytest.raises(UserError, match=r"it takes images of \(channels, height, width\) \(3, 224, 224\), not \(3, 64"):
+        opened(path, 64, "logits")
+    model = opened(path, 224, "logits").model
     images = torch.rand((2, 1, 224, 224), generator=torch.Generator().manual_seed(0))
     labels = model(images).argmax(1)
     adversarial = attacks.square(model, images, labels, epsilon=0.2, queries=20)
@@ -126,13 +112,10 @@ def test_attacks_without_gradients_reach_it(theirs: Path) -> None:
 def test_probabilities_that_are_rounded_to_8_bits_are_probabilities() -> None:
     """Three of them can sum to 1.004: they are not taken for the sigmoids of three findings."""
 
-    class Rounded(torch.nn.Module):
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            return ((images.mean((2, 3)) * torch.tensor([3.0, 1.0, 2.0])).softmax(1) * 256).round() / 256
-
-    model = load(Rounded(), classes=CLASSES, output="probabilities", size=8, channels=3).model
+    factors = torch.tensor([3.0, 1.0, 2.0])
+    rounded = Computes(lambda images: ((images.mean((2, 3)) * factors).softmax(1) * 256).round() / 256)
+    model = load(rounded, classes=CLASSES, output="probabilities", size=8, channels=3).model
     images = torch.rand((32, 1, 8, 8), generator=torch.Generator().manual_seed(0))
-    assert model is not None
     assert float((model.answers(images).sum(1) - 1).abs().max()) > 1e-3
     check_kind(model, images, "m")
     (check,), examined = entry_checks._check_kind(model, images)
@@ -149,9 +132,7 @@ def test_every_model_file_of_the_page_is_short_and_valid() -> None:
         classes = ", ".join(names[letter] for letter in letters.split())
         # The weights of the last row are read by the page's function.
         source = "python: theirs:network" if name.endswith(".pt") else f"source: {name}"
-        texts.append(
-            f"{source}\ninput: {{size: {size}, channels: {channels}, range: {span}}}\n"
-            f"output: {{kind: {kind}, classes: [{classes}]}}"
-        )
+        taken = f"input: {{size: {size}, channels: {channels}, range: {span}}}"
+        texts.append(f"{source}\n{taken}\noutput: {{kind: {kind}, classes: [{classes}]}}")
     for text in texts:
         assert set(ModelFile.model_validate(yaml.safe_load(text)).output.classes) >= set(CLASSES)
