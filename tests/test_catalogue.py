@@ -4,7 +4,6 @@ import importlib
 import inspect
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import pytest
@@ -19,12 +18,16 @@ from trustcxr.recipes.training_recipe import DefenceRecipe
 from trustcxr.registry import Method
 
 
-def test_registries_are_the_catalogue() -> None:
+def test_registries_and_recipes_are_the_catalogue() -> None:
     assert list(attacks.ATTACKS) == list(registry.ATTACKS)
     assert list(defences.DEFENCES) == list(registry.DEFENCES)
     assert list(corruptions.CORRUPTIONS) == list(registry.CORRUPTIONS)
     assert list(layouts.LAYOUTS) == list(registry.LAYOUTS)
     assert list(explain.METHODS) == list(registry.SALIENCY)
+    assert list(training_recipe.Background.__args__) == list(registry.BACKGROUNDS)  # type: ignore[attr-defined]
+    assert {name for name, entry in registry.BACKGROUNDS.items() if entry.gate} == {"gate", "gate-emptied"}
+    for entry in registry.DEFENCES.values():
+        assert set(entry.options) <= set(DefenceRecipe.model_fields), entry.name
 
 
 @pytest.mark.parametrize("name", [name for name, entry in registry.DEFENCES.items() if entry.function])
@@ -37,12 +40,10 @@ def test_a_defence_has_a_sentence_of_its_own(name: str) -> None:
 @pytest.mark.parametrize("name", registry.ATTACKS)
 def test_what_an_attack_takes_is_in_its_signature(name: str) -> None:
     entry = registry.ATTACKS[name]
-    function = registry.load_function("attacks", entry.function)
-    takes = inspect.signature(function).parameters
+    takes = inspect.signature(registry.load_function("attacks", entry.function)).parameters
     loose = any(p.kind is p.VAR_KEYWORD for p in takes.values())
-    wanted = {*entry.options, *entry.fixed, *(["seed"] if entry.seeded else [])}
-    wanted |= {"stop_when_wrong"} if entry.stops_when_wrong else set()
-    assert loose or wanted <= set(takes), name
+    flags = {"seed": entry.seeded, "stop_when_wrong": entry.stops_when_wrong}
+    assert loose or {*entry.options, *entry.fixed, *(flag for flag, set_ in flags.items() if set_)} <= set(takes)
 
 
 def test_the_steps_of_every_attack_are_said_as_they_are() -> None:
@@ -50,16 +51,6 @@ def test_the_steps_of_every_attack_are_said_as_they_are() -> None:
     assert registry.format_steps() == said
     assert said in " ".join(CliRunner().invoke(app, ["evaluate", "--help"]).stdout.replace("│", "").split())
     assert str(AttackRecipe.model_fields["steps"].description).endswith(said)
-
-
-def test_backgrounds_of_recipes_are_those_of_the_catalogue() -> None:
-    assert list(training_recipe.Background.__args__) == list(registry.BACKGROUNDS)  # type: ignore[attr-defined]
-    assert {name for name, entry in registry.BACKGROUNDS.items() if entry.gate} == {"gate", "gate-emptied"}
-
-
-def test_the_options_of_defences_are_keys_of_recipes() -> None:
-    for entry in registry.DEFENCES.values():
-        assert set(entry.options) <= set(DefenceRecipe.model_fields), entry.name
 
 
 def test_every_entry_says_what_it_is_called_and_labels_differ() -> None:
@@ -70,13 +61,10 @@ def test_every_entry_says_what_it_is_called_and_labels_differ() -> None:
 
 
 def test_what_needs_no_steps_shows_none() -> None:
-    assert registry.format_attack("pgd", 20) == "PGD-20"
-    assert registry.format_attack("fgsm", 1) == "FGSM"
-    assert registry.format_attack("worst-case", 50, 1000) == "worst-case-50/1000"
-    assert registry.format_attack("worst-case", 50) == "worst-case-50"
-    assert registry.format_attack("worst-case") == "worst-case"
-    assert registry.format_attack("square", 300, 300) == registry.format_attack("square", 300) == "Square-300"
-    assert registry.format_attack("unheard-of", 3) == "unheard-of-3"
+    shown = {("pgd", 20): "PGD-20", ("fgsm", 1): "FGSM", ("unheard-of", 3): "unheard-of-3"}
+    shown |= {("worst-case", 50, 1000): "worst-case-50/1000", ("worst-case", 50): "worst-case-50"}
+    shown |= {("worst-case",): "worst-case", ("square", 300, 300): "Square-300", ("square", 300): "Square-300"}
+    assert {attack: registry.format_attack(*attack) for attack in shown} == shown
 
 
 def test_a_method_is_its_name_and_a_layer() -> None:
@@ -94,30 +82,17 @@ TOY = '''
 """A toy of each kind, as somebody would write it outside the package."""
 import torch
 
-
 def attack(model, images, labels, *, epsilon, steps=3):
     return (images + epsilon).clamp(0, 1)
-
 
 def defence(model, images, labels, *, epsilon=0.02, label_smoothing=0.0):
     logits = model(images)
     return torch.nn.functional.cross_entropy(logits, labels), logits
 
-
-def corruption(images, severity, draws):
-    return images * (1 - severity / 10)
-
-
-def layout(root):
-    return None
-
-
-def combine(features, gradient):
-    return features.abs().sum(1)
-
-
-def measure(maps, mask):
-    return (maps * mask).flatten(1).amax(1)
+corruption = lambda images, severity, draws: images * (1 - severity / 10)
+layout = lambda root: None
+combine = lambda features, gradient: features.abs().sum(1)
+measure = lambda maps, mask: (maps * mask).flatten(1).amax(1)
 '''
 
 ENTRIES = """
@@ -125,9 +100,8 @@ import sys
 sys.path[:0] = sys.argv[1:]
 from trustcxr import registry as c
 
-c.ATTACKS["toyattack"] = c.Attack(
-    "toyattack", "Toy", "", "toys.kinds:attack", {"steps": 3}, shows_steps=True, seeded=False
-)
+toy = c.Attack("toyattack", "Toy", "", "toys.kinds:attack", {"steps": 3}, shows_steps=True, seeded=False)
+c.ATTACKS["toyattack"] = toy
 c.DEFENCES["toydefence"] = c.Defence("toydefence", "toy defence", "", "toys.kinds:defence", ("epsilon",), "#123456")
 c.CORRUPTIONS["toyhaze"] = c.Corruption("toyhaze", "toy haze", "a toy", function="toys.kinds:corruption")
 c.LAYOUTS["toylayout"] = c.Layout("toylayout", "a toy", "toys.kinds:layout")
@@ -148,11 +122,9 @@ from trustcxr.recipes.training_recipe import DefenceRecipe
 from trustcxr.report import formatting as words
 from trustcxr.report.figures.svg import defence_colour
 
-flat = {}
-for name in ("train", "evaluate", "explain"):
-    flat[name] = "".join(CliRunner().invoke(app, [name, "--help"]).output.replace("│", "").split())
-assert "toydefence" in flat["train"] and "toyattack" in flat["evaluate"] and "toyhaze" in flat["evaluate"]
-assert "toycam" in flat["explain"]
+for pair in ("train toydefence", "evaluate toyattack", "evaluate toyhaze", "explain toycam"):
+    command, name = pair.split()
+    assert name in "".join(CliRunner().invoke(app, [command, "--help"]).output.replace("│", "").split())
 assert AttackRecipe(name="toyattack").steps == 3
 assert DefenceRecipe(name="toydefence").attacks
 assert ("toyhaze", 3) in CorruptionsRecipe(severities=(3,)).conditions()
@@ -161,13 +133,10 @@ assert attacks.get("toyattack") and defences.get("toydefence") and layouts.LAYOU
 images = torch.rand(2, 1, 16, 16)
 assert corruptions.corrupt(images, "toyhaze", 5, keys=["a", "b"]).shape == images.shape
 nn = torch.nn
-net = nn.Sequential()
-for name, part in {"conv": nn.Conv2d(1, 4, 3), "pool": nn.AdaptiveAvgPool2d(1), "flat": nn.Flatten()}.items():
-    net.add_module(name, part)
-net.add_module("head", nn.Linear(4, 3))
-assert explain.methods.maps(net, images, None, ["toycam@conv"])["toycam@conv"].shape == (2, 16, 16)
-masks = scores.Masks(infection=torch.ones(2, 16, 16) > 0, lung=torch.ones(2, 16, 16) > 0)
-maps = torch.rand(2, 16, 16)
+net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+assert explain.methods.maps(net, images, None, ["toycam@0"])["toycam@0"].shape == (2, 16, 16)
+maps, mask = torch.rand(2, 16, 16), torch.ones(2, 16, 16) > 0
+masks = scores.Masks(infection=mask, lung=mask)
 assert "infection_toy" in scores.score_maps(maps, masks, None)
 assert "infection_toy" in scores.score_chance(maps, masks, None)
 assert (c.format_attack("toyattack", 3), words.corruption("toyhaze")) == ("Toy-3", "toy haze")
@@ -200,11 +169,9 @@ document["comparisons"].append(row)
 (folder / "study.json").write_text(json.dumps(document))
 page = report.write(folder).read_text()
 
-
 def table(name):
     part = page[page.index(f'aria-label="{name}"'):]
     return part[: part.index("</table>")]
-
 
 board = table("Leaderboard")
 assert "Toy-1 at 0.02, %" in board and ">toydefence<" in board
@@ -227,12 +194,9 @@ print("found")
 def test_a_toy_of_each_kind_is_found_everywhere(tmp_path: Path, script: str) -> None:
     """In help, recipes and registries; in tables, figures and a rendered report: with no other file touched."""
     (tmp_path / "toys").mkdir()
-    (tmp_path / "toys" / "__init__.py").write_text("")
-    (tmp_path / "toys" / "kinds.py").write_text(textwrap.dedent(TOY))
-    places = [str(tmp_path), str(Path(__file__).parent)]
-    done = subprocess.run(
-        [sys.executable, "-c", ENTRIES + script, *places], capture_output=True, text=True, check=False, env=None
-    )
+    (tmp_path / "toys" / "kinds.py").write_text(TOY)
+    command = [sys.executable, "-c", ENTRIES + script, str(tmp_path), str(Path(__file__).parent)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "found", done.stderr
 
 

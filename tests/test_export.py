@@ -2,10 +2,12 @@
 
 import errno
 import shutil
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -32,14 +34,9 @@ def made(folder: Path, *, background: str = "full", **model: object) -> Path:
     asked = recipe("fgsm", model=dict(model), background=background)
     network = factory.build(asked.model.name, classes=len(CLASSES), **asked.network_options())
     save_weights(network, folder / layout.WEIGHTS_FILE)
-    content: dict[str, object] = {
-        "name": asked.name,
-        "background": asked.background,
-        "classes": CLASSES,
-        "recipe": asked.model_dump(mode="json"),
-        "data": {"root_name": "images", "split": "Train", "images": 48, "fingerprint": "0123456789abcdef"},
-    }
-    content["checksums"] = layout.checksums(folder, CLASSES)
+    data = {"root_name": "images", "split": "Train", "images": 48, "fingerprint": "0123456789abcdef"}
+    content = {"name": asked.name, "background": background, "classes": CLASSES, "data": data}
+    content |= {"recipe": asked.model_dump(mode="json"), "checksums": layout.checksums(folder, CLASSES)}
     atomic.write_yaml(folder / layout.RUN_FILE, content)
     return folder
 
@@ -57,35 +54,24 @@ def test_a_program_of_torch_export_answers_as_the_run_and_is_taken_by_an_audit(p
     given = formats.load(out.with_suffix(".yaml"), trust_code=True)
     assert (given.classes, given.size, given.origin.gradients) == (tuple(CLASSES), 32, "own")
     images = torch.rand(5, 1, 32, 32)
-    assert given.model is not None
     with torch.no_grad():
         assert torch.allclose(given.model(images), tx.load_run(plain, on="cpu").model(images), atol=1e-5)
     declared = atomic.read_yaml(out.with_suffix(".yaml"))
     assert declared["source"] == "run.pt2"
-    assert declared["reported"] == {
-        "threat_model": "L-infinity 0.02, fgsm",
-        "training_data": "images, 48 images of Train",
-    }
+    threat, data = "L-infinity 0.02, fgsm", "images, 48 images of Train"
+    assert declared["reported"] == {"threat_model": threat, "training_data": data}
 
 
-def test_a_file_that_answers_otherwise_is_not_kept(
-    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def other(model: torch.nn.Module, size: int, path: Path, kind: str) -> None:
-        wrong = factory.build("test_resnet", classes=3)
-        write(wrong, size, path, kind)
-
-    write = export.write
-    monkeypatch.setattr(export, "write", other)
+def test_a_file_of_other_answers_is_not_kept(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other, write = factory.build("resnet10t", classes=3), export.write
+    monkeypatch.setattr(export, "write", lambda model, *rest: write(other, *rest))
     with pytest.raises(UserError, match="not written: its answers differ from the run's by"):
         exports.export(plain, "torch-export", tmp_path / "run.pt2")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
-def test_a_file_that_answers_not_a_number_is_not_kept(
-    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_answers_nan_is_not_kept(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The program agrees, and what was written of it does not."""
     monkeypatch.setattr(exports, "OnnxNet", lambda _: lambda images: torch.full((len(images), 3), torch.nan))
     with pytest.raises(UserError, match="not written: its answers differ from the run's by nan"):
@@ -112,13 +98,13 @@ def test_unless_said_it_goes_into_the_runs_folder(plain: Path, tmp_path: Path, m
 
 def test_a_file_of_the_model_files_name_is_never_replaced(plain: Path, tmp_path: Path) -> None:
     run_folder = shutil.copytree(plain, tmp_path / "run")
-    before = (run_folder / "run.yaml").read_bytes()
-    said = complaint("export", run_folder, "--format", "torch-export", "--out", run_folder / "run.pt2")
+    command = ("export", run_folder, "--format", "torch-export", "--out")
+    said = complaint(*command, run_folder / "run.pt2")
     assert "run.yaml: is there, and the model file of run.pt2 would take its place" in said
-    assert (run_folder / "run.yaml").read_bytes() == before
+    assert (run_folder / "run.yaml").read_bytes() == (plain / "run.yaml").read_bytes()
     assert not (run_folder / "run.pt2").exists()
     (tmp_path / "theirs.pt2").write_bytes(b"theirs")
-    said = complaint("export", run_folder, "--format", "torch-export", "--out", tmp_path / "theirs.pt2")
+    said = complaint(*command, tmp_path / "theirs.pt2")
     assert "theirs.pt2: is there, and no model file beside it says that it was exported" in said
     assert (tmp_path / "theirs.pt2").read_bytes() == b"theirs"
     atomic.write_yaml(tmp_path / "again.yaml", {"source": "again.pt2"})  # an older one of its own is
@@ -126,10 +112,12 @@ def test_a_file_of_the_model_files_name_is_never_replaced(plain: Path, tmp_path:
     assert atomic.read_yaml(tmp_path / "again.yaml")["name"] == "test_resnet-fgsm-s0"
 
 
-def test_a_full_disk_is_no_fault_of_the_model(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+def full(*_: object, **__: object) -> None:
+    """Stand for a function that writes to a full disk."""
+    raise OSError(errno.ENOSPC, "No space left on device")
 
+
+def test_a_full_disk_is_no_fault_of_the_model(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.export, "save", full)
     with pytest.raises(CannotWrite, match=r"run\.pt2: cannot be written: no space left on the disk"):
         exports.export(plain, "torch-export", tmp_path / "run.pt2")
@@ -140,7 +128,6 @@ def test_a_full_disk_is_no_fault_of_the_model(plain: Path, tmp_path: Path, monke
 @pytest.mark.parametrize("made_how", [{}, {"members": 2}, {"background": "gate"}, {"normalisation": "group"}], ids=str)
 def test_every_kind_of_run_can_be_written_in_both_formats(kind: str, made_how: dict[str, Any], tmp_path: Path) -> None:
     found = exports.export(made(tmp_path / "run", **made_how), kind, tmp_path / f"run{export.FORMATS[kind]}")
-    assert found.largest is not None
     assert found.largest <= exports.ALLOWED
     assert found.gradients in ("own", "converted"), found.note
     assert (found.opset == export.OPSET) == (kind == "onnx")
@@ -148,7 +135,6 @@ def test_every_kind_of_run_can_be_written_in_both_formats(kind: str, made_how: d
 
 @pytest.mark.slow
 def test_an_onnx_file_takes_any_batch_and_agrees_on_images(plain: Path, tmp_path: Path) -> None:
-    import numpy as np
     import onnx
     import onnxruntime
 
@@ -156,7 +142,7 @@ def test_an_onnx_file_takes_any_batch_and_agrees_on_images(plain: Path, tmp_path
     out = tmp_path / "run.onnx"
     found = exports.export(plain, "onnx", out, data=radiographs)
     assert found.images == "9 images of images"
-    assert [p.name for p in tmp_path.glob("run.*")] in (["run.onnx", "run.yaml"], ["run.yaml", "run.onnx"])
+    assert {p.name for p in tmp_path.glob("run.*")} == {"run.onnx", "run.yaml"}
     assert [o.version for o in onnx.load(str(out)).opset_import if not o.domain] == [export.OPSET]
     session = onnxruntime.InferenceSession(str(out))
     assert [i.name for i in session.get_inputs()] == ["images"]
@@ -168,12 +154,12 @@ def test_an_onnx_file_takes_any_batch_and_agrees_on_images(plain: Path, tmp_path
     assert '"kind": "ONNX"' in audited.stdout
 
 
+@dataclass
 class Hub:
     """A folder that stands for a hub: what is uploaded lies in it, and is what is downloaded."""
 
-    def __init__(self, place: Path) -> None:
-        self.place = place
-        self.private: dict[str, bool] = {}
+    place: Path
+    private: dict[str, bool] = field(default_factory=dict)
 
     def create_repo(self, repository: str, *, private: bool, exist_ok: bool) -> None:
         (self.place / repository).mkdir(parents=True, exist_ok=exist_ok)
@@ -218,15 +204,12 @@ def test_names_of_training_images_stay_here_and_a_full_disk_is_said(
     plain: Path, tmp_path: Path, local_hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_folder = shutil.copytree(plain, tmp_path / "run")
-    radiographs = pd.DataFrame({"sample_id": ["Train/DOE-JANE-1970"], "image": ["0" * 32]})
-    atomic.write_table(run_folder / layout.IMAGES_FILE, radiographs)
+    names = pd.DataFrame({"sample_id": ["Train/DOE-JANE-1970"], "image": ["0" * 32]})
+    atomic.write_table(run_folder / layout.IMAGES_FILE, names)
     run("push", run_folder, "hf://lab/robust")
     sent = local_hub.place / "lab" / "robust"
     assert atomic.read_table(sent / layout.IMAGES_FILE).to_dict("list") == {"image": ["0" * 32]}
     assert not [path for path in sent.iterdir() if b"DOE-JANE" in path.read_bytes()]
-
-    def full(*_: object, **__: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", full)
     with pytest.raises(OSError, match="No space left"):
@@ -260,9 +243,7 @@ def test_the_card_of_a_run_says_what_it_is_and_what_it_does_not_know(plain: Path
     assert "[license]" in body
 
 
-def test_a_hub_never_holds_the_figures_of_one_training_beside_the_weights_of_another(
-    plain: Path, tmp_path: Path, local_hub: Hub
-) -> None:
+def test_a_hub_holds_the_figures_and_weights_of_one_training(plain: Path, tmp_path: Path, local_hub: Hub) -> None:
     place, again = local_hub.place / "lab" / "robust", made(tmp_path / "again", members=2)
     run("push", plain, "hf://lab/robust")
     (place / "metrics.json").write_text("{}")
@@ -272,15 +253,14 @@ def test_a_hub_never_holds_the_figures_of_one_training_beside_the_weights_of_ano
 
 
 def test_the_weights_that_validation_judged_go_along(plain: Path, tmp_path: Path) -> None:
-    refit = tmp_path / "refit"
-    shutil.copytree(plain, refit)
+    refit = shutil.copytree(plain, tmp_path / "refit")
     shutil.copytree(plain, refit / "before_refit")
     content = atomic.read_yaml(refit / "run.yaml")
     content["recipe"].setdefault("training", {})["refit"] = True
     atomic.write_yaml(refit / "run.yaml", content)
     run("push", refit, tmp_path / "shared")
-    there = tx.load_run(tmp_path / "shared", on="cpu")
-    assert load_before_refit(there).folder == tmp_path / "shared" / "before_refit"
-    shutil.rmtree(tmp_path / "shared" / "before_refit")
+    there, before = tx.load_run(tmp_path / "shared", on="cpu"), tmp_path / "shared" / "before_refit"
+    assert load_before_refit(there).folder == before
+    shutil.rmtree(before)
     with pytest.raises(UserError, match="validation judged"):
         load_before_refit(there)

