@@ -3,16 +3,12 @@
 from pathlib import Path
 
 import pytest
-from benchmarks import formats as benchmark
 
-from test_audit_formats import GRAPHS, formats_have_the_figures_of, robust
+from test_audit_formats import GRAPHS, compare_formats, robust
 
 
 @pytest.mark.full
-def test_a_densenet121_has_the_figures_of_the_run_in_every_format_of_a_graph(
-    covidqu: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_densenet121_has_the_figures_of_the_run_in_every_format_of_a_graph(covidqu: Path, tmp_path: Path) -> None:
     """As TorchScript its graph is kept from the attacks, and once ended the audit in the middle."""
-    monkeypatch.setenv(benchmark.NAMED, "")
     own = robust("densenet121", covidqu, tmp_path / "run")
-    formats_have_the_figures_of(own, covidqu, tmp_path, count=4, only=GRAPHS)
+    compare_formats(own, covidqu, tmp_path, count=4, only=GRAPHS)

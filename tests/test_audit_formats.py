@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,28 +17,14 @@ from trustcxr.audit.run_audit import audit
 from trustcxr.data import read_manifest
 from trustcxr.evaluation.trained_run import load_run
 from trustcxr.storage import atomic
-from trustcxr.storage.schemas import AuditDocument
 
 EACH = 10  # images of a class: with more these would be the slow suite's tail
-FORMATS = [
-    "the run",
-    "torch.export",
-    "TorchScript",
-    "ONNX",
-    "module:function",
-    "probabilities",
-    "of 0 to 255",
-    "weights",
-]
-PUSHED = ["the run", "ONNX"]
-GRAPHS = FORMATS[:4]  # the run, and as a graph; what the others wrap around a network is the same whatever its size
+GRAPHS = ["the run", "torch.export", "TorchScript", "ONNX"]
+FORMATS = [*GRAPHS, "module:function", "probabilities", "of 0 to 255", "weights"]  # these wrap any network alike
 
 
 def robust(network: str, data: Path, folder: Path) -> Path:
-    """A network trained against FGSM, so that each attack leaves some images: where all are lost, all audits agree.
-
-    It learns from a third of the images, which is enough for that.
-    """
+    """A network trained against FGSM, so that attacks leave some images: where all are lost, all audits agree."""
     manifest = read_manifest(data)
     place = manifest.table.groupby(["split", "class"]).cumcount()
     few = manifest.table[place < manifest.table["split"].map({"Train": 200}).fillna(40)]
@@ -52,15 +39,12 @@ def robust(network: str, data: Path, folder: Path) -> Path:
     return folder
 
 
-def formats_have_the_figures_of(
-    own_run: Path, data: Path, folder: Path, *, count: int, only: Sequence[str] = FORMATS
-) -> None:
-    """The audits of a run in each format, on the first images of each class of validation, hold together.
-
-    One image may tip at rounding under attack, and of so few that is much: points: studies/formats/.
-    """
+def compare_formats(own_run: Path, data: Path, folder: Path, *, count: int, only: Sequence[str] = FORMATS) -> None:
+    """Compare audits of a run in each format; one image may tip at rounding under attack (studies/formats/)."""
     images = benchmark.first_images(data, folder / "images", load_run(own_run, on="cpu"), count, split="Val")
-    found = benchmark.rows(own_run, images, folder / "out", only=only)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(benchmark.NAMED, "")
+        found = benchmark.rows(own_run, images, folder / "out", only=only)
     assert [name for name, _ in found] == list(only)
     assert {other.withdrawn for _, other in found} == {None}, "nothing honest is accused"
     own = benchmark.figures(found[0][1])
@@ -74,18 +58,13 @@ def formats_have_the_figures_of(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "only", [["the run", "ONNX"], pytest.param(FORMATS, marks=pytest.mark.full)], ids=["onnx", "all"]
-)
-def test_a_format_has_the_figures_of_the_run_on_real_images(
-    only: list[str], covidqu: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_onnx_has_the_figures_of_the_run(covidqu: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(benchmark.NAMED, "")
     options = ["--model", "test_resnet", "--size", "32", "--epochs", "1", "--set", "model.weights=none"]
     run("train", "--data", covidqu, *options, "--out", tmp_path / "run")
     images = benchmark.first_images(covidqu, tmp_path / "images", load_run(tmp_path / "run", on="cpu"), EACH)
-    found = benchmark.rows(tmp_path / "run", images, tmp_path / "out", only=only)
-    assert [name for name, _ in found] == only
+    found = benchmark.rows(tmp_path / "run", images, tmp_path / "out", only=["the run", "ONNX"])
+    assert [name for name, _ in found] == ["the run", "ONNX"]
     assert {"clean", "fgsm 0.02", "pgd 0.02", "worst-case 0.02"} <= benchmark.figures(found[0][1]).keys()
     for name, (clean, attacked) in benchmark.differences(found).items():
         assert clean <= benchmark.CLEAN, name
@@ -98,11 +77,8 @@ def resnet18(covidqu: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.full
-def test_a_resnet18_has_the_figures_of_the_run_in_every_format(
-    resnet18: Path, covidqu: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(benchmark.NAMED, "")
-    formats_have_the_figures_of(resnet18, covidqu, tmp_path, count=EACH)
+def test_a_resnet18_has_the_figures_of_the_run_in_every_format(resnet18: Path, covidqu: Path, tmp_path: Path) -> None:
+    compare_formats(resnet18, covidqu, tmp_path, count=EACH)
 
 
 class Findings(nn.Module):
@@ -124,63 +100,41 @@ def findings() -> nn.Module:
     return Findings(benchmark.network()).eval()
 
 
-def first_finding() -> nn.Module:
-    """For `python: test_audit_formats:first_finding`: the first finding alone, as a network of two classes."""
-    return Decision(LogitsOf(benchmark.network()), 0, 0.5).eval()
-
-
 class LogitsOf(Findings):
     def forward(self, images: Tensor) -> Tensor:
         return super().forward(images).logit()
 
 
+def first_finding() -> nn.Module:
+    """For `python: test_audit_formats:first_finding`: the first finding alone, as a network of two classes."""
+    return Decision(LogitsOf(benchmark.network()), 0, 0.5).eval()
+
+
 def written(place: Path, name: str, kind: str, classes: Sequence[str], more: str = "") -> Path:
     path = place / f"{name}.yaml"
-    path.write_text(
-        f"python: test_audit_formats:{name}\n"
-        f"input: {{size: 32, channels: 3, mean: {list(benchmark.MEAN)}, std: {list(benchmark.STD)}}}\n"
-        f"output: {{kind: {kind}, classes: [{', '.join(classes)}]{more}}}\n"
-    )
+    taken = f"{{size: 32, channels: 3, mean: {list(benchmark.MEAN)}, std: {list(benchmark.STD)}}}"
+    output = f"{{kind: {kind}, classes: [{', '.join(classes)}]{more}}}"
+    path.write_text(f"python: test_audit_formats:{name}\ninput: {taken}\noutput: {output}\n")
     return path
 
 
-ASKED = {"attacks": ("fgsm", "pgd", "worst-case"), "epsilons": (0.02,), "trust_code": True}
-
-
-@pytest.fixture(scope="module")
-def images(resnet18: Path, covidqu: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("images")
-    return benchmark.first_images(covidqu, out, load_run(resnet18, on="cpu"), EACH, split="Val")
-
-
-@pytest.fixture(scope="module")
-def bare(resnet18: Path, images: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, AuditDocument]:
-    """The folder of the run's own audit, and its document: what each model that holds its network is held against."""
-    out = tmp_path_factory.mktemp("own") / "audit"
-    return out, audit(resnet18, images, out, attacks=ASKED["attacks"], epsilons=ASKED["epsilons"])
-
-
-@pytest.fixture
-def _named(resnet18: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(benchmark.NAMED, str(resnet18))
-
-
 @pytest.mark.full
-@pytest.mark.usefixtures("_named")
 def test_fourteen_sigmoids_have_the_figures_of_the_run(
-    resnet18: Path, images: Path, bare: tuple[Path, AuditDocument], tmp_path: Path
+    resnet18: Path, covidqu: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Clean those of its classes; under each attack those of a network whose two classes are whether it is there."""
+    monkeypatch.setenv(benchmark.NAMED, str(resnet18))
     classes = load_run(resnet18, on="cpu").classes
-    folder, own = bare
-    assert own.clean.n == 3 * EACH
+    images = benchmark.first_images(covidqu, tmp_path / "images", load_run(resnet18, on="cpu"), EACH, split="Val")
+    asked: dict[str, Any] = {"attacks": ("fgsm", "pgd", "worst-case"), "epsilons": (0.02,), "trust_code": True}
+    assert audit(resnet18, images, tmp_path / "own", **asked).clean.n == 3 * EACH
     names = [f"finding {k}" for k in range(14)]
     labels = dict(zip(classes, names, strict=False))
     many = written(tmp_path, "findings", "sigmoid", names, ", thresholds: 0.5")
-    found = audit(many, images, tmp_path / "many", labels=labels, **ASKED)
+    found = audit(many, images, tmp_path / "many", labels=labels, **asked)
     assert [finding.name for finding in found.findings if finding.judged] == names[:3]
     points = {(point.finding, point.attack): point for point in found.operating_points}
-    table = atomic.read_table(folder / "predictions.parquet")
+    table = atomic.read_table(tmp_path / "own" / "predictions.parquet")
     clean = table[table["attack"] == "clean"]
     shares = torch.tensor(np.stack(clean["logits"].tolist())).softmax(1).numpy()
     for k, name in enumerate(names[:3]):
@@ -189,7 +143,7 @@ def test_fourteen_sigmoids_have_the_figures_of_the_run(
 
     states = {name: "present" if k == 0 else "absent" for k, name in enumerate(classes)}
     one = written(tmp_path, "first_finding", "logits", ["absent", "present"])
-    other = benchmark.figures(audit(one, images, tmp_path / "one", labels=states, **ASKED))
+    other = benchmark.figures(audit(one, images, tmp_path / "one", labels=states, **asked))
     assert other["clean"] > other["fgsm 0.02"] >= other["pgd 0.02"] >= other["worst-case 0.02"]
     for condition, accuracy in other.items():
         point = points[names[0], condition.split(" ")[0]]

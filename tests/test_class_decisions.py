@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
+from foreign_models import Computes
 from small_networks import SIDE, images_and_labels, trained, write_onnx
 from trustcxr import attacks
 from trustcxr.audit import attack_runner
@@ -19,7 +21,6 @@ from trustcxr.evaluation import operating_points
 from trustcxr.evaluation.operating_points import Threshold
 from trustcxr.recipes import protocol
 from trustcxr.report.terminal import describe_audit
-from trustcxr.storage.schemas import OperatingPoint
 
 CLASSES = ("a", "b", "c")
 EPSILON = 0.04
@@ -29,14 +30,11 @@ EPSILON = 0.04
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     real = protocol.load_exam()
     attacked = [a for a in real.attacks if a.name != "square"]
-    few = [
-        a.model_copy(update={"epsilons": (EPSILON,), "queries": a.queries and 2, "steps": a.steps and 10})
-        for a in attacked
-    ]
-    light = real.corruptions.model_copy(update={"names": ("gamma",)})
-    entry_checks = real.entry_checks.model_copy(update={"planted": 1, "images": 8})
-    changed = {"attacks": tuple(few), "bootstrap": 200, "corruptions": light, "entry_checks": entry_checks}
-    monkeypatch.setattr(audits, "load_exam", lambda *_: real.model_copy(update=changed))
+    few = [{"epsilons": (EPSILON,), "queries": a.queries and 2, "steps": a.steps and 10} for a in attacked]
+    changed: Any = {"attacks": tuple(a.model_copy(update=less) for a, less in zip(attacked, few, strict=True))}
+    changed["corruptions"] = real.corruptions.model_copy(update={"names": ("gamma",)})
+    changed["entry_checks"] = real.entry_checks.model_copy(update={"planted": 1, "images": 8})
+    monkeypatch.setattr(audits, "load_exam", lambda *_: real.model_copy(update=changed | {"bootstrap": 200}))
 
 
 def written(folder: Path, split: str, count: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -49,17 +47,15 @@ def written(folder: Path, split: str, count: int, seed: int) -> tuple[Tensor, Te
     return grey.float() / 255, labels
 
 
-class OwnDecision(nn.Module):
+def own_decision(net: nn.Module, k: int, threshold: float) -> nn.Module:
     """Whether an image is of class k, by the probability of that class and a threshold; written out once more."""
 
-    def __init__(self, net: nn.Module, k: int, threshold: float) -> None:
-        super().__init__()
-        self.net, self.k, self.offset = net, k, float(np.log(threshold / (1 - threshold)))
-
-    def forward(self, images: Tensor) -> Tensor:
-        probability = self.net(images).double().softmax(1)[:, self.k]
-        margin = (probability.log() - torch.log1p(-probability) - self.offset).float()
+    def answer(images: Tensor) -> Tensor:
+        probability = net(images).double().softmax(1)[:, k]
+        margin = (probability.log() - torch.log1p(-probability) - np.log(threshold / (1 - threshold))).float()
         return torch.stack([torch.zeros_like(margin), margin], 1)
+
+    return Computes(answer, net).eval()
 
 
 @pytest.mark.slow
@@ -75,31 +71,22 @@ def test_no_class_keeps_more_than_pgd_on_its_own_decision_leaves(given: tuple[fl
     points = document.operating_points
     for k, name in enumerate(CLASSES):
         worst = next(p for p in points if (p.finding, p.attack) == (name, "worst-case"))
-        assert worst.threshold is not None
         assert not given or (worst.threshold, worst.origin) == (given[k], operating_points.GIVEN)
-        decision, own = OwnDecision(trained(), k, worst.threshold), (labels == k).long()
+        decision, own = own_decision(trained(), k, worst.threshold), (labels == k).long()
         margins = decision(attacks.pgd(decision, images, own, epsilon=EPSILON, steps=10))[:, 1].detach().numpy()
         there, said = own.numpy() == 1, margins >= 0
         # Another random start may leave an image more or less.
-        assert worst.sensitivity.value * there.sum() < said[there].sum() + 1.01  # type: ignore[operator]
-        assert worst.specificity.value * (~there).sum() < (~said[~there]).sum() + 1.01  # type: ignore[operator]
-        assert worst.auroc.value <= roc_auc_score(there, margins) + 0.01  # type: ignore[operator]
-        for other in points:
-            if other.finding == name:
-                _at_most(worst, other)
-    assert {(p.attack, p.aimed_at) for p in points if p.attack in ("clean", "pgd", "worst-case")} == {
-        ("clean", ""),
-        ("pgd", "answer"),
-        ("worst-case", "threshold"),
-    }
+        assert worst.sensitivity.value * there.sum() < said[there].sum() + 1.01
+        assert worst.specificity.value * (~there).sum() < (~said[~there]).sum() + 1.01
+        assert worst.auroc.value <= roc_auc_score(there, margins) + 0.01
+        for other in (p for p in points if p.finding == name):
+            for rate in ("sensitivity", "specificity", "auroc"):
+                assert getattr(worst, rate).value <= getattr(other, rate).value, (rate, other.attack)
+    aims = {"clean": "", "pgd": "answer", "worst-case": "threshold"}
+    assert {(p.attack, p.aimed_at) for p in points if p.attack in aims} == set(aims.items())
     text = "\n".join(describe_audit(document))
     assert re.search(r"worst-case(-\d+/\d+)? at epsilon 0.04, made against this threshold, at most: sens", text)
     assert (tmp_path / "out" / "one_vs_rest.parquet").is_file()
-
-
-def _at_most(worst: OperatingPoint, other: OperatingPoint) -> None:
-    for name in ("sensitivity", "specificity", "auroc"):
-        assert getattr(worst, name).value <= getattr(other, name).value, (name, other.attack)
 
 
 @pytest.mark.parametrize("threshold", [Threshold(0.3), Threshold(None)])

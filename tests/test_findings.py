@@ -1,5 +1,6 @@
 """Models with one sigmoid a finding: unknown labels, label maps, and attacks on the decision in both directions."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,9 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
+from foreign_models import Computes
 from small_networks import write_onnx
 from trustcxr import attacks
 from trustcxr.audit import multilabel, subgroups
@@ -27,17 +29,9 @@ from trustcxr.storage import atomic
 NAMES = ("Bright", "Dark", "Edema", "Hernia")
 
 
-class Sigmoids(nn.Module):
+def sigmoids(images: Tensor) -> Tensor:
     """Bright above a mean of a half, Dark below, two findings more; as probabilities."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(1, 4)
-        self.layer.weight.data = torch.tensor([[40.0], [-40.0], [40.0], [1.0]])
-        self.layer.bias.data = torch.tensor([-20.0, 20.0, -20.0, 0.0])
-
-    def forward(self, images: Tensor) -> Tensor:
-        return torch.sigmoid(self.layer(images.mean((2, 3))))
+    return torch.sigmoid(images.mean((2, 3)) * torch.tensor([40, -40, 40, 1]) + torch.tensor([-20, 20, -20, 0]))
 
 
 @pytest.fixture(autouse=True)
@@ -69,12 +63,14 @@ def radiographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    write_onnx(Sigmoids(), tmp_path / "net.onnx", 16)
-    (tmp_path / "model.yaml").write_text(
-        f"source: net.onnx\ninput: {{size: 16}}\noutput:\n  kind: sigmoid\n  classes: [{', '.join(NAMES)}]\n"
-        "  thresholds: [0.7, 0.5, 0.5, 0.5]\n"
-    )
-    return tmp_path / "model.yaml"
+    return model_file(tmp_path, sigmoids, f"classes: [{', '.join(NAMES)}], thresholds: [0.7, 0.5, 0.5, 0.5]")
+
+
+def model_file(folder: Path, answer: Callable[[Tensor], Tensor], output: str) -> Path:
+    write_onnx(Computes(answer), folder / "net.onnx", 16)
+    text = f"source: net.onnx\ninput: {{size: 16}}\noutput: {{kind: sigmoid, {output}}}\n"
+    (folder / "model.yaml").write_text(text)
+    return folder / "model.yaml"
 
 
 MAP = {"COVID-19": "Bright|Edema", "Non-COVID": "Bright"}
@@ -85,20 +81,15 @@ def test_what_is_known_of_a_image() -> None:
     expected = [[0, np.nan, 1, 1], [0, np.nan, 0, 0], [0, np.nan, 1, 0], [1, np.nan, 0, 0]]
     np.testing.assert_array_equal(multilabel.labelled_findings(table, NAMES), expected)
     stated = pd.DataFrame({"class": ["x"] * 4, "edema": ["1", "0.0", "-1", None]})
-    assert multilabel.labelled_findings(stated, NAMES)[:, 2].tolist() == pytest.approx(
-        [1, 0, np.nan, np.nan], nan_ok=True
-    )
-    assert np.isnan(multilabel.labelled_findings(stated, NAMES)[:, 0]).all()
+    found = multilabel.labelled_findings(stated, NAMES)
+    np.testing.assert_array_equal(found[:, [0, 2]].T, [[np.nan] * 4, [1, 0, np.nan, np.nan]])
     with pytest.raises(UserError, match=r"finding 'bronchitis'.*--label 'bronchitis=Bright'"):
         multilabel.labelled_findings(pd.DataFrame({"class": ["Bronchitis"]}), NAMES)
 
 
 def test_a_decision_is_attacked_in_both_directions_by_every_attack() -> None:
-    class Logits(nn.Module):
-        def forward(self, images: Tensor) -> Tensor:
-            return 40 * images.mean((2, 3)) - 20 + torch.zeros(1, 4)
-
-    decision = multilabel.Decision(Logits(), 1, 0.7)
+    logits = Computes(lambda images: 40 * images.mean((2, 3)) - 20 + torch.zeros(1, 4))
+    decision = multilabel.Decision(logits, 1, 0.7)
     images = torch.tensor([0.50, 0.53]).reshape(2, 1, 1, 1).expand(2, 1, 4, 4).contiguous()
     labels = decision(images).argmax(1)
     assert labels.tolist() == [0, 1], "the threshold lies at a probability of 0.7, a mean of 0.521"
@@ -123,26 +114,19 @@ def test_findings_are_judged_each_by_itself(radiographs: Path, model: Path, tmp_
     said = np.stack(shown["logits"]).argmax(1)
     assert clean.sensitivity.value == pytest.approx(said[shown["label"] == 1].mean())
     robust = points["Bright", "worst-case", 0.02]
-    assert robust.sensitivity.value is not None
-    assert robust.sensitivity.value <= points["Bright", "pgd", 0.02].sensitivity.value  # type: ignore[operator]
-    assert robust.auroc.value <= clean.auroc.value  # type: ignore[operator]
+    assert robust.sensitivity.value <= points["Bright", "pgd", 0.02].sensitivity.value
+    assert robust.auroc.value <= clean.auroc.value
     assert robust.auroc.interval is not None
     assert robust.sensitivity_at_specificity.interval is not None
     assert document.clean.n == 60, "a decision an image and finding"
-    assert document.clean.accuracy.value == pytest.approx((np.stack(_clean(table)).argmax(1) == _labels(table)).mean())
+    clean_rows = table[table["attack"] == "clean"]
+    answers = np.stack(clean_rows["logits"]).argmax(1)
+    assert document.clean.accuracy.value == pytest.approx((answers == clean_rows["label"]).mean())
     text = "\n".join(describe_audit(document))
     assert "Bright, from 0.7 on (of the model file): sensitivity" in text
     assert "Hernia: not evaluated" in text
     assert document.protocol == "exam-1"
     assert {row.corruption for row in document.corruptions} == {"gamma"}
-
-
-def _clean(table: pd.DataFrame) -> Any:
-    return table["logits"][table["attack"] == "clean"].tolist()
-
-
-def _labels(table: pd.DataFrame) -> Any:
-    return table["label"][table["attack"] == "clean"].to_numpy()
 
 
 def test_unknown_labels_are_left_out_and_counted(
@@ -165,32 +149,20 @@ def test_findings_answered_the_wrong_way_round_are_noticed(radiographs: Path, mo
     assert declared.passed is False
     assert "Bright is ranked worse than by chance" in declared.text
     assert not document.verdict.sound
+    labels = dict.fromkeys(MAP, "Normal")  # so that nothing can be judged
+    with pytest.raises(UserError, match="Say with --label"):
+        audits.audit(model, radiographs / "images", tmp_path / "none", labels=labels, attacks=["fgsm"])
 
 
 def test_a_binary_model_is_one_finding(radiographs: Path, tmp_path: Path) -> None:
-    class One(nn.Module):
-        def forward(self, images: Tensor) -> Tensor:
-            return torch.sigmoid(40 * images.mean((2, 3)) - 20)
-
-    write_onnx(One(), tmp_path / "net.onnx", 16)
-    (tmp_path / "model.yaml").write_text(
-        "source: net.onnx\ninput: {size: 16}\noutput: {kind: sigmoid, classes: [Ill]}\n"
-    )
+    model = model_file(tmp_path, lambda images: torch.sigmoid(40 * images.mean((2, 3)) - 20), "classes: [Ill]")
     ill = {"COVID-19": "Ill", "Non-COVID": "Ill"}
-    document = audits.audit(
-        tmp_path / "model.yaml", radiographs / "images", tmp_path / "out", labels=ill, epsilons=[0.1]
-    )
+    document = audits.audit(model, radiographs / "images", tmp_path / "out", labels=ill, epsilons=[0.1])
     points = {(p.attack, p.epsilon): p for p in document.operating_points}
-    assert points["clean", 0.0].auroc.value > 0.9  # type: ignore[operator]
-    assert points["clean", 0.0].threshold == 0.5
-    assert points["pgd", 0.1].auroc.value < points["clean", 0.0].auroc.value  # type: ignore[operator]
-
-
-def test_where_nothing_can_be_judged_it_is_said(radiographs: Path, model: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="Say with --label"):
-        audits.audit(
-            model, radiographs / "images", tmp_path / "out", labels=dict.fromkeys(MAP, "Normal"), attacks=["fgsm"]
-        )
+    clean = points["clean", 0.0]
+    assert clean.auroc.value > 0.9
+    assert clean.threshold == 0.5
+    assert points["pgd", 0.1].auroc.value < clean.auroc.value
 
 
 def test_the_worst_score_of_any_attack_ranks_the_images() -> None:
@@ -218,10 +190,6 @@ def test_a_threshold_is_given_or_chosen_on_validation_or_a_half() -> None:
 @pytest.mark.parametrize("threshold", [0.001, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99, 0.999])
 @pytest.mark.parametrize("precision", [np.float32, np.float64])
 def test_a_score_at_the_threshold_is_a_finding_wherever_it_is_judged(threshold: float, precision: Any) -> None:
-    class Scores(nn.Module):
-        def forward(self, images: Tensor) -> Tensor:
-            return logits
-
     scores = np.array([threshold, threshold - 2e-5, threshold + 2e-5], dtype=precision)
     given, _ = _logits(scores[:, None].astype(float), OutputSpec(kind="sigmoid", classes=("a",)), Path("scores.csv"))
     logits = logits_of_probabilities(torch.tensor(scores[:, None], dtype=torch.float32), "sigmoid")
@@ -230,23 +198,16 @@ def test_a_score_at_the_threshold_is_a_finding_wherever_it_is_judged(threshold: 
     decided = multilabel.as_decisions(table, "a", 0, threshold, dict.fromkeys("xyz", 1.0))
     expected = [True, False, True]
     assert (np.stack(decided["logits"]).argmax(1) == 1).tolist() == expected
-    assert (multilabel.Decision(Scores(), 0, threshold)(torch.zeros(3, 1, 2, 2)).argmax(1) == 1).tolist() == expected
+    decision = multilabel.Decision(Computes(lambda _: logits), 0, threshold)
+    assert (decision(torch.zeros(3, 1, 2, 2)).argmax(1) == 1).tolist() == expected
     (point,) = operating_points.measure_finding(decided, "a", Threshold(threshold), resamples=20)
     assert point.sensitivity.value == pytest.approx(2 / 3)
 
 
 def test_a_wrong_declaration_is_noticed_with_the_remedy(radiographs: Path, model: Path, tmp_path: Path) -> None:
-    class Divides(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = Sigmoids()
-
-        def forward(self, images: Tensor) -> Tensor:
-            return self.net(images / 255)
-
     honest = audits.audit(model, radiographs / "images", tmp_path / "honest", labels=MAP, attacks=["fgsm"])
     assert {c.check: c.passed for c in honest.entry_checks}["declaration"]
-    write_onnx(Divides(), tmp_path / "net.onnx", 16)
+    write_onnx(Computes(lambda images: sigmoids(images / 255)), tmp_path / "net.onnx", 16)
     document = audits.audit(model, radiographs / "images", tmp_path / "out", labels=MAP, attacks=["fgsm"])
     said = {check.check: check for check in document.entry_checks}
     assert said["declaration"].passed is False

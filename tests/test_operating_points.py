@@ -43,7 +43,6 @@ def test_a_resample_of_one_kind_of_row_has_no_curve() -> None:
 def test_the_threshold_has_the_highest_youden_index() -> None:
     scores, positive, _ = sample()
     value = operating_points.chosen(scores, positive)
-    assert value is not None
 
     def index(threshold: float) -> float:
         return float((scores[positive] >= threshold).mean() + (scores[~positive] < threshold).mean())
@@ -54,28 +53,18 @@ def test_the_threshold_has_the_highest_youden_index() -> None:
 
 
 def predictions(scores: np.ndarray, positive: np.ndarray, groups: np.ndarray, attack: str = "clean") -> pd.DataFrame:
-    logits = [np.array([0.0, s]) for s in scores]
-    return pd.DataFrame(
-        {
-            "sample_id": [f"image{i:04d}" for i in range(len(scores))],
-            "group": groups,
-            "label": positive.astype(int),
-            "attack": attack,
-            "epsilon": 0.0 if attack == "clean" else 0.02,
-            "steps": 0 if attack == "clean" else 20,
-            "severity": 0,
-            "logits": logits,
-        }
-    )
+    names, logits = [f"image{i:04d}" for i in range(len(scores))], [np.array([0.0, s]) for s in scores]
+    rows = {"sample_id": names, "group": groups, "label": positive.astype(int), "attack": attack, "severity": 0}
+    attacked = attack != "clean"
+    return pd.DataFrame(rows | {"epsilon": 0.02 * attacked, "steps": 20 * attacked, "logits": logits})
 
 
 def test_errors_of_both_kinds_at_a_threshold_by_hand() -> None:
     scores, positive, groups = sample()
     both = pd.concat([predictions(scores, positive, groups), predictions(scores - 1, positive, groups, "pgd")])
     given = {"absent": Threshold(None), "there": Threshold(0.6, "of the model file")}
-    rows = [
-        point.plain() for point in operating_points.measure_classes(both, ("absent", "there"), given, resamples=200)
-    ]
+    points = operating_points.measure_classes(both, ("absent", "there"), given, resamples=200)
+    rows = [point.plain() for point in points]
     clean, attacked = (next(r for r in rows if (r["finding"], r["attack"]) == ("there", a)) for a in ("clean", "pgd"))
     for row, seen in ((clean, scores), (attacked, scores - 1)):
         said = 1 / (1 + np.exp(-seen)) >= 0.6
@@ -97,14 +86,11 @@ def test_errors_of_both_kinds_at_a_threshold_by_hand() -> None:
 
 def test_a_ratio_without_limit_is_no_number() -> None:
     scores, positive = np.array([0.1] * 20 + [0.9] * 20), np.array([False] * 20 + [True] * 20)
-    row = operating_points.measure_finding(
-        predictions(scores * 4 - 2, positive, np.arange(40)), "a", Threshold(0.5), resamples=200
-    )[0].plain()
-    assert (row["sensitivity"]["value"], row["specificity"]["value"]) == (1, 1)
-    assert row["specificity"]["ci"][0] > 0.8
-    assert (row["auroc"]["value"], row["sensitivity_at_specificity"]["value"]) == (1, 1)
-    assert 0.8 < row["auroc"]["ci"][0] < 1 == row["auroc"]["ci"][1], "twenty images against twenty are not all images"
-    assert 0.8 < row["sensitivity_at_specificity"]["ci"][0] < 1 == row["sensitivity_at_specificity"]["ci"][1]
+    table = predictions(scores * 4 - 2, positive, np.arange(40))
+    row = operating_points.measure_finding(table, "a", Threshold(0.5), resamples=200)[0].plain()
+    for name in ("sensitivity", "specificity", "auroc", "sensitivity_at_specificity"):
+        assert row[name]["value"] == 1
+        assert 0.8 < row[name]["ci"][0] < 1 == row[name]["ci"][1], "twenty images against twenty are not all images"
     assert (row["likelihood_positive"]["value"], row["likelihood_positive"]["ci"]) == (None, [None, None])
     assert row["likelihood_negative"]["value"] == 0
     low, high = row["likelihood_negative"]["ci"]
