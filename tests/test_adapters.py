@@ -94,9 +94,8 @@ def test_weights_of_our_own_networks(name: str, radiographs: Tensor, tmp_path: P
 
 def test_parameters_are_weights_and_not_what_batchnorm_measured(net: nn.Module, tmp_path: Path) -> None:
     count = sum(p.numel() for p in net.parameters())
-    assert load(net, classes=CLASSES, **IMAGENET).origin.parameters == count
-    given = load(exported(net, tmp_path / "m.pt2"), classes=CLASSES, trust_code=True, **IMAGENET)
-    assert given.origin.parameters == count
+    for source in (net, exported(net, tmp_path / "m.pt2")):
+        assert load(source, classes=CLASSES, trust_code=True, **IMAGENET).origin.parameters == count
 
 
 def test_a_function_that_returns_the_model_runs_only_where_it_is_trusted(net: nn.Module, radiographs: Tensor) -> None:
@@ -396,7 +395,7 @@ def test_a_table_of_scores_needs_no_model(tmp_path: Path) -> None:
             load(tmp_path / "wrong.csv", output="probabilities", classes=CLASSES)
 
 
-def test_a_model_file_says_it_all(net: nn.Module, radiographs: Tensor, tmp_path: Path) -> None:
+def test_a_model_file_says_all_or_classes_are_checked(net: nn.Module, radiographs: Tensor, tmp_path: Path) -> None:
     onnx(net, tmp_path / "m.onnx")
     text = {"source": "m.onnx", "input": IMAGENET, "output": {"kind": "logits", "classes": list(CLASSES)}}
     path = tmp_path / "model.yaml"
@@ -406,6 +405,10 @@ def test_a_model_file_says_it_all(net: nn.Module, radiographs: Tensor, tmp_path:
     same_as_the_plain_network(given.model, net, radiographs)
     with pytest.raises(UserError, match="a model file says all this itself"):
         load(path, classes=CLASSES)
+    with pytest.raises(UserError, match=r"2 classes are declared, but the model answers \(2, 3\)"):
+        load(net, classes=["a", "b"], **IMAGENET)
+    with pytest.raises(UserError, match="say its classes"):
+        load(net)
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [
@@ -439,13 +442,6 @@ def test_a_wrong_model_file_names_file_and_key(change: dict[str, Any], error: st
         load(path)
     assert str(tmp_path) in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-def test_the_number_of_classes_is_checked(net: nn.Module) -> None:
-    with pytest.raises(UserError, match=r"2 classes are declared, but the model answers \(2, 3\)"):
-        load(net, classes=["a", "b"], **IMAGENET)
-    with pytest.raises(UserError, match="say its classes"):
-        load(net)
 
 
 @pytest.mark.parametrize("form", ["torch.export", "traced", "onnx"])

@@ -16,22 +16,24 @@ from trustcxr.statistics import Bootstrap, softmax
 Tables = tuple[pd.DataFrame, pd.DataFrame]  # predictions on Test, and on Val
 
 
-def drawn(count: int, sharpness: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Logits (count, 3) `sharpness` times those from which the labels (count,) were truly drawn."""
-    random = np.random.default_rng(seed)
-    honest = random.normal(0, 1.5, (count, 3))
-    labels = np.array([random.choice(3, p=p) for p in softmax(honest)])
-    return honest * sharpness, labels
+def drawn(count: int, sharpness: float, seed: int, images: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Logits, `sharpness` times those of which labels are drawn; half of a patient's images share a draw. Patients."""
+    random, patients = np.random.default_rng(seed), count // images
+    honest = np.repeat(random.normal(0, 1.5, (patients, 3)), images, axis=0)
+    shared = np.repeat(random.random(patients), images)
+    draws = np.where(random.random(count) < 0.5, shared, random.random(count)) if images > 1 else shared
+    labels = (draws[:, None] > softmax(honest).cumsum(1)).sum(1).clip(0, 2)
+    return honest * sharpness, labels, np.repeat(np.arange(patients), images)
 
 
 @pytest.mark.parametrize("sharpness", [0.5, 1.0, 3.0])
 def test_the_temperature_is_what_the_logits_were_sharpened_by(sharpness: float) -> None:
-    logits, labels = drawn(6000, sharpness, 0)
+    logits, labels, _ = drawn(6000, sharpness, 0)
     assert calibration.fit_temperature(logits, labels) == pytest.approx(sharpness, rel=0.08)
 
 
 def test_the_temperature_is_the_one_of_gradient_descent() -> None:
-    logits, labels = drawn(300, 2.0, 1)
+    logits, labels, _ = drawn(300, 2.0, 1)
     log = torch.zeros(1, dtype=torch.float64, requires_grad=True)
     optimiser = torch.optim.LBFGS([log], max_iter=200, tolerance_grad=1e-12, tolerance_change=1e-14)
 
@@ -65,8 +67,8 @@ def table(logits: np.ndarray, labels: np.ndarray, split: str = "Test", **keys: o
 @pytest.fixture(scope="module")
 def tables() -> Tables:
     """Test predictions, clean and under attack, of a network that is twice too sure; and validation predictions."""
-    validation = table(*drawn(2000, 2.0, 3), split="Val")
-    logits, labels = drawn(1500, 2.0, 4)
+    validation = table(*drawn(2000, 2.0, 3)[:2], split="Val")
+    logits, labels, _ = drawn(1500, 2.0, 4)
     attacked = logits.copy()
     attacked[np.arange(1500), labels] -= 2.5
     parts = [table(logits, labels), table(attacked, labels, attack="pgd", epsilon=0.02, steps=20)]
@@ -131,19 +133,9 @@ def true_error(sharpness: float) -> float:
     return float(np.abs(np.bincount(place, honest[np.arange(len(said)), answer] - confidence, 15)).sum() / len(said))
 
 
-def repeated(count: int, sharpness: float, seed: int, images: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """As `drawn`, with as many images a patient, of which half have one draw in common."""
-    random, patients = np.random.default_rng(seed), count // images
-    honest = np.repeat(random.normal(0, 1.5, (patients, 3)), images, axis=0)
-    shared = np.repeat(random.random(patients), images)
-    draws = np.where(random.random(count) < 0.5, shared, random.random(count)) if images > 1 else shared
-    labels = (draws[:, None] > softmax(honest).cumsum(1)).sum(1).clip(0, 2)
-    return honest * sharpness, labels, np.repeat(np.arange(patients), images)
-
-
 def covered(sharpness: float, seed: int, images: int, trial: int) -> bool:
     """Whether the interval of one draw of 400 images holds the error of very many."""
-    error, (low, high) = calibration.debiased_error(totals(*repeated(400, sharpness, seed, images), trial))
+    error, (low, high) = calibration.debiased_error(totals(*drawn(400, sharpness, seed, images), trial))
     assert low <= error <= high
     return low <= true_error(sharpness) + 1e-9 <= high + 1e-9
 
@@ -166,9 +158,9 @@ def test_the_debiased_error_is_nearer_the_truth_than_the_plug_in() -> None:
     """A calibrated network of 400 images: the plug-in says about 0.05, where there is nothing."""
     found, plug_in = [], []
     for trial in range(40):
-        sums = totals(*repeated(400, 1.0, trial, 1), trial)
+        sums = totals(*drawn(400, 1.0, trial, 1), trial)
         found.append(calibration.debiased_error(sums)[0])
         plug_in.append(float(calibration.calibration_error(sums[0])))
     assert np.mean(found) < 0.5 * np.mean(plug_in)
-    sure = [calibration.debiased_error(totals(*repeated(400, 2.0, trial, 1), trial))[0] for trial in range(40)]
+    sure = [calibration.debiased_error(totals(*drawn(400, 2.0, trial, 1), trial))[0] for trial in range(40)]
     assert np.mean(np.abs(np.array(sure) - true_error(2.0))) < 0.03

@@ -221,17 +221,16 @@ def test_a_folder_stands_for_a_hub(plain: Path, tmp_path: Path, monkeypatch: pyt
     assert f"is at {tmp_path / 'owner' / 'name'} (a folder of this machine); " in said
     monkeypatch.chdir(tmp_path)
     assert "for a hub write hf://lab/robust)" in run("push", plain, "lab/robust").stdout
-    place = tmp_path / "shared" / "robust"
-    run("push", plain, place)
-    assert tx.load_run(place, on="cpu").name == "test_resnet-fgsm-s0"
+    place, empty = tmp_path / "shared" / "robust", tmp_path / "empty"
+    empty.mkdir()
+    for folder in (place, empty):
+        run("push", plain, folder)
+        assert tx.load_run(folder, on="cpu").name == "test_resnet-fgsm-s0"
     assert "is not empty. Choose a new or an empty folder" in complaint("push", plain, place)
     assert "is not empty" in complaint("push", plain, place / "run.yaml")
     own = Path(shutil.copytree(plain, tmp_path / "own"))
     assert "is not empty" in complaint("push", own, own)
     assert not (own / "README.md").exists()
-    (tmp_path / "empty").mkdir()
-    run("push", plain, tmp_path / "empty")
-    assert tx.load_run(tmp_path / "empty", on="cpu").name == "test_resnet-fgsm-s0"
 
 
 def test_the_card_of_a_run_says_what_it_is_and_what_it_does_not_know(plain: Path) -> None:

@@ -1,6 +1,5 @@
 """Models with one sigmoid a finding: unknown labels, label maps, and attacks on the decision in both directions."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import nn
 
 from foreign_models import Computes
 from small_networks import write_onnx
@@ -29,9 +28,12 @@ from trustcxr.storage import atomic
 NAMES = ("Bright", "Dark", "Edema", "Hernia")
 
 
-def sigmoids(images: Tensor) -> Tensor:
-    """Bright above a mean of a half, Dark below, two findings more; as probabilities."""
-    return torch.sigmoid(images.mean((2, 3)) * torch.tensor([40, -40, 40, 1]) + torch.tensor([-20, 20, -20, 0]))
+def sigmoids(scale: float = 1.0) -> nn.Module:
+    """Bright above a mean of a half, Dark below, two findings more; as probabilities. Images are scaled first."""
+    layer = nn.Linear(1, 4)
+    layer.weight.data = torch.tensor([[40.0], [-40.0], [40.0], [1.0]])
+    layer.bias.data = torch.tensor([-20.0, 20.0, -20.0, 0.0])
+    return Computes(lambda images: torch.sigmoid(layer((images * scale).mean((2, 3)))), layer)
 
 
 @pytest.fixture(autouse=True)
@@ -63,11 +65,11 @@ def radiographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    return model_file(tmp_path, sigmoids, f"classes: [{', '.join(NAMES)}], thresholds: [0.7, 0.5, 0.5, 0.5]")
+    return model_file(tmp_path, sigmoids(), f"classes: [{', '.join(NAMES)}], thresholds: [0.7, 0.5, 0.5, 0.5]")
 
 
-def model_file(folder: Path, answer: Callable[[Tensor], Tensor], output: str) -> Path:
-    write_onnx(Computes(answer), folder / "net.onnx", 16)
+def model_file(folder: Path, net: nn.Module, output: str) -> Path:
+    write_onnx(net, folder / "net.onnx", 16)
     text = f"source: net.onnx\ninput: {{size: 16}}\noutput: {{kind: sigmoid, {output}}}\n"
     (folder / "model.yaml").write_text(text)
     return folder / "model.yaml"
@@ -155,7 +157,8 @@ def test_findings_answered_the_wrong_way_round_are_noticed(radiographs: Path, mo
 
 
 def test_a_binary_model_is_one_finding(radiographs: Path, tmp_path: Path) -> None:
-    model = model_file(tmp_path, lambda images: torch.sigmoid(40 * images.mean((2, 3)) - 20), "classes: [Ill]")
+    one = Computes(lambda images: torch.sigmoid(40 * images.mean((2, 3)) - 20))
+    model = model_file(tmp_path, one, "classes: [Ill]")
     ill = {"COVID-19": "Ill", "Non-COVID": "Ill"}
     document = audits.audit(model, radiographs / "images", tmp_path / "out", labels=ill, epsilons=[0.1])
     points = {(p.attack, p.epsilon): p for p in document.operating_points}
@@ -207,7 +210,7 @@ def test_a_score_at_the_threshold_is_a_finding_wherever_it_is_judged(threshold: 
 def test_a_wrong_declaration_is_noticed_with_the_remedy(radiographs: Path, model: Path, tmp_path: Path) -> None:
     honest = audits.audit(model, radiographs / "images", tmp_path / "honest", labels=MAP, attacks=["fgsm"])
     assert {c.check: c.passed for c in honest.entry_checks}["declaration"]
-    write_onnx(Computes(lambda images: sigmoids(images / 255)), tmp_path / "net.onnx", 16)
+    write_onnx(sigmoids(1 / 255), tmp_path / "net.onnx", 16)
     document = audits.audit(model, radiographs / "images", tmp_path / "out", labels=MAP, attacks=["fgsm"])
     said = {check.check: check for check in document.entry_checks}
     assert said["declaration"].passed is False

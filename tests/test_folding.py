@@ -139,8 +139,7 @@ def test_a_faster_model_answers_as_the_model_does_and_leaves_it_whole(around: st
     if around != "run":
         model = load(model.net, classes=("a", "b", "c"), size=64).model
         model = Decision(model, 1, 0.5) if around == "finding" else model
-    before, labels, met = state(model), LABELS.clamp(max=1), []
-    quick = make_fused_copy(model, IMAGES)
+    before, labels, met, quick = state(model), LABELS.clamp(max=1), [], make_fused_copy(model, IMAGES)
     model.register_forward_pre_hook(lambda *_: met.append(1))
     assert quick is not model
     assert not any(isinstance(layer, nn.BatchNorm2d) for layer in quick.modules())

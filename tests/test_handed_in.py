@@ -90,8 +90,8 @@ def test_a_file_that_is_none_is_refused(pack: Pack, tmp_path: Path) -> None:
     (tmp_path / "no.safetensors").write_bytes(b"no")
     model = model_file(tmp_path / "model", Brightness())
     given = ["audit", model, "--data", pack.greys(), "--out", tmp_path / "out", "--adversarial"]
-    assert "no safetensors file" in complaint(*given, tmp_path / "no.safetensors")
-    assert "no safetensors file" in complaint(*given, tmp_path / "missing.safetensors")
+    for name in ("no.safetensors", "missing.safetensors"):
+        assert "no safetensors file" in complaint(*given, tmp_path / name)
 
 
 def test_images_of_a_finding_count_for_it_and_those_of_a_image_for_all_its_others(pack: Pack, tmp_path: Path) -> None:

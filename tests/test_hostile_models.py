@@ -115,10 +115,8 @@ def test_onnx_that_claims_or_fills_gigabytes_or_has_operators_of_others(tmp_path
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-@pytest.mark.parametrize(
-    "content", [b"", b"PK\x03\x04", b"\0" * 100, b"\x80\x02."], ids=["empty", "zip", "0", "pickle"]
-)
-def test_a_file_that_is_nothing(suffix: str, content: bytes, tmp_path: Path) -> None:
+@pytest.mark.parametrize("data", [b"", b"PK\x03\x04", b"\0" * 100, b"\x80\x02."], ids=["empty", "zip", "0", "pickle"])
+def test_a_file_that_is_nothing(suffix: str, data: bytes, tmp_path: Path) -> None:
     path = tmp_path / f"m{suffix}"
-    path.write_bytes(content)
+    path.write_bytes(data)
     refused(path, ".", **({"timm": "test_resnet"} if suffix in (".pth", ".safetensors") else {}))

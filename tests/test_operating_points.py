@@ -43,11 +43,9 @@ def test_a_resample_of_one_kind_of_row_has_no_curve() -> None:
 def test_the_threshold_has_the_highest_youden_index() -> None:
     scores, positive, _ = sample()
     value = operating_points.chosen(scores, positive)
-
-    def index(threshold: float) -> float:
-        return float((scores[positive] >= threshold).mean() + (scores[~positive] < threshold).mean())
-
-    assert index(value) == pytest.approx(max(index(t) for t in np.unique(scores)))
+    usual = np.unique(scores)
+    index = {t: (scores[positive] >= t).mean() + (scores[~positive] < t).mean() for t in (value, *usual)}
+    assert index[value] == pytest.approx(max(index[t] for t in usual))
     assert operating_points.chosen(scores, np.ones(len(scores), bool)) is None
     assert operating_points.chosen(np.array([0.2, 0.4, 0.8]), np.array([False, False, True])) == pytest.approx(0.6)
 

@@ -63,8 +63,7 @@ INPUTS = list_inputs(SPEC)
 
 @pytest.mark.parametrize("number", range(len(INPUTS)))
 def test_every_usual_declaration_is_found_with_its_order(number: int) -> None:
-    images, truth = radiographs()
-    best = proposals.try_readings(wrapped(ByMean(INPUTS[number], (2, 0, 1))), images, truth, 3, INPUTS)[0]
+    best = proposals.try_readings(wrapped(ByMean(INPUTS[number], (2, 0, 1))), *radiographs(), 3, INPUTS)[0]
     # An image in [-1, 1] is one in mean 0.5 and std 0.5; of two inputs that are equally good the usual one is first.
     assert best.accuracy > 0.95
     assert best.input == INPUTS[number]
@@ -83,9 +82,8 @@ def test_two_errors_at_once_are_found_in_an_audit() -> None:
 def test_a_network_is_asked_once_for_each_input() -> None:
     seen: list[int] = []
     model = wrapped(Computes(lambda images: seen.append(len(images)) or images.mean((2, 3))))
-    images, truth = radiographs(10)
-    proposals.try_readings(model, images, truth, 3, INPUTS)
-    assert sum(seen) == 2 + 2 + len(INPUTS) * len(images)  # two images of noise twice, when it is loaded
+    proposals.try_readings(model, *radiographs(10), 3, INPUTS)
+    assert sum(seen) == 2 + 2 + len(INPUTS) * 30  # two images of noise twice, when it is loaded
 
 
 def test_the_interval_of_a_paired_difference() -> None:
