@@ -133,8 +133,10 @@ assert attacks.get("toyattack") and defences.get("toydefence") and layouts.LAYOU
 images = torch.rand(2, 1, 16, 16)
 assert corruptions.corrupt(images, "toyhaze", 5, keys=["a", "b"]).shape == images.shape
 nn = torch.nn
-net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
-assert explain.methods.maps(net, images, None, ["toycam@0"])["toycam@0"].shape == (2, 16, 16)
+net = nn.Sequential()
+net.add_module("conv", nn.Conv2d(1, 4, 3))
+net.extend([nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)])
+assert explain.methods.maps(net, images, None, ["toycam@conv"])["toycam@conv"].shape == (2, 16, 16)
 maps, mask = torch.rand(2, 16, 16), torch.ones(2, 16, 16) > 0
 masks = scores.Masks(infection=mask, lung=mask)
 assert "infection_toy" in scores.score_maps(maps, masks, None)
