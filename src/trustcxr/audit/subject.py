@@ -12,7 +12,7 @@ from trustcxr.audit import formats
 from trustcxr.audit.formats import ExternalModel
 from trustcxr.audit.formats.loading import SUFFIXES, TABLES, Origin
 from trustcxr.errors import UserError, unknown
-from trustcxr.evaluation import trained_models
+from trustcxr.evaluation import hub, trained_models
 from trustcxr.evaluation.trained_run import Run, device, load_run
 from trustcxr.registry import DEFENCES
 from trustcxr.storage import atomic, layout
@@ -25,7 +25,7 @@ Subject = Run | ExternalModel
 def load_subject(
     model: str | Path | nn.Module | Callable[..., Any], *, on: torch.device | str | None = None, **options: Any
 ) -> Subject:
-    """Load a run's folder, a zoo model by name, a model file (.yaml), a model's own file, a module or a function.
+    """Load a run (folder, name or `hf://` address), a model file (.yaml), a model's own file, a module or a function.
 
     Runs and external models both have model, classes, size, name and device. `options` are those of `formats.load`:
     classes, size, channels, range, mean, std, resize, output, thresholds, timm, name and trust_code. Nothing is
@@ -39,18 +39,18 @@ def load_subject(
     """
     if isinstance(model, str | Path):
         trained_models.check_name(model)
-    if isinstance(model, str | Path) and (trained_models.is_name(model) or Path(model).is_dir()):
-        layout.check_run(trained_models.resolve(model))
+    if isinstance(model, str | Path) and _is_run(model):
+        run = load_run(model, on=on)
         if options:
             raise UserError(f"{model}: a run says all this itself; leave out {', '.join(options)}")
-        return load_run(model, on=on)
+        return run
     return formats.load(model, on=on or device(), **options)
 
 
 def open_model(model: str | Path, *, trust_code: bool = False) -> Subject:
-    """Load a run's folder or a model file; UserError for a model's own file, which needs a model file."""
+    """Load a run or a model file; UserError for a model's own file, which needs a model file."""
     path, kinds = Path(model), (*SUFFIXES, *TABLES)
-    if path.is_dir() or trained_models.is_name(model):
+    if _is_run(model):
         return load_subject(model)
     if path.suffix in kinds and not path.exists():
         raise UserError(f"{model}: no such file")
@@ -64,6 +64,11 @@ def open_model(model: str | Path, *, trust_code: bool = False) -> Subject:
     if path.is_file() and path.suffix not in layout.MODEL_FILES:
         raise UserError(f"{model}: {unknown('kind of model', path.suffix, (*layout.MODEL_FILES, *kinds))}")
     return load_subject(model, trust_code=trust_code)
+
+
+def _is_run(model: str | Path) -> bool:
+    """Return whether this is a folder, the name of a trained model, or an address of a hub."""
+    return Path(model).is_dir() or trained_models.is_name(model) or hub.is_address(model)
 
 
 def is_multilabel(subject: Subject) -> bool:

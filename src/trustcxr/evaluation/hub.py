@@ -39,7 +39,7 @@ def fetch(address: str | Path) -> Path:
     repository, revision = _parse_address(str(address))
     import huggingface_hub
 
-    with _hub_errors(address):
+    with _hub_errors(f"{PREFIX}{repository}"):
         patterns = [*_FILES, CARD_FILE]
         return Path(huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=patterns))
 
@@ -99,7 +99,7 @@ def _parse_address(address: str) -> tuple[str, str | None]:
 
 
 @contextmanager
-def _hub_errors(address: str | Path) -> Iterator[None]:
+def _hub_errors(address: str) -> Iterator[None]:
     """Raise UserError in one line for all that the hub refuses inside."""
     try:
         yield
