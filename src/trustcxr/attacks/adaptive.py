@@ -473,7 +473,9 @@ def distil(
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, total_steps=steps)
         for _ in range(steps):
             rows = torch.randint(len(taught), (batch_size,), generator=random)
-            loss = F.kl_div(net(taught[rows]).log_softmax(1), targets[rows], reduction="batchmean")
+            with base.lowered("bf16", images):
+                logits = net(taught[rows])
+            loss = F.kl_div(logits.float().log_softmax(1), targets[rows], reduction="batchmean")
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()

@@ -29,10 +29,7 @@ if TYPE_CHECKING:
     from trustcxr.recipes.criteria_file import CriteriaRecipe
 
 audit_app = Typer()
-_MODEL = (
-    "Folder of a run, a trained model's name, hf://owner/name, or a model file (.yaml). With --init: the file or code "
-    "of a model."
-)
+_MODEL = "A run (folder, trained model's name or hf://owner/name), or model file (.yaml). With --init: a file or code."
 _ADVERSARIAL = (
     "Your own adversarial images (safetensors): of these and of ours, those that mislead the model more count."
 )

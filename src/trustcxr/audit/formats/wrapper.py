@@ -52,7 +52,8 @@ class WrappedModel(nn.Module):
     def prepare(self, images: Tensor) -> Tensor:
         """Convert pixel space (B, 1, H, W) in [0, 1] to the network's input (B, channels, size, size)."""
         images = resized(images, self.input_spec.size, self.input_spec.resize)
-        return images.expand(-1, self.input_spec.channels, -1, -1) * self.scale + self.shift
+        images = (images * self.scale + self.shift).expand(-1, self.input_spec.channels, -1, -1)
+        return images if getattr(self.net, "takes_equal_channels", False) else images.contiguous()
 
     def answers(self, images: Tensor) -> Tensor:
         """Return the network's own outputs (B, C) on images in pixel space: logits or probabilities as declared."""
@@ -224,7 +225,7 @@ def saturation(outputs: Tensor, kind: Kind) -> float:
 
 
 def _affine(spec: InputSpec) -> tuple[Tensor, Tensor]:
-    """Return the factor and the offset applied to an image in [0, 1], each (1, channels, 1, 1)."""
+    """Return factor and offset of images in [0, 1], each (1, channels, 1, 1): one channel if all are equal."""
     low, high = spec.range
     span = high - low
     mean = torch.tensor(spec.mean or (0.0,), dtype=torch.float64)
@@ -232,8 +233,8 @@ def _affine(spec: InputSpec) -> tuple[Tensor, Tensor]:
     unit = span if spec.std else 1.0  # of the std, in units of the range
     scale = span / (std * unit)
     shift = -mean * span / (std * unit) if spec.mean else low / (std * unit)
-    scale, shift = (part.float().expand(spec.channels).reshape(1, -1, 1, 1).clone() for part in (scale, shift))
-    return scale, shift
+    scale, shift = (part.float().reshape(1, -1, 1, 1) for part in torch.broadcast_tensors(scale, shift))
+    return scale.clone(), shift.clone()
 
 
 def is_layer_output(net: nn.Module, inputs: Tensor) -> bool:
