@@ -169,3 +169,37 @@ def test_a_file_of_one_image_is_run_in_batches_and_pooled_before_it_is_rectified
     leaf = images.clone().requires_grad_(True)
     ((gradient,), (expected,)) = (torch.autograd.grad(n(leaf)[:, 0].sum(), leaf) for n in (external.model, net))
     assert torch.allclose(gradient, expected, atol=1e-5)
+
+
+GEOMETRIES: tuple[dict[str, Any], ...] = (
+    {},
+    {"stride": 2, "padding": 1},
+    {"dilation": 2},
+    {"padding": (2, 1), "stride": (1, 2)},
+)
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_gradient_through_a_convolution_of_grey_images_is_that_of_torch(
+    channels: int, geometry: dict[str, Any], tmp_path: Path
+) -> None:
+    layers = [nn.Conv2d(channels, onnx._MANY, 3, **geometry), nn.ReLU(), nn.Conv2d(onnx._MANY, 4, 3), nn.Flatten()]
+    net = nn.Sequential(*layers, nn.LazyLinear(3)).eval()
+    images = torch.rand(3, 1, SIDE, SIDE)
+    net(grey := (2 * images - 1).expand(-1, channels, -1, -1))
+    torch.onnx.export(
+        net, (grey,), tmp_path / "net.onnx", dynamo=False, dynamic_axes={"input": {0: "batch"}}, input_names=["input"]
+    )
+    model = load(tmp_path / "net.onnx", classes=CLASSES, size=SIDE, channels=channels, range=(-1, 1)).model
+    weights = torch.tensor([1.0, -2.0, 3.0])
+    ours, theirs = (images.clone().requires_grad_(True) for _ in range(2))
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), net(grey))
+    (model(ours) * weights).sum().backward()
+    (net((2 * theirs - 1).expand(-1, channels, -1, -1)) * weights).sum().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad)
+    ours.grad = None
+    with torch.autocast("cpu", torch.bfloat16):
+        (model(ours) * weights).sum().backward()
+    assert float((ours.grad - theirs.grad).norm()) < 0.1 * float(theirs.grad.norm()), "rectifiers near 0 switch"

@@ -18,6 +18,7 @@ from small_runs import recipe, same, weights
 from test_cli import complaint, run
 from trustcxr.audit import export_run as exports
 from trustcxr.audit import formats
+from trustcxr.audit.subject import open_model
 from trustcxr.data.phantom import write_files
 from trustcxr.errors import CannotWrite, UserError
 from trustcxr.evaluation.trained_run import load_before_refit
@@ -194,8 +195,9 @@ def test_a_run_goes_to_a_hub_and_comes_back(plain: Path, local_hub: Hub) -> None
     assert back.name == "test_resnet-fgsm-s0"
     assert same(weights(back.folder), weights(plain))
     assert tx.load_run(Path("hf://lab/robust"), on="cpu").name == back.name, "also where it was taken for a path"
+    assert open_model("hf://lab/robust").name == back.name, "an audit takes it too"
     with pytest.raises(UserError, match="hf://lab/none: the hub refused or cannot be reached"):
-        tx.load_run("hf://lab/none")
+        tx.load_run(Path("hf://lab/none"))
     with pytest.raises(UserError, match=r"not a hub's address\. Write hf://owner/name"):
         tx.load_run("hf://robust")
 

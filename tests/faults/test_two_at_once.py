@@ -2,8 +2,6 @@
 
 import os
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,7 +10,7 @@ import yaml
 from cut_off import Journal, Starts, bits, waiting_at, waits
 from fault_artefacts import RECIPE, SMALL
 
-from test_engines import HOLD
+from engine_work import holding
 from trustcxr.data.phantom import write_files
 from trustcxr.errors import UserError
 from trustcxr.study import demo
@@ -80,13 +78,6 @@ def test_the_second_says_who_is_at_work_and_leaves(pair: str, base: Path, tmp_pa
 def test_a_second_demo_leaves_what_the_first_is_drawing(tmp_path: Path) -> None:
     drawing = tmp_path / ".phantom-unfinished"
     drawing.mkdir()
-    first = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-    try:
-        assert first.stdout is not None
-        assert first.stdout.readline().strip() == "held"
-        with pytest.raises(UserError, match=str(first.pid)):
-            demo.run(tmp_path)
-        assert drawing.is_dir()
-    finally:
-        first.kill()
-        first.wait()
+    with holding(tmp_path) as process, pytest.raises(UserError, match=str(process)):
+        demo.run(tmp_path)
+    assert drawing.is_dir()
