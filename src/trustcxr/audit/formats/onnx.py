@@ -342,7 +342,7 @@ class _GreyConvolution(torch.autograd.Function):
         return F.conv2d(x, weight, bias, **ctx.options)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradient in the images, from that in the maps."""
         x, weight = ctx.saved_tensors
         maps = gradient.movedim(1, 3).flatten(1, 2).transpose(1, 2)  # (B, K, h * w), without a copy
