@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pack import Pack
@@ -23,6 +24,7 @@ from trustcxr.audit import attack_runner, compare, second_instance
 from trustcxr.audit import run_audit as audits
 from trustcxr.audit.entry_checks import Check, EntryReport, run_entry_checks
 from trustcxr.evaluation import predictions
+from trustcxr.evaluation.trained_run import load_run
 from trustcxr.recipes import protocol
 from trustcxr.runs import run_folder
 from trustcxr.storage import atomic, schemas
@@ -114,6 +116,15 @@ def test_the_audit_of_a_run_has_the_figures_of_its_evaluation(pack: Pack, tmp_pa
     assert (document["protocol"], document["model"]["kind"], len(document["corruptions"])) == ("exam-1", "run", 15)
     assert "bfloat16" not in document["facts"]
     assert schemas.read_schema(schemas.AuditDocument, tmp_path / "audit" / "audit.json").plain() == document
+    # The same network as a file of weights, without anything of ours beside it.
+    ours = load_run(folder).model
+    save_file({k: v.contiguous() for k, v in ours.net.state_dict().items()}, tmp_path / "weights.safetensors")
+    about = f"input: {{size: 32, mean: [{float(ours.mean)}], std: [{float(ours.std)}]}}"
+    output = f"output: {{kind: logits, classes: [{', '.join(document['classes'])}]}}"
+    (tmp_path / "model.yaml").write_text(f"source: weights.safetensors\ntimm: test_resnet\n{about}\n{output}\n")
+    given = audits.audit(tmp_path / "model.yaml", images, tmp_path / "given").plain()
+    assert (given["model"]["kind"], given["data"]) == ("weights", document["data"])
+    assert figures(given) == pytest.approx(figures(document))
 
 
 @pytest.mark.slow

@@ -189,6 +189,7 @@ def test_overlap_of_the_top_tenth_by_hand() -> None:
     assert measures.top_tenth_overlap(a, b).item() == 3 / 4
     assert measures.top_tenth_overlap(a, 1 - a).item() == 0
     b[0, 0, 0] = b[0, 4, 3]  # pixel 0 ties with pixel 35 for the last place
+    assert measures.top_tenth_overlap(b, b).item() == 1, "a map with ties is like itself"
     c = b.clone()
     c[0, 0, 0] = 0.0
     assert measures.top_tenth_overlap(b, c).item() == 3.5 / 4
