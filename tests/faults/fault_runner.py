@@ -70,10 +70,11 @@ def fill(word: str, artefacts: Artefacts) -> str:
         kind, _, rest = match[1].partition("/")
         if kind in ("run", "study"):
             return str(artefacts.fresh(kind, rest))
-        if kind in ("data", "image"):
+        if kind in ("data", "image") and rest:
             return str(getattr(artefacts, kind)(rest))
-        places = {"images": artefacts.images, "image": artefacts.base / "image.png", "base": artefacts.base}
-        return str(places[kind] if kind in places else artefacts.out())
+        base = artefacts.base
+        places = {"images": artefacts.images, "image": base / "image.png", "base": base, "closed": base / "closed"}
+        return str(artefacts.out() if kind == "out" else places[kind])
 
     return re.sub(r"\{([a-z]+(?:/[^{}]*)?)\}", found, word)
 
