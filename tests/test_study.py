@@ -111,6 +111,16 @@ def test_a_run_is_whole_before_the_next_begins(done: Path) -> None:
     assert ended.stat().st_mtime_ns <= began.stat().st_mtime_ns
 
 
+def test_a_study_that_was_cut_off_has_no_document(
+    radiographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "fit", Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        study(tiny(), radiographs, tmp_path)
+    assert (tmp_path / "study.yaml").is_file()
+    assert not (tmp_path / "study.json").exists(), "nobody takes it for one that is finished"
+
+
 def test_every_run_of_a_study_knows_what_its_images_are_like(done: Path) -> None:
     for folder in (done / "runs").iterdir():
         known, run = ood.load(folder), load_run(folder, on="cpu")
