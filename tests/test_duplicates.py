@@ -93,6 +93,14 @@ def test_work_does_not_grow_with_the_square(monkeypatch: pytest.MonkeyPatch) -> 
     assert 0 < looked_at[1] < 6 * looked_at[0]
 
 
+def test_ranks_are_the_same_at_any_brightness_and_turned_over_when_inverted() -> None:
+    radiograph = np.random.default_rng(0).integers(0, 128, (1, 64, 64)).astype(np.uint8)
+    ranks = duplicates.equalise(radiograph)
+    assert np.allclose(ranks, duplicates.equalise(radiograph * 2))
+    assert np.allclose(ranks, -duplicates.equalise(255 - radiograph), atol=1e-6)
+    assert abs(ranks.mean()) < 1e-4
+
+
 def test_even_borders_are_taken_off_and_nothing_else() -> None:
     radiograph = np.random.default_rng(0).integers(0, 255, (90, 80)).astype(np.uint8)
     assert np.array_equal(_without_borders(np.pad(radiograph, ((3, 9), (0, 20)), constant_values=200)), radiograph)
