@@ -56,7 +56,12 @@ def test_help_takes_no_time() -> None:
     assert seconds(HELP) < 0.5
 
 
-@pytest.mark.parametrize("code", ["import trustcxr", "import trustcxr.cli", HELP], ids=["import", "cli", "help"])
+ZOO = "from trustcxr.evaluation import trained_models; trained_models.names()"
+
+
+@pytest.mark.parametrize(
+    "code", ["import trustcxr", "import trustcxr.cli", HELP, ZOO], ids=["import", "cli", "help", "names of the zoo"]
+)
 def test_nothing_heavy_is_imported(code: str) -> None:
     loaded = python(f"{code}\nimport sys; print(*[m for m in {HEAVY!r} if m in sys.modules])")
     assert loaded.strip() == ""
