@@ -141,6 +141,14 @@ def test_the_range_that_a_model_wants_is_made(low: float, high: float, net: nn.M
     assert torch.allclose(given.model(radiographs), wanted, atol=1e-3)
 
 
+@pytest.mark.slow
+def test_the_densenet_of_torchxrayvision_has_its_own_answers(radiographs: Tensor) -> None:
+    net = pytest.importorskip("torchxrayvision").models.DenseNet(num_classes=18, in_channels=1).eval()
+    given = load(net, classes=[f"finding {n}" for n in range(18)], size=224, range=(-1024, 1024))
+    images = nn.functional.interpolate(radiographs, 224)
+    assert torch.allclose(given.model(images), net(images * 2048 - 1024), atol=1e-3)
+
+
 def test_probabilities_become_what_went_into_the_softmax(net: nn.Module, radiographs: Tensor, tmp_path: Path) -> None:
     wanted, shares = net(normalised(radiographs)).log_softmax(1), nn.Sequential(net, nn.Softmax(1)).eval()
     for source in (shares, exported(shares, tmp_path / "m.pt2"), onnx(shares, tmp_path / "m.onnx")):
