@@ -116,6 +116,7 @@ def test_without_a_relu_every_bound_is_the_exact_minimum() -> None:
     net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(32, 3))
     images, labels = some(3, 6)
     low, high = verify.box(images.double(), EPSILON)
+    assert (float(low.min()), float(high.max())) == (0, 1), "the ball is cut at black and white"
     weights = torch.stack([torch.autograd.functional.jacobian(net.double(), x[None]).squeeze((0, 2)) for x in low])
     at_low = net(low)
     for bound in BOUNDS.values():
