@@ -68,8 +68,8 @@ def opened(
         context.close()
 
 
-def violations(page: Any) -> list[str]:
-    """What axe-core finds serious or critical on the page as it stands, a line each: rule, impact, and where."""
+def violations(page: Any, *, impacts: tuple[str, ...] = ("serious", "critical")) -> list[str]:
+    """What axe-core finds on the page as it stands, a line each: rule, impact, and where."""
     package = pytest.importorskip("axe_playwright_python", reason="axe-playwright-python is not installed")
     if not page.evaluate("typeof window.axe === 'object'"):
         page.evaluate((Path(package.__file__).parent / "axe.min.js").read_text(encoding="utf-8"))
@@ -77,7 +77,7 @@ def violations(page: Any) -> list[str]:
     return [
         f"{rule['id']} ({rule['impact']}): {rule['help']}: {'; '.join(str(n['target']) for n in rule['nodes'][:5])}"
         for rule in found
-        if rule["impact"] in ("serious", "critical")
+        if rule["impact"] in impacts
     ]
 
 
