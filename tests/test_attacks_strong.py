@@ -146,7 +146,7 @@ def test_accuracy_falls_with_epsilon_to_about_zero(name: str, model: SmallNet, b
     few: dict[str, Any] = {"worst-case": QUICK, "square": {"queries": 60}, "fgsm": {}, "fgsm-rs": {}, "pgd": {}}
     options = few.get(name, {"steps": 10})
     falls = [accuracy(model, images, labels)]
-    for epsilon in (0.01, 0.03, 0.06, 0.1, 0.2):
+    for epsilon in (0.01, 0.03, 0.06, 0.1, 0.2, 0.3):
         falls.append(accuracy(model, attacks.get(name)(model, images, labels, epsilon=epsilon, **options), labels))
         weaker = attacks.fgsm(model, images, labels, epsilon=epsilon)
         assert name != "pgd" or falls[-1] <= accuracy(model, weaker, labels)
