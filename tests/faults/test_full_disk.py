@@ -35,7 +35,6 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "data phantom": ("data", "phantom", "{place}/out", "--per-class", "1", "--size", "32"),
     "data corruptions": ("data", "corruptions", "{place}/out.png", "--size", "32"),
     "data check": ("data", "check", "{greys}", "--no-probes", "--html", "{place}/o.html", "--clean", "{place}/o.csv"),
-    "data check as Parquet": ("data", "check", "{greys}", "--no-probes", "--clean", "{place}/o.parquet"),
 }
 
 
