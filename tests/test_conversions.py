@@ -184,7 +184,12 @@ GEOMETRIES: tuple[dict[str, Any], ...] = (
 def test_a_gradient_through_a_convolution_of_grey_images_is_that_of_torch(
     channels: int, geometry: dict[str, Any], tmp_path: Path
 ) -> None:
-    layers = [nn.Conv2d(channels, onnx._MANY, 3, **geometry), nn.ReLU(), nn.Conv2d(onnx._MANY, 4, 3), nn.Flatten()]
+    layers = [
+        nn.Conv2d(channels, onnx._FEWEST_MAPS, 3, **geometry),
+        nn.ReLU(),
+        nn.Conv2d(onnx._FEWEST_MAPS, 4, 3),
+        nn.Flatten(),
+    ]
     net = nn.Sequential(*layers, nn.LazyLinear(3)).eval()
     images = torch.rand(3, 1, SIDE, SIDE)
     net(grey := (2 * images - 1).expand(-1, channels, -1, -1))

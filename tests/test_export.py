@@ -198,6 +198,8 @@ def test_a_run_goes_to_a_hub_and_comes_back(plain: Path, local_hub: Hub) -> None
     assert open_model("hf://lab/robust").name == back.name, "an audit takes it too"
     with pytest.raises(UserError, match="hf://lab/none: the hub refused or cannot be reached"):
         tx.load_run(Path("hf://lab/none"))
+    with pytest.raises(UserError, match="hf://lab/none@v1: the hub refused"):
+        tx.load_run("hf://lab/none@v1")
     with pytest.raises(UserError, match=r"not a hub's address\. Write hf://owner/name"):
         tx.load_run("hf://robust")
 

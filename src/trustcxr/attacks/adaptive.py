@@ -459,7 +459,7 @@ def distil(
 ) -> SurrogateNet:
     """Train a surrogate of `model` on `images` (N, 1, H, W) in [0, 1], and return it in evaluation mode.
 
-    Half of what it learns from has noise of +- `epsilon`. `scale` divides the model's logits (`GradientTraits.scale`).
+    Half of the images get noise of +- `epsilon`. `scale` divides the model's logits. bfloat16 is used if there is any.
     """
     random = torch.Generator().manual_seed(seed)
     with preserve_state(model, seed=seed), torch.inference_mode(False), torch.enable_grad():

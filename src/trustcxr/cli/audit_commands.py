@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from trustcxr.recipes.criteria_file import CriteriaRecipe
 
 audit_app = Typer()
-_MODEL = "A run (folder, trained model's name or hf://owner/name), or model file (.yaml). With --init: a file or code."
+_MODEL = (
+    "A run's folder, a trained model's name, hf://owner/name or a model file (.yaml). With --init: its file or code."
+)
 _ADVERSARIAL = (
     "Your own adversarial images (safetensors): of these and of ours, those that mislead the model more count."
 )

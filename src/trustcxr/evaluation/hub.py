@@ -39,7 +39,7 @@ def fetch(address: str | Path) -> Path:
     repository, revision = _parse_address(str(address))
     import huggingface_hub
 
-    with _hub_errors(f"{PREFIX}{repository}"):
+    with _hub_errors(f"{PREFIX}{repository}{f'@{revision}' if revision else ''}"):
         patterns = [*_FILES, CARD_FILE]
         return Path(huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=patterns))
 

@@ -20,7 +20,7 @@ from trustcxr.audit.formats.outputs import import_extra, one_line, refuse
 from trustcxr.errors import UserError
 
 AGREE = 1e-4  # largest difference of a conversion from onnxruntime, relative to the largest output or 1
-_MANY = 32  # maps of a convolution, from which a matrix product is the faster way to its gradient
+_FEWEST_MAPS = 32  # of a convolution, from which a matrix product is the faster way to its gradient
 _MOST = 2**31  # bytes of a tensor that is computed from constants
 _DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
 Attributes = dict[str, Any]
@@ -149,7 +149,7 @@ def external_files(path: Path) -> list[Path]:
 class ConvertedNet(nn.Module):
     """An ONNX graph in torch, operator by operator: images in its own format -> its first output, with gradients."""
 
-    takes_equal_channels = True  # as one in memory
+    takes_equal_channels = True  # of stride 0: one channel in memory
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -326,7 +326,7 @@ def _conv(i: list[Any], a: Attributes) -> Tensor:
     x, padding = _padded(x, {"kernel_shape": list(weight.shape[2:])} | a)
     strides, dilations = a.get("strides", [1, 1]), a.get("dilations", [1, 1])
     # Grad-CAM and planted examples need the steps inside the last one.
-    if weight.shape[1] == 1 == groups and len(weight) >= _MANY and x.requires_grad and not a["last"]:
+    if weight.shape[1] == 1 == groups and len(weight) >= _FEWEST_MAPS and x.requires_grad and not a["last"]:
         return _GreyConvolution.apply(x, weight, bias, strides, padding, dilations)
     return F.conv2d(x, weight, bias, strides, padding, dilations, groups)
 
