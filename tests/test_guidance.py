@@ -117,7 +117,11 @@ def test_the_lesion_is_where_the_answer_is_read_from() -> None:
 
 
 def _recipe(defence: str = "standard", **training: object) -> RunRecipe:
-    return recipe(defence, model={"name": "resnet10t"}, **{"batch_size": 12, "learning_rate": 3e-3} | training)
+    return recipe(
+        defence,
+        model={"name": "resnet10t"},
+        **{"batch_size": 12, "learning_rate": 3e-3, "warmup_epochs": 0.5} | training,
+    )
 
 
 def test_what_cannot_be_guided_is_refused() -> None:
@@ -148,7 +152,7 @@ def test_training_moves_what_explains_the_answer_onto_the_lesion(
     images: tuple[Dataset, Dataset], tmp_path: Path
 ) -> None:
     inside = {}
-    for name, keys in {"plain": {}, "guided": {"guidance": 2.0, "guidance_on": "gradients"}}.items():
+    for name, keys in {"plain": {}, "guided": {"guidance": 5.0, "guidance_on": "gradients"}}.items():
         fit_run.fit(_recipe(epochs=6, learning_rate=1e-3, **keys), *images, tmp_path / name)
         inside[name] = _energy_inside(load_run(tmp_path / name).model, images[1])
     assert inside["guided"] > 1.2 * inside["plain"]
