@@ -1,6 +1,6 @@
 """Try MeanSparse (Amini et al. 2024) on a trained run, and attack it adaptively. A trial, no part of the package.
 
-python -m benchmarks.mean_sparse RUN --data DATA [--alphas 0.1 0.2] [--split Val] [--table studies/robust/trials.csv]
+python -m benchmarks.mean_sparse RUN --data DATA [--alphas 0.1 0.2] [--split Val] [--table FILE]
 
 Before each activation, a feature within alpha standard deviations of its channel's mean (of training images) becomes
 that mean. This stops their gradient. So images are attacked in turn, each by what is left right:
@@ -163,16 +163,17 @@ def main() -> None:
                 by_condition.setdefault(name, []).append(values)
         correct = {name: torch.cat(values).numpy().astype(float) for name, values in by_condition.items()}
         lowest, groups = correct["square"], images.groups[rows]
-        what = f"MeanSparse at alpha {alpha:g} on {run.name} ({run.folder.name}); right after "
-        what += ", ".join(f"{way} {100 * values.mean():.1f}" for way, values in correct.items())
+        also = "right after " + ", ".join(f"{way} {100 * values.mean():.1f}" for way, values in correct.items())
         if before is not None:
             change = paired(before, lowest, groups)
             less, low, high = (f"{100 * value:+.1f}" for value in (change.difference, *change.difference_ci))
-            what += f"; less alpha {options.alphas[0]:g}: {less} [{low}, {high}]"
+            also += f"; less alpha {options.alphas[0]:g}: {less} [{low}, {high}]"
         before = lowest if before is None else before
         row: dict[str, object] = {
+            "study": "robust",
             "trial": f"{options.trial} {alpha:g}",
-            "what": what,
+            "what": f"MeanSparse at alpha {alpha:g} on {run.name} ({run.folder.name})",
+            "also": also,
             "seeds": seed,
             "n": len(rows),
             "attack": f"pgd-{options.steps} through {len(WAYS)} backward passes, then square-{options.queries}",
@@ -181,7 +182,7 @@ def main() -> None:
         }
         row |= percent(correct["clean"], groups, "clean") | percent(lowest, groups, "attacked")
         append_trial(options.table, row)
-        print(what, flush=True)
+        print(row["what"], also, flush=True)
 
 
 if __name__ == "__main__":

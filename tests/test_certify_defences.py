@@ -211,7 +211,7 @@ def test_what_is_proved_is_never_broken_and_most_of_the_rest_is(epsilon: float) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("epsilon", [0.02, 0.03])
+@pytest.mark.parametrize("epsilon", [pytest.param(0.02, marks=pytest.mark.full), 0.03])
 def test_ten_times_the_budget_breaks_nothing_that_is_proved(epsilon: float) -> None:
     images, _ = images_and_labels(100, seed=10)
     held, said = proved(images, epsilon, Effort(steps=30))

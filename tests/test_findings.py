@@ -102,6 +102,7 @@ def test_a_decision_is_attacked_in_both_directions_by_every_attack() -> None:
         assert float((found - images).abs().max()) <= 0.03 + 1e-6
 
 
+@pytest.mark.slow
 def test_findings_are_judged_each_by_itself(radiographs: Path, model: Path, tmp_path: Path) -> None:
     document = audits.audit(model, radiographs / "images", tmp_path / "out", labels=MAP)
     about = {found.name: found for found in document.findings}
@@ -156,6 +157,7 @@ def test_findings_answered_the_wrong_way_round_are_noticed(radiographs: Path, mo
         audits.audit(model, radiographs / "images", tmp_path / "none", labels=labels, attacks=["fgsm"])
 
 
+@pytest.mark.slow
 def test_a_binary_model_is_one_finding(radiographs: Path, tmp_path: Path) -> None:
     one = Computes(lambda images: torch.sigmoid(40 * images.mean((2, 3)) - 20))
     model = model_file(tmp_path, one, "classes: [Ill]")
@@ -207,6 +209,7 @@ def test_a_score_at_the_threshold_is_a_finding_wherever_it_is_judged(threshold: 
     assert point.sensitivity.value == pytest.approx(2 / 3)
 
 
+@pytest.mark.slow
 def test_a_wrong_declaration_is_noticed_with_the_remedy(radiographs: Path, model: Path, tmp_path: Path) -> None:
     honest = audits.audit(model, radiographs / "images", tmp_path / "honest", labels=MAP, attacks=["fgsm"])
     assert {c.check: c.passed for c in honest.entry_checks}["declaration"]
