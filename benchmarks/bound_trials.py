@@ -64,25 +64,29 @@ def add_norms() -> None:
     def begin(self: factory.PlainNet, plain: factory.Plain, classes: int) -> None:
         usual(self, plain, classes)
         norms = [nn.BatchNorm2d(width) for width, _, _ in plain.convolutions]
-        pairs = zip(self.features[::2], norms, self.features[1::2], strict=True)
+        layers = list(self.features)
+        pairs = zip(layers[::2], norms, layers[1::2], strict=True)
         self.features = nn.Sequential(*(module for part in pairs for module in part))
-        self.head = nn.Sequential(*self.head[:3], nn.BatchNorm1d(plain.hidden), *self.head[3:])
+        head = list(self.head)
+        self.head = nn.Sequential(*head[:3], nn.BatchNorm1d(plain.hidden), *head[3:])
 
     factory.PlainNet.__init__ = begin  # type: ignore[method-assign]
 
 
 def train(options: argparse.Namespace) -> tuple[Run, Run]:
     """Train by the study's recipe with the trial's change; return the run at its chosen and at its last epoch."""
-    study, other = (atomic.read_yaml(STUDIES / name / "recipe.yaml") for name in ("certified", "robust"))
+    recipes: list[Any] = [atomic.read_yaml(STUDIES / name / "recipe.yaml") for name in ("certified", "robust")]
+    study, other = recipes
     training, settings = study["training"] | {"epochs": options.epochs}, list(options.set)
     if options.more:
         settings.append(f"data.add={yaml.safe_dump(other['data']['add'], default_flow_style=True, width=10**6)}")
         training["balanced_by"] = other["training"]["balanced_by"]
     keys = {"defence": study["defences"][0], "training": training, "settings": settings, "seed": options.seed}
-    usual, validated = TrainingStep.candidate, {}
+    usual = TrainingStep.candidate
+    validated: dict[str, Any] = {}
     TrainingStep.candidate = lambda self: validated.setdefault("last", usual(self))  # type: ignore[method-assign]
     run = api.train(options.data, options.out, model=options.model, weights="none", size=32, threads=1, **keys)
-    return run, replace(run, model=deepcopy(validated["last"]).eval())  # type: ignore[arg-type]
+    return run, replace(run, model=deepcopy(validated["last"]).eval())
 
 
 def measure(run: Run, last: Run, data: str) -> pd.DataFrame:
@@ -104,12 +108,14 @@ def describe(table: pd.DataFrame, before: pd.DataFrame | None) -> str:
         share = percent(table[name].to_numpy(float), table["group"].to_numpy(), "")
         figures.append("{} {} [{}, {}]".format(text, *share.values()))
     figures.append(f"certified, mean over classes {100 * table.groupby('label')['certified'].mean().mean():.1f}")
-    for name in ("certified", "last", "clean", "attacked") if before is not None else ():
+    for name in ("certified", "last", "clean", "attacked"):
+        if before is None:
+            break
         one = table.merge(before, on=["sample_id", "group"], suffixes=("", "_before"), validate="1:1")
         change = paired(one[f"{name}_before"].to_numpy(float), one[name].to_numpy(float), one["group"])
         less, low, high = (f"{100 * value:+.1f}" for value in (change.difference, *change.difference_ci))
         figures.append(f"{name} less the baseline's {less} [{low}, {high}]")
-    return ", ".join(figures)
+    return "; ".join(figures)
 
 
 def main() -> None:
@@ -137,7 +143,8 @@ def main() -> None:
     table = measure(run, last, options.data)
     atomic.write_table(options.out / "validation.csv", table)
     before = pd.read_csv(options.against / "validation.csv") if options.against else None
-    row: dict[str, object] = {"trial": options.trial, "what": f"{options.what}; {describe(table, before)}"}
+    row: dict[str, object] = {"study": "certified", "trial": options.trial}
+    row["what"] = f"{options.what}; {describe(table, before)}"
     row |= {"seeds": options.seed, "n": len(table), "command": typed_command()}
     row |= {"attack": f"worst-case-{STEPS}/{QUERIES}", "epsilon": EPSILON}
     for name in ("clean", "attacked"):

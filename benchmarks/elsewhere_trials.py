@@ -132,7 +132,8 @@ def main() -> None:
         what += "; ".join([describe_recall("recall", part, baseline), f"answers {answers}", *beside])
         if standard is not None:
             what += f"; attacked after the mapping {100 * part['after'].mean():.1f}"
-        row: dict[str, object] = {"trial": f"{options.way}, {key}, seed {options.seed}", "what": what}
+        trial = f"{options.way}, {key}, seed {options.seed}"
+        row: dict[str, object] = {"study": "elsewhere", "trial": trial, "what": what}
         row |= {
             "seeds": options.seed,
             "n": len(part),

@@ -136,7 +136,8 @@ def main() -> None:
     if options.against:
         change = describe_changes(pd.read_csv(options.against / IMAGES_FILE), figures)
         what += f"; less {options.against.name}: {change}"
-    row: dict[str, object] = {"trial": options.trial, "what": what, "seeds": run.recipe.seed, "n": len(figures)}
+    row: dict[str, object] = {"study": "lesion", "trial": options.trial, "what": what}
+    row |= {"seeds": run.recipe.seed, "n": len(figures)}
     row |= {"attack": f"worst-case-{options.steps}/{options.queries}", "epsilon": options.epsilon}
     row["command"] = typed_command()
     groups = figures["group"].to_numpy()

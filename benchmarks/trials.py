@@ -29,7 +29,10 @@ COLUMNS += ["recipe", "command"]  # `also`: other figures, in words
 
 
 def append_trial(table: Path, row: dict[str, object]) -> None:
-    """Replace or add the row of a trial's name."""
+    """Replace or add the row of a trial's name; what follows the first semicolon of `what` is its `also`."""
+    if "also" not in row:
+        what, _, also = str(row["what"]).partition("; ")
+        row = row | {"what": what, "also": also}
     rows = pd.read_csv(table, dtype=str) if table.is_file() else pd.DataFrame(columns=COLUMNS)
     rows = rows[rows["trial"] != row["trial"]]
     rows = pd.concat([rows, pd.DataFrame([row], columns=COLUMNS).fillna("").astype(str)], ignore_index=True)
