@@ -21,7 +21,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from benchmarks.trials import append_trial, percent, typed_command
+from benchmarks.trials import TABLE, append_trial, percent, typed_command
 from trustcxr import api, attacks, defences
 from trustcxr.certify.verify import Effort
 from trustcxr.data import load_dataset
@@ -108,9 +108,9 @@ def describe(table: pd.DataFrame, before: pd.DataFrame | None) -> str:
         share = percent(table[name].to_numpy(float), table["group"].to_numpy(), "")
         figures.append("{} {} [{}, {}]".format(text, *share.values()))
     figures.append(f"certified, mean over classes {100 * table.groupby('label')['certified'].mean().mean():.1f}")
+    if before is None:
+        return "; ".join(figures)
     for name in ("certified", "last", "clean", "attacked"):
-        if before is None:
-            break
         one = table.merge(before, on=["sample_id", "group"], suffixes=("", "_before"), validate="1:1")
         change = paired(one[f"{name}_before"].to_numpy(float), one[name].to_numpy(float), one["group"])
         less, low, high = (f"{100 * value:+.1f}" for value in (change.difference, *change.difference_ci))
@@ -134,7 +134,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--against", type=Path, help="OUT of the baseline")
-    parser.add_argument("--table", type=Path, default=STUDIES / "certified" / "trials.csv")
+    parser.add_argument("--table", type=Path, default=TABLE)
     options = parser.parse_args()
     if options.norm:
         add_norms()

@@ -1,6 +1,6 @@
 """Try a way of training on classes and sources that the training never sees. A trial, no part of the package.
 
-python -m benchmarks.elsewhere_trials WAY --data DATA --out FOLDER [--table studies/elsewhere/trials.csv]
+python -m benchmarks.elsewhere_trials WAY --data DATA --out FOLDER [--table FILE]
 
 WAY: baseline, standardised, frequency or grey (see `benchmarks.elsewhere_ways`); first the baseline. DATA holds
 covidqu-midi and covidqu-more. Left out are COVID-19 of the Radiography Database, and all adults with other pneumonia.
@@ -29,7 +29,7 @@ from torch import Tensor, nn
 import trustcxr as tx
 from benchmarks.elsewhere_measures import BATCH, CLASSES, EPSILON, STEPS, describe_auc, describe_recall, measure
 from benchmarks.elsewhere_ways import MIXED, Standardise, mean_histogram, mix_in_training
-from benchmarks.trials import append_trial, percent, typed_command
+from benchmarks.trials import TABLE, append_trial, percent, typed_command
 from trustcxr.data import read_manifest
 from trustcxr.data.loader import to_pixels
 from trustcxr.recipes.run_recipe import AddedData
@@ -96,7 +96,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--epochs", type=int, default=7)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--table", type=Path, default=Path("studies/elsewhere/trials.csv"))
+    parser.add_argument("--table", type=Path, default=TABLE)
     options = parser.parse_args()
     torch.set_num_threads(1)
     recipe: Any = read_yaml(RECIPE)

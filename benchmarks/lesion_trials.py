@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from benchmarks.trials import append_trial, percent, typed_command
+from benchmarks.trials import TABLE, append_trial, percent, typed_command
 from trustcxr import attacks
 from trustcxr.data import load_dataset
 from trustcxr.data.dataset import Dataset
@@ -120,7 +120,7 @@ def main() -> None:
     parser.add_argument("--epsilon", type=float, default=0.02)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--queries", type=int, default=300, help="of square, in the worst case")
-    parser.add_argument("--table", type=Path, default=Path("studies/lesion/trials.csv"))
+    parser.add_argument("--table", type=Path, default=TABLE)
     options = parser.parse_args()
     run = load_run(options.run, on="cpu")
     images = load_dataset(options.data, options.split, run.size, classes=run.classes)

@@ -38,4 +38,4 @@ def draw_figure(tables: Tables) -> Figure:
         name: list(zip(*(rows[f"{name}{end}"] for end in ("", "_low", "_high")), strict=True))
         for name in ("clean", "attacked")
     }
-    return interval_figure(labels, points, "accuracy on validation images, %", (0, 100))
+    return interval_figure(labels, points, "accuracy (elsewhere: recall), %", (0, 100))
