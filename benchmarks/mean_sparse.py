@@ -176,7 +176,7 @@ def main() -> None:
             "also": also,
             "seeds": seed,
             "n": len(rows),
-            "attack": f"pgd-{options.steps} through {len(WAYS)} backward passes, then square-{options.queries}",
+            "attack": f"pgd-{options.steps} in {len(WAYS)} ways, square-{options.queries}",
             "epsilon": options.epsilon,
             "command": typed_command(),
         }

@@ -1,4 +1,4 @@
-"""Measure the runs of one recipe on Test, and print a row for each seed, their mean, and the ensemble of all.
+"""Measure the runs of one recipe on Test, and print a row for each seed, the ensemble of the first, and the mean.
 
     python studies/robust/evaluate.py RUN RUN ... --recipe NAME --data covidqu-midi --out FOLDER >> results.csv
 
@@ -52,11 +52,11 @@ def measure(run: Path, data: Path, out: Path) -> dict[str, tuple[int | None, Sha
     return {"clean": (result.clean.n, result.clean.accuracy), **rows}
 
 
-def list_rows(runs: Sequence[Path], data: Path, out: Path) -> Iterator[list[object]]:
-    """Yield the rows of the table."""
+def list_rows(runs: Sequence[Path], data: Path, out: Path, members: int) -> Iterator[list[object]]:
+    """Yield the rows of the table; the ensemble is of the first `members` runs."""
     measured = {f"seed {number}": measure(run, data, out / f"seed-{number}") for number, run in enumerate(runs)}
-    ensemble = join_runs(runs, out / f"ensemble-of-{len(runs)}")
-    measured[f"ensemble of {len(runs)}"] = measure(ensemble, data, out / "ensemble")
+    ensemble = join_runs(runs[:members], out / f"ensemble-of-{members}")
+    measured[f"ensemble of {members}"] = measure(ensemble, data, out / "ensemble")
     for network, figures in measured.items():
         for name, (n, share) in figures.items():
             yield [network, name, n, share.value, *(share.interval or (None, None))]
@@ -74,9 +74,10 @@ def main() -> None:
     parser.add_argument("--recipe", required=True)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--members", type=int, default=3, help="runs in the ensemble, the first")
     options = parser.parse_args()
     table = csv.writer(sys.stdout)
-    for row in list_rows(options.runs, options.data, options.out):
+    for row in list_rows(options.runs, options.data, options.out, options.members):
         table.writerow([options.recipe, *(f"{cell:.6g}" if isinstance(cell, float) else cell for cell in row)])
 
 

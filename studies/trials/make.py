@@ -1,8 +1,12 @@
-"""Make the tables of trials, one for each study, and a figure of all."""
+"""Make the table of trials and a figure of all."""
+
+import re
 
 import pandas as pd
 from matplotlib.figure import Figure
 from studies.build import Tables, interval_figure, markdown
+
+NOT_SHOWN = ("mean-sparse 0.2", "mean-sparse 0.3", "short")
 
 
 def order(results: pd.DataFrame) -> pd.DataFrame:
@@ -16,17 +20,20 @@ def show(row: pd.Series, name: str) -> str:
 
 
 def main_figure(also: str) -> str:
-    """Return the first of the other figures that has an interval."""
-    return next((text for text in also.split("; ") if "[" in text), "")
+    """Return the first of the other figures that has an interval; of a recall its difference alone."""
+    text = next((text for text in also.split("; ") if "[" in text), "")
+    return re.sub(r"(clean|attacked) [0-9.]+ \(([^)]+)\)", r"\1 \2", text.removeprefix("recall "))
 
 
 def make_tables(tables: Tables) -> dict[str, str]:
     """Return the trials, study by study."""
     head = ("study", "trial", "what", "images", "clean", "attacked", "by", "also")
     lines = []
-    for _, row in order(tables["results"].fillna("")).iterrows():
+    rows = order(tables["results"].fillna(""))
+    for _, row in rows[~rows["trial"].isin(NOT_SHOWN)].iterrows():
         figures = (show(row, "clean"), show(row, "attacked"), row["attack"], main_figure(row["also"]))
-        lines.append((row["study"], row["trial"], row["what"], row["n"], *figures))
+        what, trial = row["what"].split(": recall")[0], row["trial"].removesuffix(", seed 0")
+        lines.append((row["study"], trial, what, row["n"], *figures))
     return {"results": markdown(head, lines)}
 
 
