@@ -4,7 +4,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 from studies.build import Series, Tables, interval_figure, markdown
 
-NAMES = {"more85": "two data sets", "more85-refit": "the same, and validation images", "more85-48": "48 pixels"}
+NAMES = {
+    "more85": "two data sets",
+    "more85-refit": "the same, and validation images",
+    "more85-48": "two data sets, 48 pixels",
+}
 MEASURES = {"clean": "clean", "worst-case-30/300": "worst case at 0.02"}
 
 
