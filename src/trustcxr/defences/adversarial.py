@@ -147,12 +147,7 @@ def free(
 
 
 def _shared(
-    model: nn.Module,
-    images: Tensor,
-    adversarial: Tensor,
-    labels: Tensor,
-    clean_weight: float,
-    label_smoothing: float,
+    model: nn.Module, images: Tensor, adversarial: Tensor, labels: Tensor, clean_weight: float, label_smoothing: float
 ) -> tuple[Tensor, Tensor]:
     """Return the loss shared between adversarial and clean images, and the logits of the adversarial ones."""
     logits = model(adversarial)

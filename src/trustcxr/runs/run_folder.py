@@ -373,12 +373,7 @@ def evaluate(
 
 
 def certify(
-    folder: Path,
-    data: Path,
-    *,
-    epsilons: Sequence[float] | None = None,
-    effort: Effort | None = None,
-    **reading: Any,
+    folder: Path, data: Path, *, epsilons: Sequence[float] | None = None, effort: Effort | None = None, **reading: Any
 ) -> tuple[RunDocument, Path]:
     """Prove which answers of a run cannot change within epsilon; return metrics.json and its folder, as `evaluate`.
 
@@ -399,12 +394,7 @@ def certify(
 
 
 def explain(
-    folder: Path,
-    data: Path,
-    *,
-    options: Mapping[str, Any] | None = None,
-    out: Path | None = None,
-    **reading: Any,
+    folder: Path, data: Path, *, options: Mapping[str, Any] | None = None, out: Path | None = None, **reading: Any
 ) -> tuple[RunDocument, Path]:
     """Measure saliency of a run on a data set; return metrics.json and its folder, as `evaluate`.
 
