@@ -9,7 +9,7 @@ from torch import nn
 
 from trustcxr.errors import UserError
 from trustcxr.evaluation import hub, trained_models
-from trustcxr.models import classifier, factory
+from trustcxr.models import classifier
 from trustcxr.recipes.parsing import validate
 from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.storage import atomic, layout, schemas
@@ -114,7 +114,7 @@ def load_run(folder: str | Path, *, on: torch.device | str | None = None) -> Run
     >>> run.classes, run.size
     (('COVID-19', 'Non-COVID', 'Normal'), 32)
     """
-    from trustcxr.models.factory import load_weights
+    from trustcxr.models import factory  # it takes seconds
 
     path = layout.check_run(hub.fetch(folder) if hub.is_address(folder) else trained_models.resolve(folder))
     content = atomic.read_yaml(path / layout.RUN_FILE)
@@ -127,7 +127,7 @@ def load_run(folder: str | Path, *, on: torch.device | str | None = None) -> Run
         raise UserError(f"{path / layout.RUN_FILE}: not the file of a run ({problem} is missing)") from None
     layout.check_sums(path, content)
     model = factory.build(recipe.model.name, classes=len(classes), **recipe.network_options())
-    load_weights(model, path / layout.WEIGHTS_FILE)
+    factory.load_weights(model, path / layout.WEIGHTS_FILE)
     model = model.eval().to(on or device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
     if name := trained_models.name_of(path):
         trained_models.check_logits(name, model, recipe.data.size)

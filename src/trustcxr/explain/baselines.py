@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torchvision.transforms.functional import gaussian_blur
 
 from trustcxr.explain.base import Target, check_images, to_saliency
 
@@ -90,6 +89,8 @@ def image_baselines(images: Tensor, lung: Tensor, mean_mask: Tensor | None = Non
 
     images (B, 1, H, W) in [0, 1]; lung (B, H, W) bool; `mean_mask` (H, W): the mean lesion mask of training.
     """
+    from torchvision.transforms.functional import gaussian_blur  # two seconds
+
     inside = lung.to(images.dtype)
     sigma = _BLUR * images.shape[-1]
     size = 2 * round(3 * sigma) + 1

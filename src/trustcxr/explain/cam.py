@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.transforms.functional import gaussian_blur
 
 from trustcxr.errors import UserError
 from trustcxr.explain.base import Target, check_images, target_classes, to_saliency
@@ -93,6 +92,8 @@ def smoothed(saliency: Tensor) -> Tensor:
     It is for layers as fine as the image, with grainy maps (after Zhang et al. 2018). Null maps, and maps too small for
     the filter, stay unchanged.
     """
+    from torchvision.transforms.functional import gaussian_blur  # two seconds
+
     sigma = SMOOTHING * max(saliency.shape[-2:])
     size = 2 * math.ceil(3 * sigma) + 1
     if len(saliency) == 0 or size // 2 >= min(saliency.shape[-2:]):

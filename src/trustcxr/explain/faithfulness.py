@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchvision.transforms.functional import gaussian_blur
 
 from trustcxr.errors import UserError
 from trustcxr.explain.base import Target, check_images, target_classes
@@ -38,6 +37,8 @@ def ends(model: nn.Module, x: Tensor, target: Target = None, *, blur: float | No
 
     `blur`: standard deviation in pixels, by default a tenth of the shorter side.
     """
+    from torchvision.transforms.functional import gaussian_blur  # two seconds
+
     check_images(x)
     shorter = min(x.shape[-2:])
     sigma = shorter / 10 if blur is None else blur

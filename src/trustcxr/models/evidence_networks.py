@@ -7,7 +7,6 @@ pixel has a cell, weighted by a learnt gate. Evidence that is the same for all c
 
 import re
 
-import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -111,6 +110,8 @@ class _Pyramid(nn.Module):
 
     def __init__(self, backbone: str, width: int) -> None:
         super().__init__()
+        import timm  # seconds, which networks without a backbone need not wait for
+
         self.stages = timm.create_model(backbone, features_only=True, in_chans=1, out_indices=(1, 2, 3, 4))
         channels: list[int] = self.stages.feature_info.channels()  # type: ignore[operator, union-attr]
         self.lateral = nn.ModuleList(nn.Conv2d(count, width, 1) for count in channels)
