@@ -183,8 +183,10 @@ def find_smallest_changes(
     rows = rows[balanced_rows(dataset.labels[rows], SMALLEST_CHANGES)]
     images = load_pixels(dataset, rows, audit.subject.device)
     labels = images.new_tensor(dataset.labels[rows]).long()
-    view = report.traits.variants(report.model)[-1]
-    sizes, changed = nearest(view, images, labels, highest=HIGHEST, tolerance=_TOLERANCE, steps=_STEPS)
+    view, precision = report.traits.variants(report.model)[-1], "bf16" if report.traits.bfloat16 else None
+    sizes, changed = nearest(
+        view, images, labels, highest=HIGHEST, tolerance=_TOLERANCE, steps=_STEPS, precision=precision
+    )
     with preserve_state(view), torch.no_grad():
         answers = view(changed).argmax(1)
     names, classes = dataset.sample_ids[rows].tolist(), audit.subject.classes
