@@ -84,7 +84,7 @@ def test_a_broken_image_is_told_beside_the_answers(run: Path, three: list[Path],
 
 def test_a_network_of_one_cell_shows_the_map_of_an_earlier_stage() -> None:
     run = load_run("covid-robust")
-    pixels = torch.from_numpy(render("COVID-19", 0, run.size).image / 255).float()[None, None]
+    pixels = torch.from_numpy(render("COVID-19", 0, 32).image / 255).float()[None, None]
     assert methods.cells(run.model, pixels, "gradcam") == (1, 1)
     names = ["gradcam", "layercam@-2", "gradcam++"]
     maps = counterfactual_view.make_maps(run, pixels, 0, names)
