@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from studies.build import Tables, interval_figure, markdown
 
-NOT_SHOWN = ("mean-sparse 0.2", "mean-sparse 0.3", "short")
+NOT_SHOWN = ("mean-sparse 0", "mean-sparse 0.2", "mean-sparse 0.3", "short", "24 pixels", "40 pixels")
 
 
 def order(results: pd.DataFrame) -> pd.DataFrame:
