@@ -254,11 +254,13 @@ class GradientTraits:
         return views[:1] if not self.needs_bpda else views[1:] if self.zero_gradients > 0.98 else views
 
 
-def probe_gradients(model: nn.Module, images: Tensor, *, random: bool = True, sigmoids: bool = False) -> GradientTraits:
+def probe_gradients(
+    model: nn.Module, images: Tensor, *, random: bool = True, sigmoids: bool = False, bfloat16: bool | None = None
+) -> GradientTraits:
     """Probe the gradients of a model on images (B, 1, H, W) in [0, 1]; its state is preserved.
 
     `random`: False skips the test for a random model, if it is known not to be one. `sigmoids`: each logit is a finding
-    of its own, else what all share changes no answer.
+    of its own, else what all share changes no answer. `bfloat16`: whether it agrees with itself, if that is known.
     """
     with preserve_state(model, seed=0):
         with torch.no_grad():
@@ -275,7 +277,8 @@ def probe_gradients(model: nn.Module, images: Tensor, *, random: bool = True, si
         few = images[:_FEW]
         noise = torch.rand(few.shape, generator=torch.Generator().manual_seed(0)).to(few) - 0.5
         both = torch.cat([few, (few + _RADIUS * noise.sign()).clamp(0, 1)])
-        return replace(traits, bfloat16=traits.plain and agrees_in_bfloat16(model, both))
+        agrees = agrees_in_bfloat16(model, both) if bfloat16 is None else bfloat16
+        return replace(traits, bfloat16=traits.plain and agrees)
 
 
 def centre(logits: Tensor) -> Tensor:

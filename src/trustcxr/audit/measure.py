@@ -122,7 +122,9 @@ class _Predictor:
     ) -> AttackRunner:
         """Prepare attacks; without `traits` on one decision, with climbs that go on after it has changed."""
         whole = traits is None
-        traits = traits or probe_gradients(model, self.shown[:PROBED], random=self.report.random)
+        assert self.report.traits is not None  # every model that can be queried has traits
+        known = {"random": self.report.random, "bfloat16": self.report.traits.bfloat16}
+        traits = traits or probe_gradients(model, self.shown[:PROBED], **known)
         self.bfloat16.append(traits.bfloat16)
         runner = AttackRunner(model, traits, self.report.gradients, self.shown, whole_climb=whole)
         if (images := self.audit.images.surrogate) is not None:
@@ -137,7 +139,6 @@ def measure_classes(audit: Audit, report: EntryReport, shown: Tensor, parts: Pat
     examined = predictor.under_test(model, subject.classes)
     runner = None
     if report.model is not None:
-        assert report.traits is not None  # every model that can be queried has traits
         runner = predictor.make_runner(report.model, predictor.attacks, report.traits)
     table, validation, checks = predictor.predict_all(
         examined, parts=parts, attacks=predictor.attacks, carry_out=runner
