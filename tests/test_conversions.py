@@ -128,7 +128,7 @@ def test_an_audit_attacks_it_without_gradients_and_says_so_at_the_top(
 def test_images_that_onnxruntime_refuses_are_said_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = load(written(tmp_path, SIDE), classes=CLASSES, size=SIDE)
     monkeypatch.setattr(given.original.net, "input", "another")
-    with pytest.raises(UserError, match=r"net.onnx: onnxruntime fails on images \(30, 1, 20, 20\)"):
+    with pytest.raises(UserError, match=r"net.onnx: onnxruntime fails on images \(16, 1, 20, 20\)"):
         verify_conversion(given, radiographs()[0])
 
 

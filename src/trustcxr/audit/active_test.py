@@ -214,7 +214,7 @@ def _features(model: nn.Module, call: _Call, draws: int, images: Tensor) -> Tens
     total = torch.zeros(())
     for _ in range(draws):
         rows = []
-        for part in images.split(32):
+        for part in images.split(16):
             with _Readout(call) as seen:
                 model(part)
             rows.append(torch.cat(seen.parts)[: len(part)].double())

@@ -200,9 +200,9 @@ def list_inputs(spec: InputSpec) -> list[InputSpec]:
 
 
 def predict_parts(model: nn.Module, images: Tensor, draws: int = 1) -> Tensor:
-    """Return the logits (N, C) of images (N, 1, H, W), summed over draws, in parts of 32."""
+    """Return the logits (N, C) of images (N, 1, H, W), summed over draws, in parts of 16."""
     with torch.no_grad():
-        return torch.cat([torch.stack([model(part) for _ in range(draws)]).sum(0) for part in images.split(32)])
+        return torch.cat([torch.stack([model(part) for _ in range(draws)]).sum(0) for part in images.split(16)])
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ ANOTHER_ORDER = "same answer in another order"  # the check of `judge_again`
 ASKED = "asked"  # folder, among the parts of an audit
 IMAGES = 256  # most images that the second instance judges, under each condition
 ALONE = 8  # images that it is asked one by one
-_BATCH = 24
+_BATCH = 8
 _MOVED = 0.1  # of the typical largest logit: low precision, and the batch of a quantised network, move logits less
 _SHARE = 0.01  # of the answers that may move further
 
