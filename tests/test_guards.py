@@ -82,6 +82,8 @@ def test_a_long_square_ends_once_the_others_could_not_change_its_result(
     check = described(found)["long Square"]
     assert check.passed is True
     assert f"If it broke the {found['spared']} others too, the result would be the same" in check.text
+    monkeypatch.setattr(attack_runner, "STRONGER", 1.0)
+    assert tried(network)["searched"] == -(-found["left"] // 8), "some are tried even if none could fail the check"
 
 
 def test_the_sentence_of_a_surrogate_that_disagrees_is_withheld(tried: Any) -> None:

@@ -200,8 +200,8 @@ def try_guards(
     guards = Guards(total=attacked["sample_id"].nunique(), left=len(unbroken))
     with Progress("attacks without gradients of the model", 3) as bar:
         for rows in np.array_split(some, 8) if len(some) < recipe.images else [some]:
-            # Few are left: it ends once breaking all others would not fail the check.
-            if _lead(guards, guards["by_square"] + len(some) - guards["searched"], len(some)) > STRONGER:
+            possible = guards["by_square"] + len(some) - guards["searched"]  # if it broke all the others too
+            if not guards["searched"] or _lead(guards, possible, len(some)) > STRONGER:
                 guards.update(searched=len(rows), by_square=trial.square(rows, epsilon, recipe.queries))
         guards["spared"] = len(some) - guards["searched"]
         bar.advance(note="a surrogate")
