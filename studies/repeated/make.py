@@ -4,7 +4,7 @@ from matplotlib.figure import Figure
 from studies.build import COLOURS, Tables, markdown
 
 MEASURES = ("clean", "fgsm", "pgd", "worst-case", "certified")
-STUDY = {"nine-ways": "robust-training"}
+STUDY = {"nine-ways": "robust-training, nine ways"}
 
 
 def make_tables(tables: Tables) -> dict[str, str]:
