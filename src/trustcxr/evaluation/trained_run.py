@@ -112,7 +112,7 @@ def load_run(folder: str | Path, *, on: torch.device | str | None = None) -> Run
     >>> import trustcxr as tx
     >>> run = tx.load_run("covid-robust")
     >>> run.classes, run.size
-    (('COVID-19', 'Non-COVID', 'Normal'), 32)
+    (('COVID-19', 'Non-COVID', 'Normal'), 48)
     """
     from trustcxr.models import factory  # it takes seconds
 
