@@ -50,7 +50,7 @@ def test_an_honest_network_passes_and_a_masked_one_does_not(tried: Any) -> None:
     found = tried(honest)
     assert found["total"] == COUNT
     assert 5 < found["left"] < COUNT
-    assert found["searched"] + found["spared"] == min(24, found["left"])
+    assert found["searched"] + found["untried"] == min(24, found["left"])
     checks = described(found)
     assert all(check.passed is not False for check in checks.values()), checks
     assert "Square with 200 queries breaks 0 of" in checks["long Square"].text
@@ -76,12 +76,12 @@ def test_a_long_square_ends_once_the_others_could_not_change_its_result(
     found = tried(network)
     # A few at a time, until all the others, broken too, would lower accuracy by less than the check lets pass.
     assert 0 < found["searched"] < found["left"] < RECIPE.images
-    assert found["searched"] + found["spared"] == found["left"]
-    assert attack_runner._lead(found, found["by_square"] + found["spared"], found["left"]) <= 0.2
-    assert attack_runner._lead(found, found["by_square"] + found["spared"] + asked[-2], found["left"]) > 0.2
+    assert found["searched"] + found["untried"] == found["left"]
+    assert attack_runner._lead(found, found["by_square"] + found["untried"], found["left"]) <= 0.2
+    assert attack_runner._lead(found, found["by_square"] + found["untried"] + asked[-2], found["left"]) > 0.2
     check = described(found)["long Square"]
     assert check.passed is True
-    assert f"If it broke the {found['spared']} others too, the result would be the same" in check.text
+    assert f"If it broke the {found['untried']} others too, the result would be the same" in check.text
     monkeypatch.setattr(attack_runner, "STRONGER", 1.0)
     assert tried(network)["searched"] == -(-found["left"] // 8), "some are tried even if none could fail the check"
 

@@ -42,7 +42,7 @@ COMPARED = 8  # images on which the faster model must answer as the model does
 _GUARD_SEED = 1_000_000  # not that of a batch
 _GUARD_STEPS = 20  # of PGD
 # Counts of images, which add up over findings. `left`: right after all attacks, of `total`. Of these, `by_square` of
-# `searched` and `by_surrogate` of `transferred` were broken, and `spared` were not searched; `agreeing` of `compared`:
+# `searched` and `by_surrogate` of `transferred` were broken, and `untried` were not searched; `agreeing` of `compared`:
 # answered by the surrogate as by the model. `large_pgd` and `large_square` of `large` stayed right at a large epsilon.
 Guards = Counter[str]
 
@@ -203,7 +203,7 @@ def try_guards(
             possible = guards["by_square"] + len(some) - guards["searched"]  # if it broke all the others too
             if not guards["searched"] or _lead(guards, possible, len(some)) > STRONGER:
                 guards.update(searched=len(rows), by_square=trial.square(rows, epsilon, recipe.queries))
-        guards["spared"] = len(some) - guards["searched"]
+        guards["untried"] = len(some) - guards["searched"]
         bar.advance(note="a surrogate")
         if surrogate:
             guards += trial.surrogate(some, _spread(np.arange(len(dataset)), recipe.images), epsilon, recipe)
@@ -278,7 +278,7 @@ def describe_guards(guards: Guards, recipe: GuardRecipe, learned_from: str, *, g
         return
     text, counts = f"Square with {recipe.queries:,} queries breaks", (guards["by_square"], guards["searched"])
     check = _compare("long Square", guards, counts, text)
-    more = f". If it broke the {guards['spared']} others too, the result would be the same" if guards["spared"] else ""
+    more = f". If it broke the {n} others too, the result would be the same" if (n := guards["untried"]) else ""
     yield replace(check, text=check.text + more)
     agreement = guards["agreeing"] / max(guards["compared"], 1)  # of several findings it is of the first
     text = f"a surrogate learned from {learned_from}. "

@@ -123,8 +123,8 @@ class _Predictor:
         """Prepare attacks; without `traits` on one decision, with climbs that go on after it has changed."""
         whole = traits is None
         assert self.report.traits is not None  # every model that can be queried has traits
-        known = {"random": self.report.random, "bfloat16": self.report.traits.bfloat16}
-        traits = traits or probe_gradients(model, self.shown[:PROBED], **known)
+        options = {"random": self.report.random, "bfloat16": self.report.traits.bfloat16}
+        traits = traits or probe_gradients(model, self.shown[:PROBED], **options)
         self.bfloat16.append(traits.bfloat16)
         runner = AttackRunner(model, traits, self.report.gradients, self.shown, whole_climb=whole)
         if (images := self.audit.images.surrogate) is not None:

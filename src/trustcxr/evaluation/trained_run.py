@@ -114,7 +114,7 @@ def load_run(folder: str | Path, *, on: torch.device | str | None = None) -> Run
     >>> run.classes, run.size
     (('COVID-19', 'Non-COVID', 'Normal'), 48)
     """
-    from trustcxr.models import factory  # it takes seconds
+    from trustcxr.models import factory  # importing timm takes seconds
 
     path = layout.check_run(hub.fetch(folder) if hub.is_address(folder) else trained_models.resolve(folder))
     content = atomic.read_yaml(path / layout.RUN_FILE)

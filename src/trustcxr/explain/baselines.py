@@ -89,7 +89,7 @@ def image_baselines(images: Tensor, lung: Tensor, mean_mask: Tensor | None = Non
 
     images (B, 1, H, W) in [0, 1]; lung (B, H, W) bool; `mean_mask` (H, W): the mean lesion mask of training.
     """
-    from torchvision.transforms.functional import gaussian_blur  # two seconds
+    from torchvision.transforms.functional import gaussian_blur  # importing it takes two seconds
 
     inside = lung.to(images.dtype)
     sigma = _BLUR * images.shape[-1]

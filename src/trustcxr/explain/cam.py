@@ -92,7 +92,7 @@ def smoothed(saliency: Tensor) -> Tensor:
     It is for layers as fine as the image, with grainy maps (after Zhang et al. 2018). Null maps, and maps too small for
     the filter, stay unchanged.
     """
-    from torchvision.transforms.functional import gaussian_blur  # two seconds
+    from torchvision.transforms.functional import gaussian_blur  # importing it takes two seconds
 
     sigma = SMOOTHING * max(saliency.shape[-2:])
     size = 2 * math.ceil(3 * sigma) + 1

@@ -37,7 +37,7 @@ def ends(model: nn.Module, x: Tensor, target: Target = None, *, blur: float | No
 
     `blur`: standard deviation in pixels, by default a tenth of the shorter side.
     """
-    from torchvision.transforms.functional import gaussian_blur  # two seconds
+    from torchvision.transforms.functional import gaussian_blur  # importing it takes two seconds
 
     check_images(x)
     shorter = min(x.shape[-2:])

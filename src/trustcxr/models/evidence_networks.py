@@ -110,7 +110,7 @@ class _Pyramid(nn.Module):
 
     def __init__(self, backbone: str, width: int) -> None:
         super().__init__()
-        import timm  # seconds, which networks without a backbone need not wait for
+        import timm  # it takes seconds, and networks without a backbone do not need it
 
         self.stages = timm.create_model(backbone, features_only=True, in_chans=1, out_indices=(1, 2, 3, 4))
         channels: list[int] = self.stages.feature_info.channels()  # type: ignore[operator, union-attr]
