@@ -160,6 +160,15 @@ def test_an_attack_searches_in_bfloat16_only_if_the_model_agrees_with_itself_in_
 
 
 @pytest.mark.usefixtures("bfloat16")
+@pytest.mark.parametrize("known", [True, False])
+def test_an_agreement_in_bfloat16_that_is_known_is_not_measured_again(
+    known: bool, radiographs: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("trustcxr.attacks.adaptive.agrees_in_bfloat16")
+    assert probe_gradients(trained(), radiographs[0], bfloat16=known).bfloat16 is known
+
+
+@pytest.mark.usefixtures("bfloat16")
 @pytest.mark.parametrize("honest", [True, False])
 def test_after_the_attacks_bfloat16_is_checked_on_adversarial_images(honest: bool, radiographs: Images) -> None:
     model = trained() if honest else Wrapped(trained(), mislead)

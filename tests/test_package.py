@@ -67,6 +67,11 @@ def test_nothing_heavy_is_imported(code: str) -> None:
     assert loaded.strip() == ""
 
 
+def test_an_audit_waits_for_no_package_that_external_models_do_not_need() -> None:
+    loaded = python("import trustcxr.audit.run_audit, sys; print(*{'timm', 'torchvision'} & sys.modules.keys())")
+    assert loaded.strip() == ""
+
+
 def test_promised_names_are_there() -> None:
     assert tx.load_run is load_run
     assert tx.load_dataset is load_dataset
