@@ -16,6 +16,7 @@ import argparse
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -74,10 +75,10 @@ def ask(model: nn.Module, images: Tensor) -> Tensor:
 
 def attack(model: nn.Module, images: Tensor, labels: Tensor, *, start: Tensor | None = None) -> Tensor:
     """Return the worst images of all attacks on the model."""
-    starts = [None] * len(images) if start is None else list(start.split(BATCH))
-    parts = []
-    for pixels, truth, before in zip(images.split(BATCH), labels.split(BATCH), starts, strict=False):
-        options = {"steps": STEPS, "queries": QUERIES, "start": () if before is None else before}
+    batches, parts = images.split(BATCH), []
+    starts: Sequence[Tensor | tuple[()]] = [()] * len(batches) if start is None else start.split(BATCH)
+    for pixels, truth, before in zip(batches, labels.split(BATCH), starts, strict=True):
+        options: dict[str, Any] = {"steps": STEPS, "queries": QUERIES, "start": before}
         parts.append(attacks.worst_case(model, pixels, truth, epsilon=EPSILON, **options))
     return torch.cat(parts)
 
