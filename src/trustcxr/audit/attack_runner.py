@@ -6,7 +6,7 @@ a large epsilon. What breaks more of them than chance shows that gradients misle
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
@@ -199,9 +199,10 @@ def try_guards(
     some, trial = _spread(unbroken, recipe.images), _GuardTrial(runner, dataset)
     guards = Guards(total=attacked["sample_id"].nunique(), left=len(unbroken))
     with Progress("attacks without gradients of the model", 3) as bar:
-        for rows in np.array_split(some, 8) if len(some) < recipe.images else [some]:
-            possible = guards["by_square"] + len(some) - guards["searched"]  # if it broke all the others too
-            if not guards["searched"] or _lead(guards, possible, len(some)) > STRONGER:
+        # If so many stay right, the check passes whatever becomes of the others.
+        enough = next(k for k in range(len(some) + 1) if _lead(guards, len(some) - k, len(some)) <= STRONGER)
+        for rows in np.split(some, [max(1, enough)]) if len(some) < recipe.images else [some]:
+            if not guards["searched"] or guards["by_square"]:
                 guards.update(searched=len(rows), by_square=trial.square(rows, epsilon, recipe.queries))
         guards["untried"] = len(some) - guards["searched"]
         bar.advance(note="a surrogate")
@@ -277,9 +278,8 @@ def describe_guards(guards: Guards, recipe: GuardRecipe, learned_from: str, *, g
     if not guards["total"]:
         return
     text, counts = f"Square with {recipe.queries:,} queries breaks", (guards["by_square"], guards["searched"])
-    check = _compare("long Square", guards, counts, text)
     more = f". If it broke the {n} others too, the result would be the same" if (n := guards["untried"]) else ""
-    yield replace(check, text=check.text + more)
+    yield _compare("long Square", guards, counts, text, more)
     agreement = guards["agreeing"] / max(guards["compared"], 1)  # of several findings it is of the first
     text = f"a surrogate learned from {learned_from}. "
     text += f"It agrees with the model on {agreement:.0%} of {guards['compared']} images"
@@ -303,12 +303,12 @@ def _lead(guards: Guards, broken: int, tried: int) -> float:
     return wilson(broken / tried, tried)[0] * guards["left"] / guards["total"] if tried else 0.0
 
 
-def _compare(name: str, guards: Guards, counts: tuple[int, int], text: str) -> Check:
+def _compare(name: str, guards: Guards, counts: tuple[int, int], text: str, more: str = "") -> Check:
     """Check that an attack with `counts` (broken, tried) lowers accuracy by no more than STRONGER and chance."""
     broken, tried = counts
     lead = _lead(guards, broken, tried)
     among = f"the {guards['left']} of {guards['total']} images that all other attacks left right"
-    text += f" {broken} of {tried}, among {among}"
+    text += f" {broken} of {tried}, among {among}{more}"
     if lead > STRONGER:
         text += ": these attacks were misled, and accuracy under attack is lower"
     return Check(name, lead <= STRONGER, text, grave=True)
