@@ -49,7 +49,7 @@ def read_studies() -> Iterator[tuple[str, str, Figures]]:
         yield "lesion", run, read_wide("lesion", f"run == '{run}'")
     yield "certified", "plain3-ibp-s0", read_wide("certified", "run == 'plain3-ibp-0.02-s0' and epsilon == 0.02")
     rows = "split == 'Test' and measure == 'accuracy' and epsilon in (0, 0.02)"
-    for run in ("mobilenetv3large-standard-s0", "densenet121-standard-s0"):
+    for run in pd.read_csv(STUDIES / "paper-in-small" / "results.csv")["run"].unique():
         yield "paper-in-small", run, read_long("paper-in-small", f"{rows} and run == '{run}'")
 
 
