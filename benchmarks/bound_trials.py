@@ -38,6 +38,7 @@ from trustcxr.training.step import TrainingStep
 STUDIES, EPSILON, STEPS, QUERIES = Path("studies"), 0.02, 30, 300
 TEXTS = {"certified": "certified", "intervals": "by intervals alone", "last": "certified at the last epoch"}
 factory.PLAIN_MODELS["plain3-wide"] = factory.Plain(((32, 6, 2), (64, 3, 2), (128, 3, 2)), grid=4, hidden=256)
+factory.PLAIN_MODELS["plain3-48"] = factory.Plain(((16, 6, 2), (32, 3, 2), (64, 3, 2)), grid=6)
 
 
 def bound_loss(name: str, share: float, model: nn.Module, images: Tensor, labels: Tensor, **keys: Any) -> Any:
@@ -85,7 +86,9 @@ def train(options: argparse.Namespace) -> tuple[Run, Run]:
     usual = TrainingStep.candidate
     validated: dict[str, Any] = {}
     TrainingStep.candidate = lambda self: validated.setdefault("last", usual(self))  # type: ignore[method-assign]
-    run = api.train(options.data, options.out, model=options.model, weights="none", size=32, threads=1, **keys)
+    run = api.train(
+        options.data, options.out, model=options.model, weights="none", size=options.size, threads=1, **keys
+    )
     return run, replace(run, model=deepcopy(validated["last"]).eval())
 
 
@@ -125,7 +128,8 @@ def main() -> None:
     for name in ("--data", "--trial", "--what"):
         parser.add_argument(name, required=True)
     parser.add_argument("--zoo", default="", help="a trained model to measure; nothing is trained")
-    parser.add_argument("--model", default="plain3", help="plain3-wide: with twice the channels")
+    parser.add_argument("--model", default="plain3", help="plain3-wide: twice the channels; plain3-48: for 48 pixels")
+    parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--loss", choices=("ibp", "mtl-ibp", "sabr"), default="ibp")
     parser.add_argument("--share", type=float, default=0.5, help="of the bound's loss (mtl-ibp), of epsilon (sabr)")
     parser.add_argument("--norm", action="store_true", help="BatchNorm before each ReLU")

@@ -76,7 +76,7 @@ def read_means(runs: Sequence[Path], split: str) -> pd.DataFrame:
     return pd.concat(parts).groupby(["sample_id", "group"], as_index=False).mean()
 
 
-def compare(images: pd.DataFrame, others: pd.DataFrame) -> str:
+def compare(images: pd.DataFrame, others: pd.DataFrame, name_of_others: str) -> str:
     """Return how far clean and attacked accuracy lie above those of `others`, in points, with intervals."""
     both = images.merge(others, on=["sample_id", "group"], suffixes=("", "_other"), validate="one_to_one")
     texts = []
@@ -84,7 +84,7 @@ def compare(images: pd.DataFrame, others: pd.DataFrame) -> str:
         change = paired(both[f"{name}_other"].to_numpy(), both[name].to_numpy(), both["group"].to_numpy())
         more, low, high = (f"{100 * value:+.1f}" for value in (change.difference, *change.difference_ci))
         texts.append(f"{name} {more} [{low}, {high}]")
-    return "against more85: " + ", ".join(texts)
+    return f"against {name_of_others}: " + ", ".join(texts)
 
 
 def main() -> None:
@@ -94,7 +94,8 @@ def main() -> None:
     parser.add_argument("--trial", required=True)
     parser.add_argument("--what", required=True)
     parser.add_argument("--study", default="robust")
-    parser.add_argument("--against", type=Path, action="append", default=[], help="run of the way more85")
+    parser.add_argument("--against", type=Path, action="append", default=[], help="run to compare with")
+    parser.add_argument("--named", default="more85", help="what the runs of --against are")
     parser.add_argument("--split", default="Val")
     parser.add_argument("--table", type=Path, default=TABLE)
     options = parser.parse_args()
@@ -106,7 +107,7 @@ def main() -> None:
     row: dict[str, object] = {"study": options.study, "trial": options.trial, "what": options.what, "recipe": keys}
     row |= {"seeds": seeds, "n": len(images), "attack": attack, "epsilon": epsilon, "command": typed_command()}
     if options.against:
-        row["also"] = compare(images, read_means(options.against, options.split))
+        row["also"] = compare(images, read_means(options.against, options.split), options.named)
     for name in ("clean", "attacked"):
         row |= percent(images[name].to_numpy(float), images["group"].to_numpy(), name)
     append_trial(options.table, row)
