@@ -129,7 +129,7 @@ def main() -> None:
         parser.add_argument(name, required=True)
     parser.add_argument("--zoo", default="", help="a trained model to measure; nothing is trained")
     parser.add_argument("--model", default="plain3", help="plain3-wide: twice the channels; plain3-48: for 48 pixels")
-    parser.add_argument("--size", type=int, default=32)
+    parser.add_argument("--size", type=int, default=32, help="side of the images in pixels")
     parser.add_argument("--loss", choices=("ibp", "mtl-ibp", "sabr"), default="ibp")
     parser.add_argument("--share", type=float, default=0.5, help="of the bound's loss (mtl-ibp), of epsilon (sabr)")
     parser.add_argument("--norm", action="store_true", help="BatchNorm before each ReLU")

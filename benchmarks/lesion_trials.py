@@ -138,6 +138,7 @@ def main() -> None:
         what += f"; less {options.against.name}: {change}"
     row: dict[str, object] = {"study": "lesion", "trial": options.trial, "what": what}
     row |= {"seeds": run.recipe.seed, "n": len(figures)}
+    row["recipe"] = run.recipe.model_dump_json(exclude_defaults=True, exclude={"seed"})
     row |= {"attack": f"worst-case-{options.steps}/{options.queries}", "epsilon": options.epsilon}
     row["command"] = typed_command()
     groups = figures["group"].to_numpy()
