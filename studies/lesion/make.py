@@ -4,7 +4,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from studies.build import Tables, interval_figure, markdown
 
-HEAD = ("network", "clean", "worst case", "lungs blacked out", "hit rate", "less the closest baseline", "lesion effect")
+HEAD = ("network", "clean", "worst case", "lungs blacked out", "hit rate", "less the closest baseline")
+HEAD += ("lesion effect", "by greys drawn at random")
 
 
 def mean_rows(results: pd.DataFrame) -> pd.DataFrame:
@@ -21,6 +22,7 @@ def make_tables(tables: Tables) -> dict[str, str]:
             f"{row['hit_rate']:.3f}",
             f"{row['hit_rate_less_control']:.3f} ({row['hit_rate_less_control_low']:.3f})",
             f"{row['lesion_effect']:.3f} ({row['lesion_effect_low']:.3f})",
+            f"{row['lesion_effect_drawn']:.3f} ({row['lesion_effect_drawn_low']:.3f})",
         ]
         for _, row in mean_rows(tables["results"]).iterrows()
     ]

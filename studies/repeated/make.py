@@ -12,8 +12,8 @@ def show(row: pd.Series) -> str:
     """Return a figure before, with its interval if the study's file has one, and again."""
     low, high = row["before_low"], row["before_high"]
     interval = "" if low != low else f" [{100 * low:.1f}, {100 * high:.1f}]"
-    # The CSV file of a study may have four digits alone.
-    return f"{100 * row['before']:.1f}{interval}; {100 * round(row['again'], 4):.1f}"
+    digits = 4 if row["before"] == round(row["before"], 4) else 6  # some studies' files have four digits
+    return f"{100 * row['before']:.1f}{interval}; {100 * round(row['again'], digits):.1f}"
 
 
 def make_tables(tables: Tables) -> dict[str, str]:

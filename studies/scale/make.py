@@ -15,8 +15,8 @@ def make_tables(tables: Tables) -> dict[str, str]:
         for _, row in select(tables["results"], stage).iterrows():
             more = ""
             if before is not None:
-                more = f"{1000 * (row.seconds - before.seconds) / (row.images - before.images):.1f}"
-            cells = [f"{row.images:,}", f"{row.seconds:.0f}", f"{1000 * row.seconds / row.images:.1f}", more]
+                more = f"{1000 * (row.seconds - before.seconds) / (row.images - before.images):.2f}"
+            cells = [f"{row.images:,}", f"{row.seconds:.0f}", f"{1000 * row.seconds / row.images:.2f}", more]
             rows.append([name, *cells, f"{row.peak_mib:,}"])
             before = row
     return {"results": markdown(("stage", "images", "s", "ms an image", "ms a further image", "peak, MiB"), rows)}
