@@ -2,10 +2,11 @@
 
 python -m benchmarks.elsewhere_trials WAY --data DATA --out FOLDER [--table FILE]
 
-WAY: baseline, standardised, frequency or grey (see `benchmarks.elsewhere_ways`); first the baseline. DATA holds
-covidqu-midi and covidqu-more. Left out are COVID-19 of the Radiography Database, and all adults with other pneumonia.
-COVID-QU-Ex names no source, but its file numbers come in blocks of one source. Non-COVID above 10,000 and Normal above
-11,000 are children, all others are adults: 40 images of each block were looked at.
+WAY: baseline, standardised, frequency or grey (see `benchmarks.elsewhere_ways`), or simclr: the usual recipe, from
+weights that were trained without labels on the same images (see `benchmarks.pretraining`). First the baseline. DATA
+holds covidqu-midi and covidqu-more. Left out are COVID-19 of the Radiography Database, and all adults with other
+pneumonia. COVID-QU-Ex names no source, but its file numbers come in blocks of one source. Non-COVID above 10,000 and
+Normal above 11,000 are children, all others are adults: 40 images of each block were looked at.
 
 A recall alone flatters a network that names one class too often. So a row also has, of adults, the mean over classes
 and the area under the ROC curve of Non-COVID; and the accuracy at home, on Val without what is left out. Differences
@@ -29,6 +30,7 @@ from torch import Tensor, nn
 import trustcxr as tx
 from benchmarks.elsewhere_measures import BATCH, CLASSES, EPSILON, STEPS, describe_auc, describe_recall, measure
 from benchmarks.elsewhere_ways import MIXED, Standardise, mean_histogram, mix_in_training
+from benchmarks.pretraining import pretrain
 from benchmarks.trials import TABLE, append_trial, percent, typed_command
 from trustcxr.data import read_manifest
 from trustcxr.data.loader import to_pixels
@@ -38,7 +40,7 @@ from trustcxr.storage.atomic import read_yaml
 
 AWAY = {"adults": "Non-COVID of adults", "radiography": "COVID-19 of covid-19-radiography"}
 RECIPE = Path("studies/robust/recipe.yaml")
-SIZE = 32
+SIZE, MODEL = 32, "resnet10t"
 
 
 def load_images(data: Path, added: dict[str, Any]) -> tuple[pd.DataFrame, Tensor]:
@@ -67,7 +69,7 @@ def write_copy(folder: Path, table: pd.DataFrame, pixels: Tensor) -> None:
         rows.assign(path=paths)[columns].to_csv(folder / str(name) / "manifest.csv", index=False)
 
 
-def train(folder: Path, recipe: dict[str, Any], epochs: int, seed: int) -> nn.Module:
+def train(folder: Path, recipe: dict[str, Any], epochs: int, seed: int, weights: str = "none") -> nn.Module:
     """Train on the small images by the recipe."""
     # The recipe's check has compared these images at full size.
     training_data.check_overlap = lambda *_: None
@@ -76,8 +78,8 @@ def train(folder: Path, recipe: dict[str, Any], epochs: int, seed: int) -> nn.Mo
     run = tx.train(
         folder / "home" / "manifest.csv",
         folder / f"run-s{seed}",
-        model="resnet10t",
-        weights="none",
+        model=MODEL,
+        weights=weights,
         size=SIZE,
         seed=seed,
         defence=defence,
@@ -91,10 +93,11 @@ def train(folder: Path, recipe: dict[str, Any], epochs: int, seed: int) -> nn.Mo
 def main() -> None:
     """Train one way, measure it and write a row for each part that is left out."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("way", choices=("baseline", "standardised", *MIXED))
+    parser.add_argument("way", choices=("baseline", "standardised", "simclr", *MIXED))
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--epochs", type=int, default=7)
+    parser.add_argument("--before", type=int, default=60, help="epochs without labels (simclr)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--table", type=Path, default=TABLE)
     options = parser.parse_args()
@@ -109,7 +112,11 @@ def main() -> None:
     if options.way in MIXED:
         mix_in_training(options.way)
     write_copy(folder, table, copied)
-    model = train(folder, recipe, options.epochs, options.seed)
+    weights = "none"
+    if options.way == "simclr":
+        weights = str(folder / f"weights-s{options.seed}.safetensors")
+        pretrain(pixels[trains.to_numpy()], MODEL, Path(weights), epochs=options.before, seed=options.seed)
+    model = train(folder, recipe, options.epochs, options.seed, weights)
     chosen = (table["away"] != "") | ((table["split"] == "Val") & (table["set"] == "home"))
     rows = table[chosen].reset_index(drop=True)
     labels = torch.tensor([CLASSES.index(c) for c in rows["class"]])
