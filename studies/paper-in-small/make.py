@@ -7,32 +7,24 @@ from studies.build import Tables, interval_figure, markdown, measured, percents
 HEAD = ("network", "training", "clean", "FGSM", "PGD-20", "worst case", "infection energy", "lesion effect")
 
 
-def chosen_networks(results: pd.DataFrame) -> list[str]:
-    """Return the networks that were trained adversarially too, in the order of the table."""
-    return [run.removesuffix("-fgsm-s0") for run in results["run"].unique() if run.endswith("-fgsm-s0")]
-
-
-def make_row(tables: Tables, network: str, training: str) -> list[str]:
+def make_row(results: pd.DataFrame, network: str, training: str) -> list[str]:
     """Return the row of one run."""
-    results, effects = tables["results"], tables["lesion-effects"]
-    run = f"{network}-{training}-s0"
-    shown = [measured(results, run, name) for name in ("clean", "fgsm", "pgd", "worst-case")]
-    cells = [f"{100 * row['value']:.1f} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]" for row in shown]
-    maps = results[(results["run"] == run) & (results["condition"] == "gradcam")]
-    energy = maps[maps["measure"] == "infection_energy"]
-    effect = effects[(effects["Model"].str.lower() == network) & (effects["Defence"] == training)].iloc[0]
-    name = str(effect["Model"])
-    for row in energy.to_dict("records"):
-        cells.append(f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]")
-    cells += ["no map"] * energy.empty
-    low, high = effect["Lesion effect low"], effect["Lesion effect high"]
-    return [name, training, *cells, f"{effect['Lesion effect']:.3f} [{low:.3f}, {high:.3f}]"]
+    rows = results[(results["network"] == network) & (results["training"] == training)]
+    run, cells = rows["run"].iloc[0], []
+    for condition in ("clean", "fgsm", "pgd", "worst-case"):
+        row = measured(rows, run, condition)
+        cells.append(f"{100 * row['value']:.1f} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]")
+    for condition, measure in (("gradcam", "infection_energy"), ("clean", "lesion_effect")):
+        found = rows[(rows["condition"] == condition) & (rows["measure"] == measure)]
+        cells += [f"{row.value:.3f} [{row.low:.3f}, {row.high:.3f}]" for row in found.itertuples()] or ["no map"]
+    return [network, training, *cells]
 
 
 def make_tables(tables: Tables) -> dict[str, str]:
-    """Return the table of the six networks, each with both trainings."""
-    names = chosen_networks(tables["results"])
-    rows = [make_row(tables, name, training) for name in names for training in ("standard", "fgsm")]
+    """Return the table of the networks that were trained adversarially too, with both trainings."""
+    results = tables["results"]
+    names = results[results["training"] == "fgsm"]["network"].unique()
+    rows = [make_row(results, name, training) for name in names for training in ("standard", "fgsm")]
     return {"results": markdown(HEAD, rows)}
 
 
