@@ -59,7 +59,7 @@ SALIENCY_METHODS = (
     f"{', '.join(BASELINE_MAPS)}; a CAM of an earlier layer is layercam@-2 or layercam@NAME; repeatable. "
     "Default: gradcam and layercam."
 )
-_THREADS = "Threads of each run. Another number gives slightly different figures. Default: torch's; with several jobs 1."
+_THREADS = "Threads of each run. Another number gives slightly different figures. Default: torch's; 1 if jobs > 1."
 Threads = Annotated[int | None, Option(help=_THREADS)]
 _TRACK = "Log each epoch to tensorboard or mlflow. mlflow:URI names its server; without one: an SQLite file."
 Track = Annotated[str | None, Option(help=_TRACK)]
