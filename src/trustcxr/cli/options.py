@@ -59,8 +59,9 @@ SALIENCY_METHODS = (
     f"{', '.join(BASELINE_MAPS)}; a CAM of an earlier layer is layercam@-2 or layercam@NAME; repeatable. "
     "Default: gradcam and layercam."
 )
-_THREADS = "Threads of each run. Another number gives slightly different figures. Default: torch's; 1 if jobs > 1."
-Threads = Annotated[int | None, Option(help=_THREADS)]
+_THREADS = "Threads of each run. Another number gives slightly different figures. Default: torch's number here"
+Threads = Annotated[int | None, Option(help=f"{_THREADS}.")]
+StudyThreads = Annotated[int | None, Option(help=f"{_THREADS}; 1 with --jobs 2, --cpus with --engine.")]
 _TRACK = "Log each epoch to tensorboard or mlflow. mlflow:URI names its server; without one: an SQLite file."
 Track = Annotated[str | None, Option(help=_TRACK)]
 TrustCode = Annotated[bool, Option("--trust-code", help="Allow the model file to run code of its author.")]

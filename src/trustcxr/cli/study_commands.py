@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Exit, Option, Typer
 
-from trustcxr.cli.options import DATA, Json, Threads, Track, parse_pairs, parse_tracker, print_json
+from trustcxr.cli.options import DATA, Json, StudyThreads, Track, parse_pairs, parse_tracker, print_json
 from trustcxr.data.remote import check_exists
 from trustcxr.errors import UserError
 from trustcxr.storage import layout
@@ -52,7 +52,7 @@ def study(
     gpus: Annotated[float | None, Option(help="For ray and slurm: GPUs of each run, such as 0.5.")] = None,
     slurm: Annotated[list[str] | None, Option(help=_SLURM)] = None,
     devices: Annotated[int, Option(help="GPUs (or processes) that share a training.")] = 1,
-    threads: Threads = None,
+    threads: StudyThreads = None,
     check: Annotated[bool, Option(help="First check the data, for the report.")] = True,
     seeds: Annotated[int | None, Option(help="Number of seeds of every run, counted from the recipe's.")] = None,
     track: Track = None,
