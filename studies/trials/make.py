@@ -9,7 +9,15 @@ from studies.build import Tables, interval_figure, markdown
 USUAL = 887  # images of Val
 NOT_SHOWN = ("mean-sparse 0", "mean-sparse 0.2", "mean-sparse 0.3", "short", "24 pixels", "40 pixels", "more85 seed 1")
 NOT_SHOWN += ("more85 seed 2", "SABR 0.8", "clean share 0.1", "wide, 200 epochs", "covidqu-more")
-NOT_SHOWN += ("48 pixels, 60 epochs", "SABR 0.4", "80 pixels", "ensemble of 64 pixels")
+NOT_SHOWN += (
+    "60 epochs",
+    "48 pixels, 60 epochs",
+    "SABR 0.4",
+    "80 pixels",
+    "ensemble of 64 pixels",
+    "20 epochs",
+    "ensemble of 5",
+)
 NOT_SHOWN += ("wide", "BatchNorm", "MTL-IBP 0.5", "grey, adults, seed 0", "grey, radiography, seed 0")
 
 
