@@ -1,5 +1,6 @@
 """Make the table and the figure of the fall of accuracy on images of other hospitals."""
 
+import pandas as pd
 from matplotlib.figure import Figure
 from studies.build import Tables, interval_figure, markdown, percent, percents
 
@@ -15,6 +16,8 @@ NAMES = {
     "resnet10t-fgsm, 30 epochs of 3616 images": "`resnet10t-fgsm`",
 }
 
+TITLES = {"at home": "at home: Test of covidqu-midi", "all": "elsewhere: all five collections"}
+
 
 def make_tables(tables: Tables) -> dict[str, str]:
     """Return accuracy at home and elsewhere; the choice has no figure under attack."""
@@ -24,7 +27,20 @@ def make_tables(tables: Tables) -> dict[str, str]:
         row = results.loc[run]
         rows.append([name, *("-" if row.isna()[column] else percent(row, column) for column in COLUMNS)])
     head = ("network", "at home", "elsewhere", "fall in points", "elsewhere under PGD-20")
-    return {"results": markdown(head, rows)}
+    return {"results": markdown(head, rows), "classes": table_of_classes(tables["classes"])}
+
+
+def table_of_classes(shares: pd.DataFrame) -> str:
+    """Return the share of each class that is recognised, by collection."""
+    collections = [name for name in shares["collection"].unique() if name not in (*TITLES, "fall")]
+    chosen = [("at home", "clean"), ("all", "clean"), ("all", "pgd"), *((name, "clean") for name in collections)]
+    labels, rows = ("COVID-19", "Non-COVID", "Normal", "mean"), []
+    for name, condition in chosen:
+        part = shares[(shares["collection"] == name) & (shares["condition"] == condition)]
+        cells = {row["class"]: f"{percent(row, 'value')} of {row['n']:.0f}" for _, row in part.iterrows()}
+        title = TITLES.get(name, name.split(" (")[0].split("/")[-1]) + (", under PGD-20" if condition == "pgd" else "")
+        rows.append([title, *(cells.get(label, "") for label in labels)])
+    return markdown(("images", *labels[:3], "mean over classes"), rows)
 
 
 def draw_figure(tables: Tables) -> Figure:
