@@ -7,11 +7,11 @@ COLUMNS = ("clean", "certified", "worst_case")
 
 
 def make_tables(tables: Tables) -> dict[str, str]:
-    """Return the means of three seeds at each epsilon."""
+    """Return the means over the seeds at each epsilon."""
     means = tables["results"].query("seed == 'mean'")
     rows = [
         [
-            f"`{row['run']}`",
+            f"`{row['network']}`",
             row["epsilon"],
             *(percent(row, column) for column in COLUMNS),
             f"{100 * row['balanced_certified']:.1f}",
@@ -25,6 +25,6 @@ def make_tables(tables: Tables) -> dict[str, str]:
 def draw_figure(tables: Tables) -> Figure:
     """Draw what is proved and what attacks leave."""
     means = [row for _, row in tables["results"].query("seed == 'mean'").iterrows()]
-    labels = [f"{row['run']}, epsilon {row['epsilon']:g}" for row in means]
+    labels = [f"{row['network']}, epsilon {row['epsilon']:g}" for row in means]
     series = {"certified": percents(means, "certified"), "worst case": percents(means, "worst_case")}
-    return interval_figure(labels, series, "accuracy on 711 Test images, mean of three seeds, %", (50, 85))
+    return interval_figure(labels, series, "accuracy on 711 Test images, mean of five seeds, %", (50, 85))

@@ -47,7 +47,8 @@ def read_studies() -> Iterator[tuple[str, str, Figures]]:
         yield "nine-ways", f"resnet10t-{training}-s0", read_long("robust-training", rows, "nine-ways")
         run = f"evidence-fullx48-{training}-s0"
         yield "lesion", run, read_wide("lesion", f"run == '{run}'")
-    yield "certified", "plain3-ibp-s0", read_wide("certified", "run == 'plain3-ibp-0.02-s0' and epsilon == 0.02")
+    rows = "network == 'plain3-ibp-0.02' and seed == '0' and epsilon == 0.02"
+    yield "certified", "plain3-ibp-s0", read_wide("certified", rows)
     rows = "split == 'Test' and measure == 'accuracy' and epsilon in (0, 0.02)"
     for run in pd.read_csv(STUDIES / "paper-in-small" / "results.csv")["run"].unique():
         yield "paper-in-small", run, read_long("paper-in-small", f"{rows} and run == '{run}'")
