@@ -1,12 +1,16 @@
 """Try a teacher of soft labels: train a run with a loss towards the answers of other runs, or of its own average.
 
-python -m benchmarks.distil [--teacher RUN]... [--weight 0.5] [--temperature 1] -- OPTIONS
+python -m benchmarks.distil [--teacher RUN]... [--weight 0.5] [--temperature 1] [--clean-teacher RUN] [--reweight]
+    -- OPTIONS
 
 OPTIONS are those of `trustcxr train`. A trial, no part of the package. The loss becomes (1 - weight) times the
 defence's loss plus weight times the cross-entropy of the attacked images' logits with the teacher's probabilities of
 the clean images (RSLAD: Zi et al. 2021), times temperature squared. Several teachers' probabilities are averaged, so
 an ensemble is given by its members. Without --teacher the moving average of the run's own weights teaches (Zhang et al.
 2023), from the second half of the training on.
+--clean-teacher: half of the teachers' loss becomes the cross-entropy of the clean images' logits with the probabilities
+of that run, a standard network (Zhao et al. 2022). --reweight: an image counts by the probability that the teachers
+lose on the learner's attacked image, so that images count where the attack transfers (Lee et al. 2025).
 run.yaml does not record the teacher: give the folder a name that does.
 """
 
@@ -31,7 +35,25 @@ def soften(teachers: Sequence[nn.Module], pixels: Tensor, temperature: float) ->
         return torch.stack([(teacher(pixels).float() / temperature).softmax(1) for teacher in teachers]).mean(0)
 
 
-def teach(teachers: Sequence[nn.Module], weight: float, temperature: float) -> None:
+def cross_entropy(logits: Tensor, target: Tensor, temperature: float) -> Tensor:
+    """Return the cross-entropy of each image's logits (B, C) with soft labels, times temperature squared."""
+    return F.cross_entropy(logits.float() / temperature, target, reduction="none") * temperature**2
+
+
+def transferred(target: Tensor, attacked: Tensor) -> Tensor:
+    """Return weights (B,) of mean 1: the probability of the clean answer that the attack takes from the teachers."""
+    lost = 1 - attacked.gather(1, target.argmax(1, keepdim=True)).squeeze(1)
+    return lost / lost.mean()
+
+
+def teach(
+    teachers: Sequence[nn.Module],
+    weight: float,
+    temperature: float,
+    clean_teacher: nn.Module | None = None,
+    *,
+    reweight: bool = False,
+) -> None:
     """Add the teachers' loss to every training step of this process."""
     usual = TrainingStep.__init__
 
@@ -40,15 +62,24 @@ def teach(teachers: Sequence[nn.Module], weight: float, temperature: float) -> N
         defence = self.defence
 
         def taught(learner: nn.Module, pixels: Tensor, labels: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+            seen: list[Tensor] = []
+            handle = learner.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
             loss, logits = defence(learner, pixels, labels, **options)
+            handle.remove()
             models: Sequence[nn.Module] = teachers
             if not models:
                 if self.average is None or 2 * self.global_step < self.total_steps:
                     return loss, logits
                 models = [self.average.module.eval()]
             target = soften(models, pixels, temperature)
-            towards = F.cross_entropy(logits[: len(target)].float() / temperature, target) * temperature**2
-            return (1 - weight) * loss + weight * towards, logits
+            towards = cross_entropy(logits[: len(target)], target, temperature)
+            if reweight:
+                towards = towards * transferred(target, soften(models, seen[-1][: len(target)], temperature))
+            distilled = towards.mean()
+            if clean_teacher is not None:
+                known = soften([clean_teacher], pixels, temperature)
+                distilled = (distilled + cross_entropy(learner(pixels), known, temperature).mean()) / 2
+            return (1 - weight) * loss + weight * distilled, logits
 
         self.defence = taught  # type: ignore[assignment]
 
@@ -61,10 +92,16 @@ def main() -> None:
     parser.add_argument("--teacher", type=Path, action="append", default=[], help="folder of a run; repeatable")
     parser.add_argument("--weight", type=float, default=0.5)
     parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--clean-teacher", type=Path, help="folder of a run trained without attack")
+    parser.add_argument("--reweight", action="store_true", help="images count where the attack transfers")
     parser.add_argument("train", nargs=argparse.REMAINDER)
     options = parser.parse_args()
-    models = [load_run(folder).model.eval().requires_grad_(False) for folder in options.teacher]
-    teach(models, options.weight, options.temperature)
+
+    def frozen(folder: Path) -> nn.Module:
+        return load_run(folder).model.eval().requires_grad_(False)
+
+    models, clean = [frozen(folder) for folder in options.teacher], options.clean_teacher
+    teach(models, options.weight, options.temperature, clean and frozen(clean), reweight=options.reweight)
     sys.argv = ["trustcxr", "train", *(word for word in options.train if word != "--")]
     run_command()
 

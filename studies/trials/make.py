@@ -17,6 +17,7 @@ NOT_SHOWN += (
     "ensemble of 64 pixels",
     "20 epochs",
     "ensemble of 5",
+    "distil",
 )
 NOT_SHOWN += ("wide", "BatchNorm", "MTL-IBP 0.5", "grey, adults, seed 0", "grey, radiography, seed 0")
 
