@@ -17,9 +17,11 @@ def show(row: pd.Series) -> str:
 
 
 def make_tables(tables: Tables) -> dict[str, str]:
-    """Return each run with its figures before and again."""
+    """Return each run that differs, with its figures before and again."""
     rows = []
     for (study, run), figures in tables["results"].groupby(["study", "run"]):
+        if (abs(figures["before"] - figures["again"]) < 1e-4).all():
+            continue
         cells = {row["measure"]: show(row) for _, row in figures.iterrows()}
         rows.append([STUDY.get(study, study), f"`{run}`", *(cells.get(name, "") for name in MEASURES)])
     return {"results": markdown(("study", "run", *MEASURES.values()), rows)}
