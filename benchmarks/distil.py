@@ -9,8 +9,9 @@ the clean images (RSLAD: Zi et al. 2021), times temperature squared. Several tea
 an ensemble is given by its members. Without --teacher the moving average of the run's own weights teaches (Zhang et al.
 2023), from the second half of the training on.
 --clean-teacher: half of the teachers' loss becomes the cross-entropy of the clean images' logits with the probabilities
-of that run, a standard network (Zhao et al. 2022). --reweight: an image counts by the probability that the teachers
-lose on the learner's attacked image, so that images count where the attack transfers (Lee et al. 2025).
+of that run, a standard network (Zhao et al. 2022). --reweight: an image counts the more, the
+less probable the teachers find their clean answer on the learner's attacked image: where the attack transfers (after
+Lee et al. 2025).
 run.yaml does not record the teacher: give the folder a name that does.
 """
 
@@ -41,9 +42,9 @@ def cross_entropy(logits: Tensor, target: Tensor, temperature: float) -> Tensor:
 
 
 def transferred(target: Tensor, attacked: Tensor) -> Tensor:
-    """Return weights (B,) of mean 1: the probability of the clean answer that the attack takes from the teachers."""
+    """Return weights (B,) of mean 1, from the teachers' probabilities (B, C) of clean and of attacked images."""
     lost = 1 - attacked.gather(1, target.argmax(1, keepdim=True)).squeeze(1)
-    return lost / lost.mean()
+    return lost / lost.mean().clamp(min=1e-6)
 
 
 def teach(
