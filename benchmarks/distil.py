@@ -9,9 +9,8 @@ the clean images (RSLAD: Zi et al. 2021), times temperature squared. Several tea
 an ensemble is given by its members. Without --teacher the moving average of the run's own weights teaches (Zhang et al.
 2023), from the second half of the training on.
 --clean-teacher: half of the teachers' loss becomes the cross-entropy of the clean images' logits with the probabilities
-of that run, a standard network (Zhao et al. 2022). --reweight: an image counts the more, the
-less probable the teachers find their clean answer on the learner's attacked image: where the attack transfers (after
-Lee et al. 2025).
+of that run, a standard network (Zhao et al. 2022). --reweight: an image counts the more, the less the teachers believe
+their clean answer on the learner's attacked image: where the attack transfers (after Lee et al. 2025).
 run.yaml does not record the teacher: give the folder a name that does.
 """
 
