@@ -19,6 +19,7 @@ NOT_SHOWN += (
     "ensemble of 5",
     "distil",
 )
+NOT_SHOWN += ("mean-sparse 0.4", "resnet14t", "generated")
 NOT_SHOWN += ("wide", "BatchNorm", "MTL-IBP 0.5", "grey, adults, seed 0", "grey, radiography, seed 0")
 
 
