@@ -4,7 +4,8 @@
 
 OUT holds a folder of `trustcxr study` for each study: OUT/certified, OUT/lesion, OUT/nine-ways, OUT/paper-in-small,
 OUT/robust-training. Runs that it lacks are left out. Each row has a figure of the study with its 95 % interval (over
-groups of images, where its CSV file has one) and the figure of the repeated run.
+groups of images, where its CSV file has one) and the figure of the repeated run. For paper-in-small, whose table is of
+the repeated runs, earlier.csv has the figures before.
 """
 
 import csv
@@ -49,9 +50,8 @@ def read_studies() -> Iterator[tuple[str, str, Figures]]:
         yield "lesion", run, read_wide("lesion", f"run == '{run}'")
     rows = "network == 'plain3-ibp-0.02' and seed == '0' and epsilon == 0.02"
     yield "certified", "plain3-ibp-s0", read_wide("certified", rows)
-    rows = "split == 'Test' and measure == 'accuracy' and epsilon in (0, 0.02)"
-    for run in pd.read_csv(STUDIES / "paper-in-small" / "results.csv")["run"].unique():
-        yield "paper-in-small", run, read_long("paper-in-small", f"{rows} and run == '{run}'")
+    for run in pd.read_csv(STUDIES / "repeated" / "earlier.csv")["run"].unique():
+        yield "paper-in-small", run, read_long("repeated", f"run == '{run}'", "earlier")
 
 
 def list_rows(out: Path) -> Iterator[list[object]]:
