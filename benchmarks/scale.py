@@ -56,7 +56,7 @@ def images_of(stage: str, folder: Path, count: int) -> int:
 
 
 def run_stage(stage: str, folder: Path, count: int) -> tuple[float, float]:
-    """Run a stage on an empty folder of its own and return its seconds and its peak memory in MiB."""
+    """Run a stage, without what its last run left; return its seconds and its peak memory in MiB."""
     for name in {"store": ("cache",), "train": ("run",), "audit": ("audit",)}.get(stage, ()):
         shutil.rmtree(folder / name, ignore_errors=True)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TRUSTCXR_CACHE": str(folder / "cache")}

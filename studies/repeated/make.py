@@ -36,6 +36,6 @@ def draw_figure(tables: Tables) -> Figure:
     for measure, marker, colour in zip(MEASURES, "ovsD^", (*COLOURS, "#be123c"), strict=True):
         part = results[results["measure"] == measure]
         axes.plot(100 * part["before"], 100 * part["again"], marker, ms=5, color=colour, label=MEASURES[measure])
-    axes.set(xlabel="accuracy in the study, percent", ylabel="accuracy of the repeated run, percent")
+    axes.set(xlabel="accuracy before, percent", ylabel="accuracy of the repeated run, percent")
     axes.legend(frameon=False)
     return figure
