@@ -120,8 +120,37 @@ def test_pictures_are_what_the_audit_reads(tmp_path: Path, synthetic: list[Pixel
     assert not np.array_equal(thumbs, trimmed)
 
 
+@pytest.mark.parametrize("number", range(6))
+def test_tangents_are_the_change_by_a_small_map(number: int, synthetic: list[Pixels]) -> None:
+    smooth = duplicates._blurred(duplicates.equalise(pictures(synthetic[:4])[0]), 2)
+    maps = duplicates._unmoved(4)
+    forth, back = (
+        duplicates.warp(smooth, maps + step * np.eye(6, dtype=np.float32)[number])[0] for step in (1e-2, -1e-2)
+    )
+    changed = (duplicates._describe(forth)[0] - duplicates._describe(back)[0])[:, duplicates._LOW] / 2e-2
+    tangents = duplicates._describe(smooth)[1][:, number]
+    assert np.linalg.norm(tangents - changed) < 0.1 * np.linalg.norm(changed)
+
+
+@pytest.mark.parametrize("change", [(False, False), (True, False), (False, True), (True, True)])
+def test_copies_pass_the_tangent_distance_and_most_others_do_not(
+    change: tuple[bool, bool], synthetic: list[Pixels]
+) -> None:
+    radiographs = duplicates.equalise(pictures(synthetic)[0])
+    maps = np.tile(np.array([1.05, 0.05, 0.08, -0.05, 0.95, -0.08], np.float32), (36, 1))
+    copies = duplicates.warp(duplicates._turned(radiographs, *change), maps)[0]
+    described, tangents = (
+        np.concatenate(both)
+        for both in zip(duplicates._describe(radiographs), duplicates._describe(copies), strict=True)
+    )
+    same, others = (np.stack([np.arange(36), 36 + np.roll(np.arange(36), by)], axis=1) for by in (0, 1))
+    cosines = duplicates._compare(described, tangents, change, same)[0]
+    assert (cosines >= duplicates.MIN_TANGENT_COSINE).all()
+    assert (duplicates._compare(described, tangents, change, others)[0] < cosines.min()).mean() > 0.8
+
+
 def test_an_even_area_gives_a_correlation() -> None:
     random = np.random.default_rng(0)
     pictures = random.random((64, 64, 64), np.float32)
     pictures[:, :40] = random.random((64, 1, 1), np.float32)
-    assert np.isfinite(duplicates.correlate(pictures, np.roll(pictures, 1, axis=2))).all()
+    assert np.isfinite(duplicates.correlate(pictures, np.roll(pictures, 1, axis=2), duplicates._unmoved(64))).all()

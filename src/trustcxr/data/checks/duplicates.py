@@ -2,9 +2,10 @@
 
 The descriptor of an image is the low frequencies of its grey levels' ranks, which brightness and gamma do not change,
 with and without its uniform borders. Mirroring and inversion only change its signs. Candidates share a bucket of
-random planes (locality-sensitive hashing: Indyk and Motwani 1998; Charikar 2002), so not all pairs are compared. A
-candidate is a duplicate if its fine detail correlates after alignment by an affine map. Crops of more than about 5 %,
-or rotations of more than about three degrees, are missed.
+random planes (locality-sensitive hashing: Indyk and Motwani 1998; Charikar 2002), so not all pairs are compared. Most
+candidates are rejected by tangent distance (Simard, LeCun and Denker 1993): no small affine map makes one descriptor
+the other. The rest are duplicates if their fine detail correlates after alignment by an affine map. Crops of more than
+about 5 %, or rotations of more than about three degrees, are missed.
 """
 
 from collections.abc import Iterator
@@ -15,21 +16,22 @@ import pandas as pd
 from numpy.typing import NDArray
 
 MIN_COSINE = 0.74  # of descriptors: an image shifted or cropped by 2 % keeps 0.84 or more
+MIN_TANGENT_COSINE = 0.96  # after the best small affine map; copies in real data have at least 0.969, 8 % of others
 MIN_CORRELATION = 0.9  # of aligned local detail; the same image has at least 0.91, another patient's at most 0.86
-ORDER = 10  # frequencies, in half waves across the image
+ORDER, LOWEST = 10, 6  # frequencies of a descriptor, and of its tangents, in half waves across the image
 _ROUNDS, _TABLES, _NEIGHBOURS, _NEAREST = 12, 8, 16, 5
-_BATCH = 512
+_BATCH = 128
 _TYPICAL = 50  # weight, in images, of the prior spectrum
 Pairs = NDArray[np.int64]
 Floats = NDArray[np.float32]
 Maps = NDArray[np.float32]  # (N, 6): x' = a x + b y + c and y' = d x + e y + f, as rows a b c d e f
 
-COARSE = ((2, 0.95), (4, 0.97))  # steps, and the correlation that must follow: copies of covidqu-mini have 0.973, 0.988
-FINE_STEPS, LIKELY = 3, 0.5  # steps, and the correlation of detail before them: copies of covidqu-mini have 0.51
-SURE = 0.95  # correlation of detail without alignment that needs no alignment
+STEPS = 3  # of alignment, after the map that the tangents give
 _RIDGE = 1e-3
 _down, _across = np.meshgrid(np.arange(ORDER), np.arange(ORDER), indexing="ij")
 _USED = (_down + _across > 0) & (_down + _across <= ORDER)
+_LOW = (_down + _across)[_USED] <= LOWEST
+_MIRRORED_MAP = np.array([1, -1, -1, -1, 1, 1], np.float32)  # sign of each number of a map after mirroring
 _ODD = np.where(_across[_USED] % 2 == 1, -1, 1).astype(np.float32)  # sign of each frequency after mirroring
 
 
@@ -80,40 +82,87 @@ def _near(rows: NDArray[np.int64], thumbs: np.ndarray, trimmed: np.ndarray) -> p
         whole = (entries < len(rows))[:, None, None]
         return equalise(np.where(whole, thumbs[image[entries]], trimmed[image[entries]]))
 
-    described = np.concatenate([_describe(pictures(part)) for part in _batches(np.arange(len(image)))])
+    parts = [_describe(pictures(part)) for part in _batches(np.arange(len(image)))]
+    described, tangents = (np.concatenate(both) for both in zip(*parts, strict=True))
     tables = []
-    for (mirrored, inverted), pairs in _candidates(described, image):
+    for change, pairs in _candidates(described, image):
+        cosines, maps = _compare(described, tangents, change, pairs)
+        close = cosines >= MIN_TANGENT_COSINE
+        pairs, maps = pairs[close], maps[close]
         correlation = np.zeros(len(pairs))
         for part in _batches(np.arange(len(pairs))):
-            first, second = pairs[part].T
-            turned = pictures(first)[:, :, ::-1] if mirrored else pictures(first)
-            correlation[part] = correlate(np.ascontiguousarray(-turned if inverted else turned), pictures(second))
+            first, second = (pictures(entries) for entries in pairs[part].T)
+            correlation[part] = correlate(_turned(first, *change), second, maps[part])
         ends = np.sort(image[pairs].reshape(-1, 2), axis=1)
         table = pd.DataFrame({"first": ends[:, 0], "second": ends[:, 1], "exact": False})
-        tables.append(table.assign(mirrored=mirrored, inverted=inverted, correlation=correlation))
+        tables.append(table.assign(mirrored=change[0], inverted=change[1], correlation=correlation))
     table = pd.concat(tables, ignore_index=True)
     table = table[table["correlation"] >= MIN_CORRELATION].sort_values("correlation", ascending=False, kind="stable")
     return table.drop_duplicates(["first", "second"]).sort_values(["first", "second"])
 
 
-def _batches(numbers: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    return [numbers[start : start + _BATCH] for start in range(0, len(numbers), _BATCH)]
+def _batches(numbers: NDArray[np.int64], size: int = _BATCH) -> list[NDArray[np.int64]]:
+    return [numbers[start : start + size] for start in range(0, len(numbers), size)]
 
 
-def _describe(pictures: Floats) -> Floats:
-    """Return descriptors (N, 63) of equalised images (N, S, S): low frequencies of the orthonormal DCT-II."""
+def _turned(pictures: Floats, mirrored: bool, inverted: bool) -> Floats:
+    pictures = pictures[:, :, ::-1] if mirrored else pictures
+    return np.ascontiguousarray(-pictures if inverted else pictures)
+
+
+def _signs(mirrored: bool, inverted: bool) -> Floats:
+    """Return the sign (63,) that a change gives each frequency."""
+    signs = _ODD if mirrored else np.ones_like(_ODD)
+    return np.asarray(-signs if inverted else signs)
+
+
+def _describe(pictures: Floats) -> tuple[Floats, Floats]:
+    """Return descriptors (N, 63) of equalised images (N, S, S), and how an affine map changes the lowest (N, 6, 27).
+
+    A descriptor is the low frequencies of the orthonormal DCT-II.
+    """
     side = pictures.shape[-1]
     waves = np.cos(np.pi / side * np.outer(np.arange(ORDER), np.arange(side) + 0.5)) * np.sqrt(2 / side)
     waves[0] /= np.sqrt(2)
     basis = waves.astype(np.float32)
-    return np.asarray((basis @ pictures @ basis.T)[:, _USED])
+    slopes = _slopes(pictures).reshape(-1, 6, side, side)
+    return (basis @ pictures @ basis.T)[:, _USED], (basis @ slopes @ basis.T)[:, :, _USED][:, :, _LOW]
+
+
+def _compare(described: Floats, tangents: Floats, change: tuple[bool, bool], pairs: Pairs) -> tuple[Floats, Maps]:
+    """Return each pair's best small affine map (M, 6), and the cosine (M,) of the lowest frequencies after it.
+
+    The map is found along the mean of both images' tangents, which is accurate to the second order (Benhimane and
+    Malis 2004). Each image goes half of the way.
+    """
+    mean, spread = (values[_LOW] for values in _usual(described))
+    lowest, scale, signs = described[:, _LOW], np.sqrt(spread), _signs(*change)[_LOW]
+    map_signs = _MIRRORED_MAP[:, None] if change[0] else 1
+    cosines, maps = np.zeros(len(pairs), np.float32), _unmoved(len(pairs))
+    for part in _batches(np.arange(len(pairs)), 4 * _BATCH):
+        first, second = pairs[part].T
+        one, other = (lowest[first] * signs - mean) / scale, (lowest[second] - mean) / scale
+        its, others = tangents[first] * (map_signs * signs / scale), tangents[second] / scale
+        step = _step((its + others) / 2, other - one)
+        maps[part] += step
+        one, other = one + (step[:, None] @ its)[:, 0] / 2, other - (step[:, None] @ others)[:, 0] / 2
+        cosines[part] = np.einsum("ij,ij->i", _unit(one), _unit(other))
+    return cosines, maps
+
+
+def _unmoved(count: int) -> Maps:
+    return np.tile(np.array([1, 0, 0, 0, 1, 0], np.float32), (count, 1))
+
+
+def _unit(vectors: Floats) -> Floats:
+    return np.asarray(vectors / (np.linalg.norm(vectors, axis=1, keepdims=True) + 1e-6))
 
 
 def _directions(described: Floats, signs: Floats, usual: tuple[Floats, Floats]) -> Floats:
     """Return unit vectors (N, 64): each descriptor, with changed signs, standardised by the usual one."""
     mean, spread = usual
     about = np.hstack([(described * signs - mean) / spread, np.ones((len(described), 1), np.float32)])
-    return np.asarray(about / np.linalg.norm(about, axis=1, keepdims=True))
+    return _unit(about)
 
 
 def _usual(described: Floats) -> tuple[Floats, Floats]:
@@ -132,8 +181,7 @@ def _candidates(described: Floats, image: NDArray[np.int64]) -> Iterator[tuple[t
     index = _directions(described, np.ones_like(_ODD), usual)
     bits = max(8, int(np.ceil(np.log2(count))) + 1)  # few images in each bucket
     for mirrored, inverted in product((False, True), repeat=2):
-        signs = _ODD if mirrored else np.ones_like(_ODD)
-        query = _directions(described, -signs if inverted else signs, usual)
+        query = _directions(described, _signs(mirrored, inverted), usual)
         random = np.random.default_rng(0)
         pairs = np.zeros((0, 2), np.int64)
         for _ in range(_ROUNDS):
@@ -181,13 +229,9 @@ def _same_bucket(index: NDArray[np.int64], query: NDArray[np.int64], order: NDAr
 
 
 def _cosines(query: Floats, index: Floats, pairs: Pairs) -> Floats:
-    """Return the larger cosine of the two orders of each pair: (M,)."""
-    cosines = np.zeros(len(pairs), np.float32)
-    for start in range(0, len(pairs), 128 * _BATCH):
-        a, b = pairs[start : start + 128 * _BATCH].T
-        forward = np.einsum("ij,ij->i", query[a], index[b])
-        cosines[start : start + len(a)] = np.maximum(forward, np.einsum("ij,ij->i", query[b], index[a]))
-    return cosines
+    """Return the cosine of each pair's query and index: (M,)."""
+    parts = [np.einsum("ij,ij->i", query[part[:, 0]], index[part[:, 1]]) for part in _batches(pairs, 4 * _BATCH)]
+    return np.concatenate(parts) if parts else np.zeros(0, np.float32)
 
 
 def _among_nearest(pairs: Pairs, cosines: Floats) -> NDArray[np.bool_]:
@@ -201,41 +245,17 @@ def _among_nearest(pairs: Pairs, cosines: Floats) -> NDArray[np.bool_]:
     return nearest
 
 
-# Alignment: Gauss-Newton on the squared difference (Lucas and Kanade 1981), coarse to fine, for all pairs in parallel.
+# Alignment: Gauss-Newton on the squared difference (Lucas and Kanade 1981), for all pairs in parallel.
 # Images are grey float32 (N, H, W) of one size, with coordinates from -1 to 1.
 
 
-def correlate(first: Floats, second: Floats) -> NDArray[np.float64]:
-    """Correlate the local detail of each pair (N, H, W), -1 to 1, after aligning `first` to `second`: (N,).
+def correlate(first: Floats, second: Floats, maps: Maps) -> NDArray[np.float64]:
+    """Correlate the local detail of each pair (N, H, W), -1 to 1, after aligning `first` to `second` from `maps`: (N,).
 
     Detail is the image minus its blur, at equal contrast, so that a marker, border or exposure matters little. Pixels
-    outside `first` are ignored. Pairs with a high correlation before alignment keep it. Alignment stops early if the
-    images differ too much.
+    outside `first` are ignored.
     """
-    correlation = _correlate_inside(_detail(first), _detail(second), np.ones(first.shape, bool))
-    doubtful = np.flatnonzero(correlation < SURE)
-    if len(doubtful):
-        correlation[doubtful] = np.maximum(correlation[doubtful], _align(first[doubtful], second[doubtful]))
-    return correlation
-
-
-def _align(first: Floats, second: Floats) -> NDArray[np.float64]:
-    """Return the correlation of detail (N,): -1 if coarse images differ, and that of the coarse map if it is low."""
-    correlation, rows = np.full(len(first), -1.0), np.arange(len(first))
-    maps = np.tile(np.array([1, 0, 0, 0, 1, 0], np.float32), (len(first), 1))
-    one, other = (_blurred(_halved(p), 1.5) for p in (first, second))
-    for steps, least in COARSE:
-        maps[rows] = _optimise(one[rows], other[rows], maps[rows], steps)
-        warped, inside = warp(one[rows], maps[rows])
-        rows = rows[_correlate_inside(warped, other[rows], inside) >= least]
-        if not len(rows):
-            return correlation
-    correlation[rows] = _correlate_detail(first[rows], second[rows], maps[rows])
-    rows = rows[correlation[rows] >= LIKELY]
-    if len(rows):
-        maps = _optimise(_blurred(first[rows], 1.0), _blurred(second[rows], 1.0), maps[rows], FINE_STEPS)
-        correlation[rows] = _correlate_detail(first[rows], second[rows], maps)
-    return correlation
+    return _correlate_detail(first, second, _optimise(_blurred(first, 1.0), _blurred(second, 1.0), maps))
 
 
 def _correlate_detail(first: Floats, second: Floats, maps: Maps) -> NDArray[np.float64]:
@@ -257,20 +277,24 @@ def warp(pictures: Floats, maps: Maps) -> tuple[Floats, NDArray[np.bool_]]:
     return sampled.numpy(), (places.abs() <= 1).all(-1).numpy()
 
 
-def _optimise(first: Floats, second: Floats, maps: Maps, steps: int) -> Maps:
-    height, width = first.shape[1:]
-    lines = (np.linspace(-1, 1, n, dtype=np.float32) for n in (height, width))
-    y, x = (side.ravel() for side in np.meshgrid(*lines, indexing="ij"))
-    for _ in range(steps):
+def _optimise(first: Floats, second: Floats, maps: Maps) -> Maps:
+    for _ in range(STEPS):
         warped, inside = warp(first, maps)
         weight = inside.astype(np.float32).reshape(len(first), -1)
-        across = np.gradient(warped, 2 / (width - 1), axis=2).reshape(weight.shape)
-        down = np.gradient(warped, 2 / (height - 1), axis=1).reshape(weight.shape)
         current, target = (_centred(p.reshape(weight.shape), weight) for p in (warped, second))
         gain = np.linalg.norm(target, axis=1, keepdims=True) / (np.linalg.norm(current, axis=1, keepdims=True) + 1e-6)
-        slopes = np.stack([across * x, across * y, across, down * x, down * y, down], axis=1)
-        maps = maps + _step(slopes * (gain * weight)[:, None], target - gain * current)
+        maps = maps + _step(_slopes(warped) * (gain * weight)[:, None], target - gain * current)
     return maps
+
+
+def _slopes(pictures: Floats) -> Floats:
+    """Return how each number of a map changes the pixels of images (N, H, W): (N, 6, H W)."""
+    count, height, width = pictures.shape
+    lines = (np.linspace(-1, 1, n, dtype=np.float32) for n in (height, width))
+    y, x = (side.ravel() for side in np.meshgrid(*lines, indexing="ij"))
+    across = np.gradient(pictures, 2 / (width - 1), axis=2).reshape(count, -1)
+    down = np.gradient(pictures, 2 / (height - 1), axis=1).reshape(count, -1)
+    return np.stack([across * x, across * y, across, down * x, down * y, down], axis=1)
 
 
 def _step(slopes: Floats, error: Floats) -> Maps:
@@ -307,8 +331,3 @@ def _blurred(pictures: Floats, sigma: float) -> Floats:
     from scipy.ndimage import gaussian_filter
 
     return gaussian_filter(pictures, (0, sigma, sigma))
-
-
-def _halved(pictures: Floats) -> Floats:
-    count, height, width = pictures.shape
-    return pictures.reshape(count, height // 2, 2, width // 2, 2).mean((2, 4), dtype=np.float32)
