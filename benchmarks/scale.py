@@ -1,29 +1,28 @@
 """Measure time and memory of the data's way through the package, at several numbers of images.
 
-    python -m benchmarks.scale --work FOLDER [--images 2000 8000 33920] [--stage check ...] > studies/scale/results.csv
+    python -m benchmarks.scale --work FOLDER [--images 2000 8000 33920] [--rounds 3] > studies/scale/results.csv
 
-Draws synthetic images of 224 pixels, then runs each stage in a process of its own with one thread: the data check, the
-pixel store, one epoch of training with its validation, and an audit of the Test images by FGSM. A row has the seconds
-of the whole process and its peak memory: the median of three runs, or the first run if it took two minutes or more.
-Finished rows of `FOLDER/rows.csv` are kept, so it can be started again.
+Draws synthetic images of 224 pixels, then runs each stage in a process of its own on one core: the data check, the
+pixel store, one epoch of training with its validation, and an audit of the Test images by FGSM. A round runs every
+stage at every size. A row of the result has the least processor seconds of the rounds, of the program and of the
+system, and the highest peak memory. Finished runs are kept in `FOLDER/runs.csv`, so it can be started again.
 """
 
 import argparse
-import csv
 import os
 import shutil
-import statistics
 import subprocess
 import sys
-import time
+from itertools import product
 from pathlib import Path
+
+import pandas as pd
 
 from trustcxr.data import read_manifest
 
 SIZE, NETWORK, SHARES = 224, "mobilenetv3_small_050", 1 + 1 / 4 + 1 / 3  # images for each one of Train
 STAGES = ("draw", "check", "store", "train", "audit")
-LONG = 120  # seconds: a stage that takes longer runs once
-HEAD = ("stage", "images", "seconds", "peak_mib", "runs")
+RUN = ("round", "size", "stage", "images", "seconds", "system_seconds", "peak_mib")
 _STORE = (
     "import sys; from trustcxr.data import load_dataset, read_manifest; m = read_manifest(sys.argv[1]);"
     f"[load_dataset(m, split, {SIZE}) for split in ('Train', 'Val', 'Test')]"
@@ -55,57 +54,49 @@ def images_of(stage: str, folder: Path, count: int) -> int:
     return int(splits.isin(["Test"] if stage == "audit" else ["Train", "Val"]).sum())
 
 
-def run_stage(stage: str, folder: Path, count: int) -> tuple[float, float]:
-    """Run a stage, without what its last run left; return its seconds and its peak memory in MiB."""
+def run_stage(stage: str, folder: Path, count: int) -> tuple[float, float, float]:
+    """Run a stage without what its last run left: seconds of the program and of the system, and peak memory in MiB."""
     for name in {"store": ("cache",), "train": ("run",), "audit": ("audit",)}.get(stage, ()):
         shutil.rmtree(folder / name, ignore_errors=True)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TRUSTCXR_CACHE": str(folder / "cache")}
     with (folder / f"{stage}.log").open("wb") as log:
-        start = time.monotonic()
         process = subprocess.Popen(command_of(stage, folder, count), stdout=log, stderr=log, env=environment)
         _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.monotonic() - start
     if os.waitstatus_to_exitcode(status) not in (0, 1):  # the data check ends with 1 if it found faults
         sys.exit(f"{stage} on {count} images failed: see {folder / f'{stage}.log'}")
-    used = usage.ru_utime + usage.ru_stime
-    return min(seconds, used), usage.ru_maxrss / 1024
+    return usage.ru_utime, usage.ru_stime, usage.ru_maxrss / 1024
 
 
-def measure(stage: str, folder: Path, count: int) -> dict[str, object]:
-    """Return the row of a stage: the median of three runs, or its first run if that was long."""
-    runs = [run_stage(stage, folder, count)]
-    while stage != "draw" and runs[0][0] < LONG and len(runs) < 3:
-        runs.append(run_stage(stage, folder, count))
-    seconds, peak = (statistics.median(values) for values in zip(*runs, strict=True))
-    row: dict[str, object] = {"stage": stage, "images": images_of(stage, folder, count)}
-    return row | {"seconds": round(seconds, 1), "peak_mib": round(peak), "runs": len(runs)}
+def summarise(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return a row for each stage and size: the least seconds of its rounds, the highest peak memory."""
+    groups = runs[runs["stage"] != "draw"].groupby(["size", "stage"], sort=False)
+    table = groups[["seconds", "system_seconds"]].min().round(1)
+    table.insert(0, "images", groups["images"].first())
+    peak = groups["peak_mib"].max().round().astype(int)
+    return table.assign(peak_mib=peak, rounds=groups["round"].nunique()).reset_index().drop(columns="size")
 
 
 def main() -> None:
-    """Measure all stages at all sizes, smallest first."""
+    """Run all stages at all sizes in rounds, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--images", type=int, nargs="+", default=[2000, 8000, 33920])
-    parser.add_argument("--stage", choices=STAGES, nargs="+", default=STAGES)
+    parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    options.work.mkdir(parents=True, exist_ok=True)
-    kept = options.work / "rows.csv"
-    rows = list(csv.DictReader(kept.open())) if kept.is_file() else []
-    for count in options.images:
-        folder = options.work / str(count)
-        folder.mkdir(exist_ok=True)
-        for stage in options.stage:
-            if any(row["stage"] == stage and row["folder"] == str(count) for row in rows):
-                continue
-            rows.append({"folder": str(count)} | measure(stage, folder, count))
-            with kept.open("w", newline="") as file:
-                table = csv.DictWriter(file, ("folder", *HEAD))
-                table.writeheader()
-                table.writerows(rows)
-        shutil.rmtree(folder / "images", ignore_errors=True)
-    table = csv.DictWriter(sys.stdout, HEAD, extrasaction="ignore")
-    table.writeheader()
-    table.writerows(rows)
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # the processes that it starts run there too
+    kept = options.work / "runs.csv"
+    runs = pd.read_csv(kept).to_dict("records") if kept.is_file() else []
+    for number, size, stage in product(range(options.rounds), options.images, STAGES):
+        folder = options.work / str(size)
+        folder.mkdir(parents=True, exist_ok=True)
+        done = [run["round"] for run in runs if (run["size"], run["stage"]) == (size, stage)]
+        if number in done or (stage == "draw" and done):
+            continue
+        used = run_stage(stage, folder, size)
+        run = (number, size, stage, images_of(stage, folder, size), *used)
+        runs.append(dict(zip(RUN, run, strict=True)))
+        pd.DataFrame(runs).to_csv(kept, index=False)
+    summarise(pd.DataFrame(runs)).to_csv(sys.stdout, index=False)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ from studies.build import COLOURS, Tables, markdown
 
 STAGES = {"check": "data check", "store": "pixel store", "train": "one epoch", "audit": "audit by FGSM"}
 
+HEAD = ("stage", "images", "s", "ms an image", "ms a further image", "system, s", "peak, MiB")
+
 
 def make_tables(tables: Tables) -> dict[str, str]:
     """Return a row for each stage and size, with the cost of a further image since the size before."""
@@ -17,9 +19,9 @@ def make_tables(tables: Tables) -> dict[str, str]:
             if before is not None:
                 more = f"{1000 * (row.seconds - before.seconds) / (row.images - before.images):.2f}"
             cells = [f"{row.images:,}", f"{row.seconds:.0f}", f"{1000 * row.seconds / row.images:.2f}", more]
-            rows.append([name, *cells, f"{row.peak_mib:,}"])
+            rows.append([name, *cells, f"{row.system_seconds:.0f}", f"{row.peak_mib:,}"])
             before = row
-    return {"results": markdown(("stage", "images", "s", "ms an image", "ms a further image", "peak, MiB"), rows)}
+    return {"results": markdown(HEAD, rows)}
 
 
 def select(results: pd.DataFrame, stage: str) -> pd.DataFrame:
