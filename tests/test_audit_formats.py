@@ -66,9 +66,10 @@ def test_onnx_has_the_figures_of_the_run(covidqu: Path, tmp_path: Path, monkeypa
     found = benchmark.rows(tmp_path / "run", images, tmp_path / "out", only=["the run", "ONNX"])
     assert [name for name, _ in found] == ["the run", "ONNX"]
     assert {"clean", "fgsm 0.02", "pgd 0.02", "worst-case 0.02"} <= benchmark.figures(found[0][1]).keys()
+    one_image = 1 / (3 * EACH)  # which may tip at rounding, as in compare_formats
     for name, (clean, attacked) in benchmark.differences(found).items():
         assert clean <= benchmark.CLEAN, name
-        assert attacked <= benchmark.STABILITY_ATTACK, name
+        assert attacked <= one_image + 1e-9, name
 
 
 @pytest.fixture(scope="module")
