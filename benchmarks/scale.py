@@ -3,9 +3,10 @@
     python -m benchmarks.scale --work FOLDER [--images 2000 8000 33920] [--rounds 3] > studies/scale/results.csv
 
 Draws synthetic images of 224 pixels, then runs each stage in a process of its own on one core: the data check, the
-pixel store, one epoch of training with its validation, and an audit of the Test images by FGSM. A round runs every
-stage at every size. A row of the result has the least processor seconds of the rounds, of the program and of the
-system, and the highest peak memory. Finished runs are kept in `FOLDER/runs.csv`, so it can be started again.
+pixel store, a copy of its files, one epoch of training with its validation, and an audit of the Test images by FGSM.
+The copy shows what the system alone needs for as many bytes. A round runs every stage at every size. A row of the
+result has the least processor seconds of the rounds, of the program and of the system, and the highest peak memory.
+Finished runs are kept in `FOLDER/runs.csv`, so it can be started again.
 """
 
 import argparse
@@ -21,7 +22,7 @@ import pandas as pd
 from trustcxr.data import read_manifest
 
 SIZE, NETWORK, SHARES = 224, "mobilenetv3_small_050", 1 + 1 / 4 + 1 / 3  # images for each one of Train
-STAGES = ("draw", "check", "store", "train", "audit")
+STAGES = ("draw", "check", "store", "copy", "train", "audit")
 RUN = ("round", "size", "stage", "images", "seconds", "system_seconds", "peak_mib")
 _STORE = (
     "import sys; from trustcxr.data import load_dataset, read_manifest; m = read_manifest(sys.argv[1]);"
@@ -39,6 +40,8 @@ def command_of(stage: str, folder: Path, count: int) -> list[str]:
         return [*program, "data", "check", images, "--no-probes"]
     if stage == "store":
         return [sys.executable, "-c", _STORE, images]
+    if stage == "copy":
+        return ["cp", "-r", "--reflink=never", str(folder / "cache"), str(folder / "copy")]
     if stage == "train":
         options = ["--model", NETWORK, "--weights", "none", "--size", str(SIZE), "--epochs", "1", "--out", run]
         return [*program, "train", "--data", images, *options]
@@ -56,8 +59,8 @@ def images_of(stage: str, folder: Path, count: int) -> int:
 
 def run_stage(stage: str, folder: Path, count: int) -> tuple[float, float, float]:
     """Run a stage without what its last run left: seconds of the program and of the system, and peak memory in MiB."""
-    for name in {"store": ("cache",), "train": ("run",), "audit": ("audit",)}.get(stage, ()):
-        shutil.rmtree(folder / name, ignore_errors=True)
+    if left := {"store": "cache", "copy": "copy", "train": "run", "audit": "audit"}.get(stage):
+        shutil.rmtree(folder / left, ignore_errors=True)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TRUSTCXR_CACHE": str(folder / "cache")}
     with (folder / f"{stage}.log").open("wb") as log:
         process = subprocess.Popen(command_of(stage, folder, count), stdout=log, stderr=log, env=environment)

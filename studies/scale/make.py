@@ -5,21 +5,22 @@ from matplotlib.figure import Figure
 from studies.build import COLOURS, Tables, markdown
 
 STAGES = {"check": "data check", "store": "pixel store", "train": "one epoch", "audit": "audit by FGSM"}
-
-HEAD = ("stage", "images", "s", "ms an image", "ms a further image", "system, s", "peak, MiB")
+ROWS = STAGES | {"copy": "copy of the store"}
+HEAD = ("stage", "images", "s", "ms an image", "ms a further image", "system, ms an image", "peak, MiB")
 
 
 def make_tables(tables: Tables) -> dict[str, str]:
     """Return a row for each stage and size, with the cost of a further image since the size before."""
     rows = []
-    for stage, name in STAGES.items():
+    for stage, name in ROWS.items():
         before = None
         for _, row in select(tables["results"], stage).iterrows():
             more = ""
             if before is not None:
                 more = f"{1000 * (row.seconds - before.seconds) / (row.images - before.images):.2f}"
             cells = [f"{row.images:,}", f"{row.seconds:.0f}", f"{1000 * row.seconds / row.images:.2f}", more]
-            rows.append([name, *cells, f"{row.system_seconds:.0f}", f"{row.peak_mib:,}"])
+            peak = f"{row.peak_mib:,}" if stage in STAGES else ""
+            rows.append([name, *cells, f"{1000 * row.system_seconds / row.images:.2f}", peak])
             before = row
     return {"results": markdown(HEAD, rows)}
 
