@@ -65,11 +65,12 @@ def test_onnx_has_the_figures_of_the_run(covidqu: Path, tmp_path: Path, monkeypa
     images = benchmark.first_images(covidqu, tmp_path / "images", load_run(tmp_path / "run", on="cpu"), EACH)
     found = benchmark.rows(tmp_path / "run", images, tmp_path / "out", only=["the run", "ONNX"])
     assert [name for name, _ in found] == ["the run", "ONNX"]
-    assert {"clean", "fgsm 0.02", "pgd 0.02", "worst-case 0.02"} <= benchmark.figures(found[0][1]).keys()
-    one_image = 1 / (3 * EACH)  # which may tip at rounding, as in compare_formats
-    for name, (clean, attacked) in benchmark.differences(found).items():
-        assert clean <= benchmark.CLEAN, name
-        assert attacked <= one_image + 1e-9, name
+    own, other = (benchmark.figures(document) for _, document in found)
+    assert {"clean", "fgsm 0.02", "pgd 0.02", "worst-case 0.02"} <= own.keys()
+    for name, accuracy in own.items():
+        # PGD's many steps turn rounding into another answer of at most one image (studies/formats/).
+        allowed = 1 / (3 * EACH) + benchmark.CLEAN if name.startswith("pgd") else benchmark.CLEAN
+        assert abs(other[name] - accuracy) <= allowed, name
 
 
 @pytest.fixture(scope="module")
