@@ -159,8 +159,10 @@ def key(manifest: "Manifest", size: int, resize: str) -> str:
     digest = hashlib.sha256(f"{DECODER}|{size}|{resize}|{optional}".encode())
     root = str(manifest.root)
     for name, paths in manifest.files.items():
-        lines = ["-" if path is None else f"{path}\t{_facts(f'{root}/{path}', manifest.file)}" for path in paths]
-        digest.update("\n".join([f"|{name}", *lines]).encode("utf-8", "surrogateescape"))
+        digest.update(f"|{name}".encode())
+        for path in paths:
+            line = "-" if path is None else f"{path}\t{_facts(f'{root}/{path}', manifest.file)}"
+            digest.update(f"\n{line}".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()[:40]
 
 

@@ -2,10 +2,11 @@
 
 import os
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -222,29 +223,37 @@ def format_similar_classes(names: Mapping[str, int]) -> str:
 
 
 def from_records(
-    records: Iterable[Mapping[str, Any]], root: Path, layout: str, notes: list[str], file: Path | None = None
+    records: Iterable[Mapping[str, Any]],
+    root: Path,
+    layout: str,
+    notes: list[str],
+    file: Path | None = None,
+    columns: Mapping[str, Sequence[str | None]] = MappingProxyType({}),
 ) -> Manifest:
     """Build a manifest from a mapping for each sample, of texts and None; a missing key is None. `file`: their list.
 
-    Raises UserError if there is no sample or a sample_id occurs twice.
+    `columns`: further columns, with a value for each record. Raises UserError if there is no sample or a sample_id
+    occurs twice.
     """
-    rows = sorted(records, key=lambda r: (r["split"], r["class"], r["sample_id"]))
-    if not rows:
+    unsorted = list(records)
+    if not unsorted:
         raise UserError(f"{file or root}: no image found. Check the path and the layout")
-    keys: set[str] = set().union(*rows)
-    optional = [name for name in OPTIONAL if name in keys]
-    names = [*COLUMNS, *optional, *sorted(n for n in keys - set(COLUMNS) if n.endswith(MASK_SUFFIX))]
-    names += sorted(keys - set(names))
-    columns: dict[str, list[Any]] = {n: [r.get(n) for r in rows] if n in keys else [None] * len(rows) for n in names}
-    patients = columns["patient"]
-    groups = [g or p or s for g, p, s in zip(columns["group"], patients, columns["sample_id"], strict=True)]
-    columns["group"] = _whole_patients(groups, patients)
-    if joined := sum(1 for before, after in zip(groups, columns["group"], strict=True) if before != after):
+    order = sorted(range(len(unsorted)), key=lambda n: [unsorted[n][name] for name in ("split", "class", "sample_id")])
+    rows = [unsorted[n] for n in order]
+    given: set[str] = set(columns).union(*rows)
+    optional = [name for name in OPTIONAL if name in given]
+    names = [*COLUMNS, *optional, *sorted(n for n in given - set(COLUMNS) if n.endswith(MASK_SUFFIX))]
+    names += sorted(given - set(names))
+    values = {n: [columns[n][i] for i in order] if n in columns else [r.get(n) for r in rows] for n in names}
+    patients = values["patient"]
+    groups = [g or p or s for g, p, s in zip(values["group"], patients, values["sample_id"], strict=True)]
+    values["group"] = _whole_patients(groups, patients)
+    if joined := sum(1 for before, after in zip(groups, values["group"], strict=True) if before != after):
         notes = [*notes, f"{joined} samples are of patients with several groups: the groups of a patient count as one"]
-    table = pd.DataFrame({n: pd.Series(v, dtype=object) for n, v in columns.items()})
+    table = pd.DataFrame({n: pd.Series(v, dtype=object) for n, v in values.items()})
     for twice in table["sample_id"][table["sample_id"].duplicated()]:
         raise UserError(f"{file or root}: sample '{twice}' occurs more than once. Remove or rename one")
-    return Manifest(table, Path(root), tuple(sorted(set(columns["class"]))), layout, notes, file=file)
+    return Manifest(table, Path(root), tuple(sorted(set(values["class"]))), layout, notes, file=file)
 
 
 def _whole_patients(groups: list[str], patients: list[str | None]) -> list[str]:

@@ -4,7 +4,7 @@ import filecmp
 from collections.abc import Iterator
 from pathlib import Path
 
-from trustcxr.data.layouts.listing import Masks, Record, join_side_car, list_files, list_folders
+from trustcxr.data.layouts.listing import Columns, Masks, Record, list_files, list_folders, read_side_car
 from trustcxr.data.manifest import MASK_SUFFIX, NO_SPLIT, Manifest, from_records, split_name
 
 # Images of COVID-QU-Ex (Tahir et al. 2021, doi:10.34740/kaggle/dsv/3122898), each class over all splits.
@@ -52,8 +52,7 @@ def _part_records(part: Path, root: Path) -> Iterator[Record]:
                 for sub in list_folders(root / folder)
                 if (kind := _MASK_FOLDERS.get(sub.lower()))
             }
-            for record in _class_records(root, (folder / "images").as_posix(), masks, f"{split}/{name}", split, name):
-                yield record | {"file": record["path"].rpartition("/")[2]}
+            yield from _class_records(root, (folder / "images").as_posix(), masks, f"{split}/{name}", split, name)
 
 
 def _class_records(
@@ -82,8 +81,9 @@ def read_covidqu(root: Path) -> Manifest | None:
         (infection if any("infection_mask" in r for r in records) else lung).extend(records)
     notes: list[str] = []
     records = _joined(lung, infection, root, notes)
-    join_side_car(records, root, _home(root), notes, splits=False)
-    return from_records(records, root, "covidqu", notes)
+    columns: Columns = {"file": [_file_name(record) for record in records]}
+    columns |= read_side_car(records, root, _home(root), notes, splits=False)
+    return from_records(records, root, "covidqu", notes, columns=columns)
 
 
 def compare_with_published(manifest: Manifest) -> dict[str, Counts]:
@@ -107,11 +107,11 @@ def _home(root: Path) -> Path:
 def _joined(lung: list[Record], infection: list[Record], root: Path, notes: list[str]) -> list[Record]:
     """Join the samples of both parts, each once; note differences."""
     by_name: dict[tuple[str, str], list[Record]] = {}
-    for record in lung:
-        by_name.setdefault((record["class"], record["file"]), []).append(record)
+    for record in lung if infection else []:
+        by_name.setdefault((record["class"], _file_name(record)), []).append(record)
     records, other_bytes, other_split, alone = list(lung), 0, 0, 0
     for record in infection:
-        twins = by_name.get((record["class"], record["file"]), [])
+        twins = by_name.get((record["class"], _file_name(record)), [])
         twin = next((t for t in twins if t["split"] == record["split"]), twins[0] if twins else None)
         if twin is None:
             alone += bool(lung)
@@ -131,6 +131,10 @@ def _joined(lung: list[Record], infection: list[Record], root: Path, notes: list
     if alone:
         notes.append(f"{alone} images are in the infection part only")
     return records
+
+
+def _file_name(record: Record) -> str:
+    return str(record["path"]).rpartition("/")[2]
 
 
 def read_folders(root: Path) -> Manifest | None:
@@ -155,8 +159,8 @@ def read_folders(root: Path) -> Manifest | None:
     others = [n for n in list_folders(root) if not split_name(n) and n.lower() not in _NOT_CLASSES]
     if splits and (ignored := [n for n in others if _has_classes(root / n)]):
         notes.append(f"folders of images without the name of a split are left out: {', '.join(ignored)}")
-    join_side_car(records, root, root, notes, splits=not splits and split_name(root.name) is None)
-    return from_records(records, root, "folders", notes)
+    columns = read_side_car(records, root, root, notes, splits=not splits and split_name(root.name) is None)
+    return from_records(records, root, "folders", notes, columns=columns)
 
 
 def _has_classes(folder: Path) -> bool:

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from io import StringIO
+from io import BytesIO
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from trustcxr.errors import UserError
 from trustcxr.storage.os_errors import escaped
 
 Record = dict[str, Any]  # a sample: column of the manifest -> text or None
+Columns = dict[str, list[str | None]]  # column of the manifest -> a value for each sample
 _SIDECAR = {word: USUAL[word] for word in ("patient", "group", "source", "view")}
 _SIDECAR |= {word: (word,) for word in ("strict_external", "split")}
 _UNKNOWN_WORDS = ("not recorded", "unknown", "unspecified")
@@ -119,46 +120,60 @@ class Masks:
         return self.paths.get(name) or self.stems.get(remove_suffix(name))
 
 
-def join_side_car(records: list[Record], root: Path, home: Path, notes: list[str], *, splits: bool) -> None:
-    """Add the columns of `manifest.csv` in `home` to records; `split` only if `splits`."""
+def read_side_car(records: list[Record], root: Path, home: Path, notes: list[str], *, splits: bool) -> Columns:
+    """Return the columns of `manifest.csv` in `home`, a value for each record; if `splits`, set the split of records.
+
+    Raises UserError if there is no column `path`, or an image is listed with two values.
+    """
     file = home / "manifest.csv"
     if not file.is_file():
-        return
-    rows = _read_side_car(file)
+        return {}
     prefix = "" if home == root else root.relative_to(home).as_posix() + "/"
-    missing = 0
-    for record in records:
-        row = rows.get(prefix + record["path"])
-        missing += row is None
-        for column, value in (row or {}).items():
-            if column != "split" or splits:
-                record[column] = value
+    rows = {prefix + record["path"]: row for row, record in enumerate(records)}
+    columns, missing = _read_columns(file, rows)
+    given = columns.pop("split", [])
+    for record, split in zip(records, given if splits else [], strict=False):
+        record["split"] = split or record["split"]
     if missing:
         notes.append(f"{missing} images are not in {file.name}: their patients and sources are unknown")
     unsplit = [record["path"] for record in records if record["split"] == NO_SPLIT] if splits else []
     if 0 < len(unsplit) < len(records):
         notes.append(format_unsplit(f"{len(unsplit)} images", file.name, min(unsplit)))
+    return columns
 
 
-def _read_side_car(file: Path) -> dict[str, Mapping[str, str]]:
-    """Read the known values of each path. Raises UserError if there is no column `path`."""
+def _read_columns(file: Path, rows: Mapping[str, int]) -> tuple[Columns, int]:
+    """Return columns of known values, one for each path in `rows`, and how many of the paths are not listed."""
     table = read_table(file)
     if "path" not in table:
         raise UserError(f"{file}: no column 'path' among {', '.join(map(str, table.columns))}. Add it")
-    mapping = {word: next((n for n in names if n in table), None) for word, names in _SIDECAR.items()}
-    columns = {word: table[name].tolist() for word, name in mapping.items() if name}
-    taken = [name for names in _SIDECAR.values() for name in names]
-    columns |= {name: table[name].tolist() for name in extra_columns(table, taken)}
-    rows: dict[str, Mapping[str, str]] = {}
-    for i, path in enumerate(table["path"]):
-        values = {word: v[i].strip() for word, v in columns.items()}
-        values = {k: v for k, v in values.items() if v and not (is_blank(v) if k in _SIDECAR else has_unknown_word(v))}
-        if split := values.get("split"):
-            values["split"] = split_name(split) or split
-        before = rows.setdefault(path.replace("\\", "/"), values)
-        for column in [c for c in columns if before.get(c) != values.get(c)]:
-            raise UserError(f"{file}: {path} is listed twice, with two values of {column}. Remove one row")
-    return rows
+    names = {word: next((n for n in usual if n in table), None) for word, usual in _SIDECAR.items()}
+    names |= {name: name for name in extra_columns(table, [name for usual in _SIDECAR.values() for name in usual])}
+    numbers = [rows.get(path.replace("\\", "/")) for path in table["path"]]
+    columns: Columns = {}
+    texts: dict[str, str] = {}  # equal values are one text in memory
+    for word, name in names.items():
+        if name is None:
+            continue
+        column: dict[int, str | None] = {}
+        for number, text in zip(numbers, table.pop(name), strict=True):
+            if number is None:
+                continue
+            value = _known_value(word, text.strip())
+            value = value and texts.setdefault(value, value)
+            if column.setdefault(number, value) != value:
+                path = next(path for path, row in rows.items() if row == number)
+                raise UserError(f"{file}: {path} is listed twice, with two values of {word}. Remove one row")
+        if any(column.values()):
+            columns[word] = [column.get(number) for number in range(len(rows))]
+    return columns, len(rows) - len(set(numbers) - {None})
+
+
+def _known_value(word: str, text: str) -> str | None:
+    """Return a value of a column, or None if it means unknown."""
+    if not text or (is_blank(text) if word in _SIDECAR else has_unknown_word(text)):
+        return None
+    return (split_name(text) or text) if word == "split" else text
 
 
 # Tables; errors name the row ------------------------------------------------------------------------------------------
@@ -169,16 +184,16 @@ def read_table(file: Path) -> pd.DataFrame:
     try:
         if file.suffix.lower() == ".parquet":
             return _read_parquet(file)
-        text = _read_text(file)
-        head = "".join(text[: 1 << 20].splitlines()[:1])
+        content = _read_utf8(file)
+        head = "".join(content[: 1 << 20].decode(errors="ignore").splitlines()[:1])
         separator = max(",;\t", key=head.count)
         if separator not in head:
             # COVIDx: no header, and the source of an image only in some lines.
-            rows = [line.split() for line in text.splitlines() if line.strip()]
+            rows = [line.split() for line in content.decode().splitlines() if line.strip()]
             return pd.DataFrame(list(zip_longest(*zip_longest(*rows)))).astype(object)
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)
-            return _separated(file, text, separator)
+            return _separated(file, content, separator)
     except pd.errors.ParserWarning:
         raise UserError(
             f"{file}: its rows have more cells than its header. Remove a '{separator}' at their end, or quote texts "
@@ -199,24 +214,25 @@ def _read_parquet(file: Path) -> pd.DataFrame:
     return table.astype(object).where(table.notna(), None)
 
 
-def _separated(file: Path, text: str, separator: str) -> pd.DataFrame:
+def _separated(file: Path, content: bytes, separator: str) -> pd.DataFrame:
     # Without `index_col`, the first cell of rows longer than the header would become the index.
     how: Any = {"sep": separator, "dtype": str, "keep_default_na": False, "index_col": False}
-    header = pd.read_csv(StringIO(text), header=None, nrows=1, **how).iloc[0].tolist()
+    header = pd.read_csv(BytesIO(content), header=None, nrows=1, **how).iloc[0].tolist()
     if twice := next((name for name in header if name.strip() and header.count(name) > 1), None):
         numbers = " and ".join(str(index) for index, name in enumerate(header) if name == twice)
         raise UserError(f"{file}: columns {numbers}, counted from 0, are both called '{twice}'. Rename or remove one")
     named = [name == "" or bool(name.strip()) for name in header]  # not of blanks alone
-    return pd.read_csv(StringIO(text), **how).loc[:, named]
+    return pd.read_csv(BytesIO(content), **how).loc[:, named]
 
 
-def _read_text(file: Path) -> str:
-    """Read UTF-8 text. The error names the row of the first other byte."""
+def _read_utf8(file: Path) -> bytes:
+    """Read UTF-8 text, without its byte order mark. The error names the row of the first other byte."""
     content = file.read_bytes()
     row, why = 1, "looks like UTF-16"
     if not content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) and b"\0" not in content.partition(b"\n")[0]:
         try:
-            return content.decode("utf-8-sig")
+            content.decode()
+            return content.removeprefix(codecs.BOM_UTF8)
         except UnicodeDecodeError as fault:
             row, why = len((content[: fault.start] + b"x").splitlines()), f"has the byte 0x{content[fault.start]:02x}"
     raise UserError(
