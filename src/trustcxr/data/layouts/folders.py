@@ -1,7 +1,7 @@
 """Read folders of images: COVID-QU-Ex as published, and class folders with or without splits and masks."""
 
 import filecmp
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from trustcxr.data.layouts.listing import Columns, Masks, Record, list_files, list_folders, read_side_car
@@ -43,6 +43,13 @@ def list_parts(root: Path) -> list[Path]:
     return []
 
 
+def _mask_kinds(part: Path) -> set[str]:
+    classes = [
+        split_folder / name for _, split_folder in _splits_of_part(part) for name in _class_folders(split_folder)
+    ]
+    return {kind for folder in classes for sub in list_folders(folder) if (kind := _MASK_FOLDERS.get(sub.lower()))}
+
+
 def _part_records(part: Path, root: Path) -> Iterator[Record]:
     for split, split_folder in _splits_of_part(part):
         for name in _class_folders(split_folder):
@@ -71,16 +78,13 @@ def read_covidqu(root: Path) -> Manifest | None:
     The infection part repeats images of the lung part. An image with the same class, name and bytes is one sample with
     both masks, in the lung part's split. If the bytes differ, both images stay.
     """
-    lung: list[Record] = []
-    infection: list[Record] = []
     parts = list_parts(root)
     if not parts:
         return None
-    for part in parts:
-        records = list(_part_records(part, root))
-        (infection if any("infection_mask" in r for r in records) else lung).extend(records)
+    infection = [part for part in parts if "infection" in _mask_kinds(part)]
+    lung = [record for part in parts if part not in infection for record in _part_records(part, root)]
     notes: list[str] = []
-    records = _joined(lung, infection, root, notes)
+    records = _joined(lung, (record for part in infection for record in _part_records(part, root)), root, notes)
     columns: Columns = {"file": [_file_name(record) for record in records]}
     columns |= read_side_car(records, root, _home(root), notes, splits=False)
     return from_records(records, root, "covidqu", notes, columns=columns)
@@ -104,10 +108,10 @@ def _home(root: Path) -> Path:
     return home
 
 
-def _joined(lung: list[Record], infection: list[Record], root: Path, notes: list[str]) -> list[Record]:
+def _joined(lung: list[Record], infection: Iterable[Record], root: Path, notes: list[str]) -> list[Record]:
     """Join the samples of both parts, each once; note differences."""
     by_name: dict[tuple[str, str], list[Record]] = {}
-    for record in lung if infection else []:
+    for record in lung:
         by_name.setdefault((record["class"], _file_name(record)), []).append(record)
     records, other_bytes, other_split, alone = list(lung), 0, 0, 0
     for record in infection:

@@ -26,6 +26,7 @@ _SIDECAR = {word: USUAL[word] for word in ("patient", "group", "source", "view")
 _SIDECAR |= {word: (word,) for word in ("strict_external", "split")}
 _UNKNOWN_WORDS = ("not recorded", "unknown", "unspecified")
 _UNKNOWN = frozenset(["", "na", "n/a", "nan", "none", "null", "-", "--", "?"])
+_ROWS = 4096
 _SKIPPED: ContextVar[dict[str, str] | None] = ContextVar("skipped files and folders", default=None)
 
 
@@ -144,29 +145,34 @@ def read_side_car(records: list[Record], root: Path, home: Path, notes: list[str
 
 def _read_columns(file: Path, rows: Mapping[str, int]) -> tuple[Columns, int]:
     """Return columns of known values, one for each path in `rows`, and how many of the paths are not listed."""
-    table = read_table(file)
+    names: dict[str, str] = {}  # column of the manifest -> column of the file
+    columns: Columns = {}
+    seen: set[int] = set()
+    same: dict[str, str] = {}  # equal values are one text in memory
+    for table in read_parts(file):
+        if not names:
+            names = _side_car_names(table, file)
+            columns = {word: [None] * len(rows) for word in names}
+        for path, *texts in table[["path", *names.values()]].itertuples(index=False, name=None):
+            row = rows.get(path.replace("\\", "/"))
+            if row is None:
+                continue
+            for (word, column), text in zip(columns.items(), texts, strict=True):
+                value = _known_value(word, text.strip())
+                if row in seen and column[row] != value:
+                    raise UserError(f"{file}: {path} is listed twice, with two values of {word}. Remove one row")
+                column[row] = value and same.setdefault(value, value)
+            seen.add(row)
+    return {word: column for word, column in columns.items() if any(column)}, len(rows) - len(seen)
+
+
+def _side_car_names(table: pd.DataFrame, file: Path) -> dict[str, str]:
+    """Return the file's column for each column of the manifest. Raises UserError if there is no column `path`."""
     if "path" not in table:
         raise UserError(f"{file}: no column 'path' among {', '.join(map(str, table.columns))}. Add it")
-    names = {word: next((n for n in usual if n in table), None) for word, usual in _SIDECAR.items()}
-    names |= {name: name for name in extra_columns(table, [name for usual in _SIDECAR.values() for name in usual])}
-    numbers = [rows.get(path.replace("\\", "/")) for path in table["path"]]
-    columns: Columns = {}
-    texts: dict[str, str] = {}  # equal values are one text in memory
-    for word, name in names.items():
-        if name is None:
-            continue
-        column: dict[int, str | None] = {}
-        for number, text in zip(numbers, table.pop(name), strict=True):
-            if number is None:
-                continue
-            value = _known_value(word, text.strip())
-            value = value and texts.setdefault(value, value)
-            if column.setdefault(number, value) != value:
-                path = next(path for path, row in rows.items() if row == number)
-                raise UserError(f"{file}: {path} is listed twice, with two values of {word}. Remove one row")
-        if any(column.values()):
-            columns[word] = [column.get(number) for number in range(len(rows))]
-    return columns, len(rows) - len(set(numbers) - {None})
+    names = {word: found for word, usual in _SIDECAR.items() if (found := next((n for n in usual if n in table), None))}
+    taken = [name for usual in _SIDECAR.values() for name in usual]
+    return names | {name: name for name in extra_columns(table, taken)}
 
 
 def _known_value(word: str, text: str) -> str | None:
@@ -181,19 +187,24 @@ def _known_value(word: str, text: str) -> str | None:
 
 def read_table(file: Path) -> pd.DataFrame:
     """Read a table of text from a CSV, tab- or space-separated, or Parquet file. Raises UserError."""
+    return pd.concat(read_parts(file))
+
+
+def read_parts(file: Path) -> Iterator[pd.DataFrame]:
+    """Read a table as `read_table` does, in parts of _ROWS rows if values are separated: they take less memory."""
     try:
         if file.suffix.lower() == ".parquet":
-            return _read_parquet(file)
+            yield _read_parquet(file)
+            return
         content = _read_utf8(file)
         head = "".join(content[: 1 << 20].decode(errors="ignore").splitlines()[:1])
         separator = max(",;\t", key=head.count)
         if separator not in head:
             # COVIDx: no header, and the source of an image only in some lines.
             rows = [line.split() for line in content.decode().splitlines() if line.strip()]
-            return pd.DataFrame(list(zip_longest(*zip_longest(*rows)))).astype(object)
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", pd.errors.ParserWarning)
-            return _separated(file, content, separator)
+            yield pd.DataFrame(list(zip_longest(*zip_longest(*rows)))).astype(object)
+            return
+        yield from _separated(file, content, separator)
     except pd.errors.ParserWarning:
         raise UserError(
             f"{file}: its rows have more cells than its header. Remove a '{separator}' at their end, or quote texts "
@@ -214,7 +225,7 @@ def _read_parquet(file: Path) -> pd.DataFrame:
     return table.astype(object).where(table.notna(), None)
 
 
-def _separated(file: Path, content: bytes, separator: str) -> pd.DataFrame:
+def _separated(file: Path, content: bytes, separator: str) -> Iterator[pd.DataFrame]:
     # Without `index_col`, the first cell of rows longer than the header would become the index.
     how: Any = {"sep": separator, "dtype": str, "keep_default_na": False, "index_col": False}
     header = pd.read_csv(BytesIO(content), header=None, nrows=1, **how).iloc[0].tolist()
@@ -222,7 +233,15 @@ def _separated(file: Path, content: bytes, separator: str) -> pd.DataFrame:
         numbers = " and ".join(str(index) for index, name in enumerate(header) if name == twice)
         raise UserError(f"{file}: columns {numbers}, counted from 0, are both called '{twice}'. Rename or remove one")
     named = [name == "" or bool(name.strip()) for name in header]  # not of blanks alone
-    return pd.read_csv(BytesIO(content), **how).loc[:, named]
+    with pd.read_csv(BytesIO(content), **how, chunksize=_ROWS) as parts:
+        while (part := _next_part(parts)) is not None:
+            yield part.loc[:, named]
+
+
+def _next_part(parts: Iterator[pd.DataFrame]) -> pd.DataFrame | None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", pd.errors.ParserWarning)
+        return next(parts, None)
 
 
 def _read_utf8(file: Path) -> bytes:
