@@ -244,7 +244,9 @@ def from_records(
     optional = [name for name in OPTIONAL if name in given]
     names = [*COLUMNS, *optional, *sorted(n for n in given - set(COLUMNS) if n.endswith(MASK_SUFFIX))]
     names += sorted(given - set(names))
-    values = {n: [columns[n][i] for i in order] if n in columns else [r.get(n) for r in rows] for n in names}
+    values: dict[str, list[Any]] = {
+        n: [columns[n][i] for i in order] if n in columns else [r.get(n) for r in rows] for n in names
+    }
     patients = values["patient"]
     groups = [g or p or s for g, p, s in zip(values["group"], patients, values["sample_id"], strict=True)]
     values["group"] = _whole_patients(groups, patients)

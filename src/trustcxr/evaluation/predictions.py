@@ -162,7 +162,7 @@ def predict(
     check_repeats(conditions)
     named = corruptions.conditions() if corruptions else ()
     plan = _BatchPlan(run, dataset, about_images(dataset), conditions, named, views, carry_out, clean, keep=keep)
-    batches, pieces = loader(dataset, batch_size), dict[Any, list[pd.DataFrame]]()
+    batches = loader(dataset, batch_size)
     first = plan.pixels(torch.from_numpy(dataset.batch(np.arange(min(batch_size, len(dataset))))))
     plan = replace(plan, random=is_randomised(run.model, first[:1]))
     if plan.random and conditions and not isinstance(run.model, OverDraws):
@@ -182,10 +182,9 @@ def predict(
                 atomic.write_table(path, whole)
             return whole
 
-        for whole in parallel.parallel_map(work, enumerate(batches), threads=threads, model=run.model):
-            for condition, rows in whole.groupby(list(_CONDITION), sort=False):
-                pieces.setdefault(condition, []).append(rows)
-    table = pd.concat([piece for of_one in pieces.values() for piece in of_one], ignore_index=True)
+        table = pd.concat(parallel.parallel_map(work, enumerate(batches), threads=threads, model=run.model))
+    conditions_in_order = table.groupby(list(_CONDITION), sort=False).ngroup()
+    table = table.iloc[np.argsort(conditions_in_order, kind="stable")].reset_index(drop=True)
     if views and (empty := int(dataset.has_mask("lung").sum()) - int((table["attack"] == VIEWS[0]).sum())):
         log(f"{empty} of {len(dataset)} images have an empty lung mask: left out of the views")
     return table

@@ -82,7 +82,7 @@ def check_overlap(data: Sequence[Dataset], used: Sequence[Sequence[str]]) -> Non
     parts = [rows[rows["set"] == number].reset_index(drop=True) for number in range(len(data))]
     scans = [scan(Manifest(part, one.root, one.classes, one.layout)) for one, part in zip(data, parts, strict=True)]
     digests = [digest for part in scans for digest in part.files["pixels"]]
-    thumbs, trimmed = (np.concatenate([getattr(part, name) for part in scans]) for name in ("thumbs", "trimmed"))
+    thumbs, trimmed = (np.concatenate([getattr(part, name)[:] for part in scans]) for name in ("thumbs", "trimmed"))
     pairs = find_duplicates(digests, thumbs, trimmed)[["first", "second"]].to_numpy()
     ends = np.concatenate([pairs, pairs[:, ::-1]])
     first, second = (rows.iloc[column].reset_index(drop=True) for column in ends.T)

@@ -15,6 +15,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from trustcxr.data.checks.row_file import RowFile
+
 MIN_COSINE = 0.74  # of descriptors: an image shifted or cropped by 2 % keeps 0.84 or more
 MIN_TANGENT_COSINE = 0.96  # after the best small affine map; copies in real data have at least 0.969, 8 % of others
 MIN_CORRELATION = 0.9  # of aligned local detail; the same image has at least 0.91, another patient's at most 0.86
@@ -24,6 +26,7 @@ _BATCH = 128
 _TYPICAL = 50  # weight, in images, of the prior spectrum
 Pairs = NDArray[np.int64]
 Floats = NDArray[np.float32]
+Rows = np.ndarray | RowFile
 Maps = NDArray[np.float32]  # (N, 6): x' = a x + b y + c and y' = d x + e y + f, as rows a b c d e f
 
 STEPS = 3  # of alignment, after the map that the tangents give
@@ -35,7 +38,7 @@ _MIRRORED_MAP = np.array([1, -1, -1, -1, 1, 1], np.float32)  # sign of each numb
 _ODD = np.where(_across[_USED] % 2 == 1, -1, 1).astype(np.float32)  # sign of each frequency after mirroring
 
 
-def find_duplicates(digests: list[str | None], thumbs: np.ndarray, trimmed: np.ndarray) -> pd.DataFrame:
+def find_duplicates(digests: list[str | None], thumbs: Rows, trimmed: Rows) -> pd.DataFrame:
     """Find pairs of the same image: DataFrame first, second (rows), exact, mirrored, inverted, correlation (-1 to 1).
 
     digests: (N,) of the decoded pixels, None to skip an image; thumbs: (N, 64, 64) uint8; trimmed: likewise without
@@ -73,24 +76,27 @@ def equalise(thumbs: np.ndarray) -> Floats:
     return ranks.astype(np.float32).ravel()[levels].reshape(thumbs.shape)
 
 
-def _near(rows: NDArray[np.int64], thumbs: np.ndarray, trimmed: np.ndarray) -> pd.DataFrame:
+def _near(rows: NDArray[np.int64], thumbs: Rows, trimmed: Rows) -> pd.DataFrame:
     """Find pairs of rows of the same image with other pixels, each once with its best correlation."""
-    bordered = rows[(thumbs[rows] != trimmed[rows]).any(axis=(1, 2))]
-    image = np.concatenate([rows, bordered])  # row of each entry: all images, then without borders those that have them
+    bordered = [part[(thumbs[part] != trimmed[part]).any(axis=(1, 2))] for part in _batches(rows)]
+    image = np.concatenate([rows, *bordered])  # row of each entry: all images, then those cut at their borders
 
     def pictures(entries: NDArray[np.int64]) -> Floats:
         whole = (entries < len(rows))[:, None, None]
         return equalise(np.where(whole, thumbs[image[entries]], trimmed[image[entries]]))
 
-    parts = [_describe(pictures(part)) for part in _batches(np.arange(len(image)))]
-    described, tangents = (np.concatenate(both) for both in zip(*parts, strict=True))
+    described = np.empty((len(image), len(_LOW)), np.float32)
+    tangents = RowFile(len(image), (6, _LOW.sum()), np.float32)
+    for part in _batches(np.arange(len(image))):
+        described[part], of_part = _describe(pictures(part))
+        tangents.write(part[0], of_part)
     tables = []
     for change, pairs in _candidates(described, image):
         cosines, maps = _compare(described, tangents, change, pairs)
         close = cosines >= MIN_TANGENT_COSINE
         pairs, maps = pairs[close], maps[close]
         correlation = np.zeros(len(pairs))
-        for part in _batches(np.arange(len(pairs))):
+        for part in _batches(np.arange(len(pairs)), _BATCH // 4):  # the slopes of more do not fit the processor's cache
             first, second = (pictures(entries) for entries in pairs[part].T)
             correlation[part] = correlate(_turned(first, *change), second, maps[part])
         ends = np.sort(image[pairs].reshape(-1, 2), axis=1)
@@ -129,7 +135,9 @@ def _describe(pictures: Floats) -> tuple[Floats, Floats]:
     return (basis @ pictures @ basis.T)[:, _USED], (basis @ slopes @ basis.T)[:, :, _USED][:, :, _LOW]
 
 
-def _compare(described: Floats, tangents: Floats, change: tuple[bool, bool], pairs: Pairs) -> tuple[Floats, Maps]:
+def _compare(
+    described: Floats, tangents: Floats | RowFile, change: tuple[bool, bool], pairs: Pairs
+) -> tuple[Floats, Maps]:
     """Return each pair's best small affine map (M, 6), and the cosine (M,) of the lowest frequencies after it.
 
     The map is found along the mean of both images' tangents, which is accurate to the second order (Benhimane and
@@ -142,7 +150,8 @@ def _compare(described: Floats, tangents: Floats, change: tuple[bool, bool], pai
     for part in _batches(np.arange(len(pairs)), 4 * _BATCH):
         first, second = pairs[part].T
         one, other = (lowest[first] * signs - mean) / scale, (lowest[second] - mean) / scale
-        its, others = tangents[first] * (map_signs * signs / scale), tangents[second] / scale
+        its = tangents[first] * (map_signs * signs / scale)
+        others = tangents[second] / scale
         step = _step((its + others) / 2, other - one)
         maps[part] += step
         one, other = one + (step[:, None] @ its)[:, 0] / 2, other - (step[:, None] @ others)[:, 0] / 2
@@ -161,8 +170,11 @@ def _unit(vectors: Floats) -> Floats:
 def _directions(described: Floats, signs: Floats, usual: tuple[Floats, Floats]) -> Floats:
     """Return unit vectors (N, 64): each descriptor, with changed signs, standardised by the usual one."""
     mean, spread = usual
-    about = np.hstack([(described * signs - mean) / spread, np.ones((len(described), 1), np.float32)])
-    return _unit(about)
+    about = np.ones((len(described), len(signs) + 1), np.float32)
+    for part in _batches(np.arange(len(described))):
+        about[part, :-1] = (described[part] * signs - mean) / spread
+        about[part] = _unit(about[part])
+    return about
 
 
 def _usual(described: Floats) -> tuple[Floats, Floats]:
@@ -186,8 +198,10 @@ def _candidates(described: Floats, image: NDArray[np.int64]) -> Iterator[tuple[t
         pairs = np.zeros((0, 2), np.int64)
         for _ in range(_ROUNDS):
             planes = random.standard_normal((_TABLES, index.shape[1], bits)).astype(np.float32)
-            same = [_same_bucket(_keys(index, p), _keys(query, p), random.permutation(count)) for p in planes]
-            near = [p[_cosines(query, index, p) >= MIN_COSINE] for p in same]
+            near = []
+            for plane in planes:
+                same = _same_bucket(_keys(index, plane), _keys(query, plane), random.permutation(count))
+                near.append(same[_cosines(query, index, same) >= MIN_COSINE])
             pairs = _once(np.concatenate([pairs, *near]), count)
             pairs = pairs[image[pairs[:, 0]] != image[pairs[:, 1]]]
             # In each round, so that many similar images do not give all pairs.

@@ -73,22 +73,24 @@ def class_issues(manifest: Manifest) -> list[Issue]:
     ]
 
 
+_AT_ONCE = 1024  # images whose thumbnails are in memory
 _CHANCE = 0.03  # share of real images that may look unusual: up to it, a note instead of a warning
 
 
 def image_issues(manifest: Manifest, scan: Scan) -> list[Issue]:
     """Return issues of images that may not be frontal chest images."""
-    items: dict[str, list[Item]] = {kind: [] for kind in _DOUBTS}
-    samples = _items(manifest.table, slice(None))
-    rows = np.flatnonzero(scan.readable)
-    colours = scan.files["colour"].iloc[rows].astype(float).tolist()
-    for row, doubts in zip(rows, plausibility.find_doubts(scan.thumbs[rows], colours), strict=True):
-        for kind, reason in doubts.items():
-            items[kind].append(samples[row] | {"detail": reason})
+    reasons: dict[str, dict[int, str]] = {kind: {} for kind in _DOUBTS}  # of each row
+    readable = np.flatnonzero(scan.readable)
+    for rows in np.split(readable, np.arange(_AT_ONCE, len(readable), _AT_ONCE)):
+        colours = scan.files["colour"].iloc[rows].astype(float).tolist()
+        for row, doubts in zip(rows, plausibility.find_doubts(scan.thumbs[rows], colours), strict=True):
+            for kind, reason in doubts.items():
+                reasons[kind][row] = reason
     issues: list[Issue] = []
-    for kind in _DOUBTS:
-        by_chance = kind not in ("colour", "constant") and len(items[kind]) <= _CHANCE * len(samples)
-        issues += make_issues(f"image_{kind}", items[kind], severity="note" if by_chance else "")
+    for kind, of_rows in reasons.items():
+        items = _items(manifest.table, list(of_rows), pd.Series(of_rows, dtype=object))
+        by_chance = kind not in ("colour", "constant") and len(items) <= _CHANCE * len(manifest.table)
+        issues += make_issues(f"image_{kind}", items, severity="note" if by_chance else "")
     return issues
 
 
@@ -126,26 +128,24 @@ def _mask_issues_of_kind(kind: str, table: pd.DataFrame, readable: np.ndarray, l
 def _wrong_masks(
     kind: str, table: pd.DataFrame, has: pd.Series, readable: np.ndarray
 ) -> dict[str, tuple[Any, pd.Series | None]]:
-    """Return for each issue of a mask its rows, and the detail of each row of the table."""
+    """Return for each issue of a mask its rows, and their details."""
     good = has & table["fault"].isna()
     other_size = (table["width"] != table["image_width"]) | (table["height"] != table["image_height"])
     empty = good & (table["share"] == 0)
     emptiness = empty.groupby(table["class"]).transform("sum") / good.groupby(table["class"]).transform("sum")
     should_be_empty = (emptiness >= _EMPTY_CLASS) & (kind != "lung")
+    wrong_size, outside = good & readable & other_size, good & (table["outside"] > _OUTSIDE) & (kind == "infection")
     twice = table["digest"].where(good & ~empty).map(lambda d: d if isinstance(d, str) else None)
     owners = table[twice.notna()].groupby(twice[twice.notna()])["image"].transform("nunique")
     return {
         "mask_unreadable": (has & ~good, table["fault"]),
-        "mask_size": (good & readable & other_size, _sizes(table)),
+        "mask_size": (wrong_size, _sizes(table[wrong_size])),
         "mask_not_binary": (good & (table["binary"] == False), None),  # noqa: E712 - the column holds None too
         "mask_empty": (empty & ~should_be_empty, None),
         "mask_unexpected": (good & ~empty & should_be_empty, None),
         "mask_full": (good & (table["share"] > 0.98), None),
         "mask_shared": (owners.index[owners > 1], None),
-        "mask_outside": (
-            good & (table["outside"] > _OUTSIDE) & (kind == "infection"),
-            table["outside"].map("{:.0%} outside".format),
-        ),
+        "mask_outside": (outside, table["outside"][outside].map("{:.0%} outside".format)),
     }
 
 
@@ -160,8 +160,9 @@ def _items(table: pd.DataFrame, rows: Any, detail: pd.Series | None = None, *, m
 
 def _sizes(table: pd.DataFrame) -> pd.Series:
     """Format for each row: mask 64 x 64, image 96 x 96."""
-    columns = [table[name].map("{:.0f}".format) for name in ("width", "height", "image_width", "image_height")]
-    return "mask " + columns[0] + " x " + columns[1] + ", image " + columns[2] + " x " + columns[3]
+    sizes = table[["width", "height", "image_width", "image_height"]].itertuples(index=False, name=None)
+    texts = ["mask {:.0f} x {:.0f}, image {:.0f} x {:.0f}".format(*numbers) for numbers in sizes]
+    return pd.Series(texts, table.index, dtype=object)
 
 
 def _unpaired(root: Path) -> list[Item]:

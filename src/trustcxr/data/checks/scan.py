@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from trustcxr.data.checks.row_file import RowFile
 from trustcxr.data.images.greyscale import MAX_PIXELS, UnreadableImage, quiet
 from trustcxr.data.images.plausibility import colour_of
 from trustcxr.data.images.read import read_image, resize_image, threshold
@@ -32,6 +32,8 @@ _FORMAT_OF |= {".pnm": "PPM", ".dcm": "DICOM", ".dicom": "DICOM", ".dic": "DICOM
 class Scan:
     """The results of reading; every array and table has one row for each sample, in the manifest's order.
 
+    Arrays are read from temporary files by their rows, as in `thumbs[:8]`.
+
     Attributes:
         files: DataFrame fault (reason, or None if readable), format, mode, width, height, named (the format by the
             suffix, None if unknown), pixels (digest of the decoded image), colour (mean distance of the colour
@@ -48,12 +50,12 @@ class Scan:
 
     files: pd.DataFrame
     masks: dict[str, pd.DataFrame]
-    thumbs: np.ndarray
-    trimmed: np.ndarray
-    blanked: np.ndarray
-    lungs: np.ndarray
-    shapes: np.ndarray
-    grey: np.ndarray
+    thumbs: RowFile
+    trimmed: RowFile
+    blanked: RowFile
+    lungs: RowFile
+    shapes: RowFile
+    grey: RowFile
 
     @property
     def readable(self) -> np.ndarray:
@@ -81,22 +83,20 @@ def scan(manifest: Manifest, *, workers: int | None = None) -> Scan:
     starts = range(0, count, _CHUNK)
     root = str(manifest.root)
     jobs = (delayed(_read_rows)(root, {k: v[i : i + _CHUNK] for k, v in columns.items()}) for i in starts)
-    facts: list[Facts] = []
-    masks: dict[str, list[Facts]] = {kind: [] for kind in manifest.mask_kinds}
-    thumbs, small = (count, THUMB, THUMB), (count, PROBE, PROBE)
-    arrays: list[np.ndarray] = [np.zeros(shape, np.uint8) for shape in (thumbs, thumbs, small, small, small)]
-    arrays.append(np.zeros((count, 7), np.float32))
+    facts = {name: list[Any]() for name in _FILE_FACTS}
+    masks = {kind: {name: list[Any]() for name in _MASK_FACTS} for kind in manifest.mask_kinds}
+    arrays = [RowFile(count, array.shape, array.dtype) for array in _NO_PICTURES]
     with Progress("Reading every file", count) as bar:
         for start, chunk in zip(starts, pool(workers, files=count)(jobs), strict=True):
-            for row, (file, pictures, of_kind) in enumerate(chunk, start):
-                facts.append(file)
-                for kind, rows in masks.items():
-                    rows.append(of_kind[kind])
-                for array, value in zip(arrays, pictures or (), strict=False):
-                    array[row] = value
+            for file, _, of_kind in chunk:
+                _append(facts, file)
+                for kind, columns_of_kind in masks.items():
+                    _append(columns_of_kind, of_kind[kind])
+            pictures = [pictures or _NO_PICTURES for _, pictures, _ in chunk]
+            for array, rows in zip(arrays, zip(*pictures, strict=True), strict=True):
+                array.write(start, np.stack(rows))
             bar.advance(len(chunk))
-    tables = {kind: _table(_MASK_FACTS, rows) for kind, rows in masks.items()}
-    return Scan(_table(_FILE_FACTS, facts), tables, *arrays)
+    return Scan(_table(facts), {kind: _table(of_kind) for kind, of_kind in masks.items()}, *arrays)
 
 
 Facts = dict[str, Any]  # a row of Scan.files or of a table of Scan.masks; unknown values may be left out
@@ -106,10 +106,21 @@ _MASK_FACTS = ("fault", "width", "height", "binary", "share", "digest", "outside
 _NUMBERS = ("width", "height", "colour", "share", "outside")
 
 
-def _table(names: Sequence[str], rows: list[Facts]) -> pd.DataFrame:
+_NO_PICTURES: tuple[np.ndarray, ...] = (
+    *(np.zeros((side, side), np.uint8) for side in (THUMB, THUMB, PROBE, PROBE, PROBE)),
+    np.zeros(7, np.float32),
+)
+
+
+def _append(columns: dict[str, list[Any]], facts: Facts) -> None:
+    for name, column in columns.items():
+        column.append(facts.get(name))
+
+
+def _table(columns: dict[str, list[Any]]) -> pd.DataFrame:
     """Build a table with None, not NaN, for unknown texts and booleans."""
-    kinds = {name: float if name in _NUMBERS else object for name in names}
-    return pd.DataFrame({n: pd.Series([row.get(n) for row in rows], dtype=kind) for n, kind in kinds.items()})
+    kinds = {name: float if name in _NUMBERS else object for name in columns}
+    return pd.DataFrame({name: pd.Series(column, dtype=kinds[name]) for name, column in columns.items()})
 
 
 def _read_rows(root: str, paths: dict[str, list[str | None]]) -> list[Sample]:
