@@ -189,24 +189,27 @@ def _usual(described: Floats) -> tuple[Floats, Floats]:
 
 def _candidates(described: Floats, image: NDArray[np.int64]) -> Iterator[tuple[tuple[bool, bool], Pairs]]:
     """Yield for each change (mirrored, inverted) the pairs (M, 2) of entries whose changed first may be the second."""
+    for change in product((False, True), repeat=2):
+        yield change, _pairs_in_a_bucket(described, image, _signs(*change))
+
+
+def _pairs_in_a_bucket(described: Floats, image: NDArray[np.int64], signs: Floats) -> Pairs:
     count, usual = len(described), _usual(described)
-    index = _directions(described, np.ones_like(_ODD), usual)
+    index, query = (_directions(described, s, usual) for s in (np.ones_like(signs), signs))
     bits = max(8, int(np.ceil(np.log2(count))) + 1)  # few images in each bucket
-    for mirrored, inverted in product((False, True), repeat=2):
-        query = _directions(described, _signs(mirrored, inverted), usual)
-        random = np.random.default_rng(0)
-        pairs = np.zeros((0, 2), np.int64)
-        for _ in range(_ROUNDS):
-            planes = random.standard_normal((_TABLES, index.shape[1], bits)).astype(np.float32)
-            near = []
-            for plane in planes:
-                same = _same_bucket(_keys(index, plane), _keys(query, plane), random.permutation(count))
-                near.append(same[_cosines(query, index, same) >= MIN_COSINE])
-            pairs = _once(np.concatenate([pairs, *near]), count)
-            pairs = pairs[image[pairs[:, 0]] != image[pairs[:, 1]]]
-            # In each round, so that many similar images do not give all pairs.
-            pairs = pairs[_among_nearest(pairs, _cosines(query, index, pairs))]
-        yield (mirrored, inverted), pairs
+    random = np.random.default_rng(0)
+    pairs = np.zeros((0, 2), np.int64)
+    for _ in range(_ROUNDS):
+        planes = random.standard_normal((_TABLES, index.shape[1], bits)).astype(np.float32)
+        near = []
+        for plane in planes:
+            same = _same_bucket(_keys(index, plane), _keys(query, plane), random.permutation(count))
+            near.append(same[_cosines(query, index, same) >= MIN_COSINE])
+        pairs = _once(np.concatenate([pairs, *near]), count)
+        pairs = pairs[image[pairs[:, 0]] != image[pairs[:, 1]]]
+        # In each round, so that many similar images do not give all pairs.
+        pairs = pairs[_among_nearest(pairs, _cosines(query, index, pairs))]
+    return pairs
 
 
 def _once(pairs: Pairs, count: int) -> Pairs:
