@@ -189,11 +189,12 @@ def _usual(described: Floats) -> tuple[Floats, Floats]:
 
 def _candidates(described: Floats, image: NDArray[np.int64]) -> Iterator[tuple[tuple[bool, bool], Pairs]]:
     """Yield for each change (mirrored, inverted) the pairs (M, 2) of entries whose changed first may be the second."""
-    for change in product((False, True), repeat=2):
-        yield change, _pairs_in_a_bucket(described, image, _signs(*change))
+    for mirrored, inverted in product((False, True), repeat=2):
+        yield (mirrored, inverted), _pairs_in_a_bucket(described, image, _signs(mirrored, inverted))
 
 
 def _pairs_in_a_bucket(described: Floats, image: NDArray[np.int64], signs: Floats) -> Pairs:
+    """Return pairs (M, 2) of entries that share a bucket if the first has the signs (63,), among each one's nearest."""
     count, usual = len(described), _usual(described)
     index, query = (_directions(described, s, usual) for s in (np.ones_like(signs), signs))
     bits = max(8, int(np.ceil(np.log2(count))) + 1)  # few images in each bucket
