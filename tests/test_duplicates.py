@@ -1,6 +1,7 @@
 """Copies of an image are found however they were changed, and other images are not taken for copies."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ from PIL import Image
 
 from trustcxr.data import read_manifest
 from trustcxr.data.checks import duplicates
+from trustcxr.data.checks.row_file import RowFile
 from trustcxr.data.checks.scan import _without_borders, scan
 from trustcxr.data.phantom import render_image
 from trustcxr.data.phantom.render_image import render
@@ -118,6 +120,16 @@ def test_pictures_are_what_the_audit_reads(tmp_path: Path, synthetic: list[Pixel
     assert np.array_equal(read_back.thumbs[:], thumbs)
     assert np.array_equal(read_back.trimmed[:], trimmed)
     assert not np.array_equal(thumbs, trimmed)
+
+
+@pytest.mark.parametrize("rows", [slice(None), [5, 4, 5], np.arange(8) % 3 == 0, np.array([], int), slice(2, 7)])
+def test_rows_of_a_file_are_those_of_an_array(rows: Any) -> None:
+    array = np.random.default_rng(0).normal(size=(8, 2, 3)).astype(np.float32)
+    file = RowFile(8, (2, 3), np.float32)
+    for first in (6, 0, 3):  # in any order
+        file.write(first, array[first : first + 3])
+    assert np.array_equal(file[rows], array[rows])
+    assert len(file) == 8
 
 
 @pytest.mark.parametrize("number", range(6))

@@ -10,6 +10,7 @@ from PIL import Image
 
 from trustcxr.audit import multilabel, subgroups
 from trustcxr.data import load_dataset, read_manifest
+from trustcxr.data.layouts import listing
 from trustcxr.errors import UserError
 from trustcxr.storage import atomic
 
@@ -415,6 +416,23 @@ def test_a_side_car_with_a_column_twice_is_refused(tmp_path: Path) -> None:
     said = r"manifest\.csv: columns 1 and 3, .* both called 'patient'. Rename or remove one$"
     with pytest.raises(UserError, match=said):
         read_manifest(tmp_path)
+
+
+def test_tables_read_in_parts_are_those_read_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [f"{name},p{number},{number % 2}" for number, name in enumerate("abcde")]
+    file = listed(tmp_path / "list", "path,class,patient,smoker", *rows)
+    images(tmp_path / "folder", *(f"a/{number}.png" for number in range(5)))
+    side_car = tmp_path / "folder/manifest.csv"
+    side_car.write_text("path,patient_id\n" + "".join(f"a/{number}.png,p{number}\n" for number in (4, 0, 2, 1)))
+    whole = [read_manifest(place) for place in (file, side_car.parent)]
+    assert whole[1].table["patient"].tolist() == ["p0", "p1", "p2", None, "p4"]
+    monkeypatch.setattr(listing, "_ROWS", 2)
+    for before, place in zip(whole, (file, side_car.parent), strict=True):
+        pd.testing.assert_frame_equal(read_manifest(place).table, before.table)
+    with side_car.open("a") as opened:
+        opened.write("a/4.png,p5\n")  # two parts after its first row
+    with pytest.raises(UserError, match=r"a/4\.png is listed twice, with two values of patient"):
+        read_manifest(side_car.parent)
 
 
 @pytest.mark.parametrize("nameless", ["", " ", '""'])
