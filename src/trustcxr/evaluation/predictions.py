@@ -9,7 +9,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -170,21 +169,22 @@ def predict(
         log(f"{run.name} has random outputs: attack and test see the same draw, so its robustness is overestimated")
     threads = parallel.threads_for(run.model, first, len(batches)) if at_once else 1
     title = f"{title or f'evaluating {run.name}'} on {len(dataset)} images"
-    with TemporaryDirectory() as temporary, Progress(title, len(batches) * plan.steps) as bar:
-        # Tables kept in memory would lie between the freed tensors of a batch, so that the next ones need new memory.
-        folder = parts or Path(temporary)
+    with Progress(title, len(batches) * plan.steps) as bar:
 
-        def work(batch: tuple[int, Any]) -> Path:
+        def work(batch: tuple[int, Any]) -> pd.DataFrame | Path:
             number, (raw, labels, indices) = batch
-            path = folder / f"{number:06d}.parquet"
-            if path.is_file():
+            path = None if parts is None else parts / f"{number:06d}.parquet"
+            if path is not None and path.is_file():
                 bar.skip(plan.steps)
-            else:
-                atomic.write_table(path, plan.predict(number, raw, labels, indices.numpy(), bar))
-            return path
+                return path
+            whole = plan.predict(number, raw, labels, indices.numpy(), bar)
+            if path is None:
+                return whole
+            atomic.write_table(path, whole)
+            return path  # a table in memory would lie between the freed tensors of a batch, so that others need more
 
-        paths = list(parallel.parallel_map(work, enumerate(batches), threads=threads, model=run.model))
-        table = pd.concat(map(atomic.read_table, paths), ignore_index=True)
+        done = list(parallel.parallel_map(work, enumerate(batches), threads=threads, model=run.model))
+        table = pd.concat((atomic.read_table(p) if isinstance(p, Path) else p for p in done), ignore_index=True)
     numbers = table.groupby(list(_CONDITION), sort=False).ngroup()  # of the conditions, in their order
     table = table.iloc[np.argsort(numbers, kind="stable")].reset_index(drop=True)
     if views and (empty := int(dataset.has_mask("lung").sum()) - int((table["attack"] == VIEWS[0]).sum())):
