@@ -1,6 +1,7 @@
 """The disk refuses, a file is no file, a name is no text: one line each, and what was there before is whole."""
 
 import errno
+import io
 import itertools
 import os
 import threading
@@ -17,6 +18,7 @@ from PIL import Image
 
 from trustcxr.data import load_dataset
 from trustcxr.data.checks.check import check_data
+from trustcxr.data.checks.row_file import RowFile
 from trustcxr.data.images.greyscale import UnreadableImage
 from trustcxr.data.images.read import is_dicom, read_image, read_mask
 from trustcxr.data.layouts import read_manifest
@@ -169,3 +171,21 @@ def test_a_folder_without_permission_is_a_finding(images: Path, monkeypatch: pyt
     found = check_data(images, probes=False, workers=1)
     (finding,) = (f for f in found.findings if f.kind == "passed_over")
     assert "permission denied" in finding.items[0]["detail"]
+
+
+def test_a_full_disk_of_temporary_files_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full on this system")
+    monkeypatch.setattr("trustcxr.data.checks.row_file.TemporaryFile", Mock(return_value=_FullDisk("/dev/full", "wb")))
+    rows = RowFile(100_000, (64, 64), np.uint8)
+    with pytest.raises(CannotWrite) as refused:
+        rows.write(0, np.zeros((64, 64, 64), np.uint8))
+    assert str(refused.value).startswith(f"{tmp_path}: cannot be written: no space left on the disk (409.6 MB")
+
+
+class _FullDisk(io.FileIO):
+    """A file that can be of any length and takes no byte."""
+
+    def truncate(self, size: int | None = None) -> int:
+        return size or 0

@@ -1,10 +1,13 @@
 """An array in a temporary file, since the thumbnails of very many images would fill the memory."""
 
-from tempfile import TemporaryFile
+from pathlib import Path
+from tempfile import TemporaryFile, gettempdir
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
+
+from trustcxr.storage.os_errors import writing
 
 
 class RowFile:
@@ -26,9 +29,11 @@ class RowFile:
         return self._count
 
     def write(self, first: int, rows: np.ndarray) -> None:
-        """Write rows (M, ...) from the row `first` on. Raises OSError if the disk is full."""
-        self._file.seek(first * self._row_bytes)
-        self._file.write(np.ascontiguousarray(rows, self._kind).data)
+        """Write rows (M, ...) from the row `first` on. Raises CannotWrite if the disk is full."""
+        with writing(Path(gettempdir()), needed=lambda: self._count * self._row_bytes):
+            self._file.seek(first * self._row_bytes)
+            self._file.write(np.ascontiguousarray(rows, self._kind).data)
+            self._file.flush()  # here, not when rows are read
 
     def __getitem__(self, rows: Any) -> Any:
         """Read rows, chosen as those of an array: by a slice, booleans or numbers."""
